@@ -1,0 +1,91 @@
+# Every command of this project. `make` lists them; CI runs the same names.
+#
+# PYTHON   the interpreter that makes the virtual environment (3.11 or newer)
+# EXTRAS   which optional parts `make install` installs; a server needs only `embedded`
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRAS ?= embedded,dev,bench
+BIN := .venv/bin
+STAMP := .venv/.minihs-installed
+
+##@ Use
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STAMP) ## Make .venv with everything, .venv/bin/minihs among it
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv || { \
+	  echo "no virtual environment: is python3-venv installed? (apt-get install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "minihs needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Any other MINIHS_* variable of docs/configuration.md is passed on as well.
+.PHONY: run
+run: export MINIHS_DATA_DIR ?= data
+run: export MINIHS_LISTEN ?= 127.0.0.1:8008
+run: export MINIHS_SERVER_NAME ?= localhost:8008
+run: install ## From a fresh checkout to a server on 127.0.0.1:8008
+	@exec $(BIN)/minihs run
+
+##@ Check
+
+.PHONY: test
+test: install ## The whole test suite, on every PostgreSQL found here
+	MINIHS_TEST_POSTGRES=$${MINIHS_TEST_POSTGRES:-all} $(BIN)/python -m pytest
+
+.PHONY: test-protocol
+test-protocol: install ## The protocol core alone: no database, seconds
+	$(BIN)/python -m pytest tests/protocol
+
+.PHONY: check
+check: install ## Lint, format, types, import contracts, spelling, spec references; no database
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+	$(BIN)/python tools/spec_map.py --check
+
+.PHONY: fmt
+fmt: install ## Format the code and sort its imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+##@ Write
+
+.PHONY: spec-map
+spec-map: install ## Rebuild docs/spec: passage -> functions -> tests, endpoint -> handler
+	$(BIN)/python tools/spec_map.py
+
+.PHONY: migration
+migration: install ## Write the next migration from storage/schema.py: make migration M="what changed"
+	@test -n "$(M)" || { echo 'say what changed: make migration M="add the pushers table"' >&2; exit 1; }
+	PYTHONPATH=. $(BIN)/python tools/new_migration.py "$(M)"
+
+.PHONY: lock
+lock: install ## Rewrite requirements.lock from what .venv holds
+	@{ echo "# The exact set that the suite was run against: pip install -c requirements.lock -e '.[embedded]'"; \
+	   $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude minihs; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+##@ Measure and ship
+
+.PHONY: bench
+bench: install ## Measure minihs (and Synapse beside it: SYNAPSE_VENV=…); ARGS='--workload send --scale 0.1'
+	bench/compare $(ARGS)
+
+.PHONY: docker
+docker: ## Build the production image minihs:latest
+	docker build -f docker/Dockerfile -t minihs:latest .
