@@ -59,6 +59,9 @@ PORT = 5432  # Only names the socket file: no TCP port is opened.
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, less its final zero.
 START_S_MAX = 60
 STOP_S_MAX = 60
+# After a server was killed its sessions end by themselves, each when it next looks around.
+ORPHANS = "pre-existing shared memory block"
+ORPHANS_MS_MAX = 10_000
 
 
 class EmbeddedPostgresError(Exception):
@@ -160,7 +163,7 @@ class Cluster:
         while True:
             try:
                 connection = await asyncpg.connect(self.dsn("postgres"))
-            except OSError:
+            except (OSError, asyncpg.PostgresConnectionError):
                 return False
             except asyncpg.CannotConnectNowError:
                 await clock.sleep_ms(50)
@@ -180,7 +183,7 @@ class Cluster:
             await self._make(owner)
         if self.socket_directory != self.data:
             _private_directory(self.socket_directory, owner)
-        self._forget_dead_postmaster()
+        self._disown_dead_postmaster()
         _touch(self.directory / "log", owner)
         options = {
             "listen_addresses": "",
@@ -188,12 +191,20 @@ class Cluster:
             "unix_socket_directories": str(self.socket_directory),
             **(self.settings or {}),
         }
-        await self._run(
-            owner,
+        command = [
             "pg_ctl", "start", "--wait", f"--timeout={START_S_MAX}", "--silent",
             f"--pgdata={self.data}", f"--log={self.directory / 'log'}",
             "--options=" + " ".join(f"-c {key}={_quoted(value)}" for key, value in options.items()),
-        )  # fmt: skip
+        ]  # fmt: skip
+        clock = SystemClock()
+        deadline_ms = clock.monotonic_ms() + ORPHANS_MS_MAX
+        while True:
+            try:
+                return await self._run(owner, *command)
+            except EmbeddedPostgresError as error:
+                if ORPHANS not in str(error) or clock.monotonic_ms() > deadline_ms:
+                    raise
+            await clock.sleep_ms(100)
 
     async def stop(self) -> None:
         """Stop the server: connections are cut, what is committed stays."""
@@ -226,19 +237,25 @@ class Cluster:
         )  # fmt: skip
         unfinished.rename(self.data)
 
-    def _forget_dead_postmaster(self) -> None:
-        """Remove a lock file that names a process which is no PostgreSQL.
+    def _disown_dead_postmaster(self) -> None:
+        """Let a lock file be broken that names a zombie, or a process which is no PostgreSQL.
 
         In a container that was killed, the same low process ids come back as other programs,
-        and PostgreSQL would believe that its lock is held.
+        and PostgreSQL would believe that its lock is held. Our own number, unlike anybody
+        else's, it knows not to be a server (we are the grandparent of the one that pg_ctl
+        starts). The rest of the file stays: from it PostgreSQL learns whether processes of the
+        dead server still use its memory.
         """
         lock = self.data / "postmaster.pid"
-        with contextlib.suppress(FileNotFoundError, IndexError):
-            pid = lock.read_text().split()[0]
-            program = Path("/proc", pid, "comm").read_text().strip()
-            if program != "postgres":
-                logger.warning("removing a stale %s: process %s is %s", lock, pid, program)
-                lock.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            pid, rest = lock.read_text().split("\n", 1)
+            # "pid (program) state …", the program in parentheses that it may itself contain.
+            program, state = (
+                Path("/proc", pid, "stat").read_text().split(" (", 1)[1].rsplit(") ", 1)
+            )
+            if program != "postgres" or state.startswith("Z"):
+                logger.warning("%s names process %s, which is %s: ignoring it", lock, pid, program)
+                lock.write_text(f"{os.getpid()}\n{rest}")
 
     async def _run(self, owner: pwd.struct_passwd | None, program: str, *args: str) -> None:
         """Run one of PostgreSQL's programs as the cluster's owner.

@@ -1,0 +1,46 @@
+"""What every test may ask for; `database_url` is the door to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.postgres import TestServers, requested_versions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that needs a database once on each PostgreSQL that this run is about."""
+    if "postgres_version" in metafunc.fixturenames:
+        versions = requested_versions()
+        ids = [f"pg{version}" for version in versions]
+        metafunc.parametrize("postgres_version", versions, ids=ids, scope="function")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a database, so that `-m 'not database'` runs without one."""
+    for item in items:
+        if "postgres_version" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.database)
+
+
+@pytest.fixture(scope="session")
+def postgres_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
+    """The PostgreSQL servers of this run, started when first asked for."""
+    servers = TestServers(tmp_path_factory.mktemp("postgres"))
+    yield servers
+    asyncio.run(servers.stop())
+
+
+@pytest.fixture
+async def database_url(
+    postgres_servers: TestServers, postgres_version: str, request: pytest.FixtureRequest
+) -> AsyncIterator[str]:
+    """The DSN of a migrated, empty database of this test's own."""
+    durable = request.node.get_closest_marker("durable_database") is not None
+    async with postgres_servers.database(postgres_version, durable=durable) as dsn:
+        yield dsn

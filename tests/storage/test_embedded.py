@@ -1,0 +1,123 @@
+"""The PostgreSQL of our own: made once, shared by processes, found again after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from minihs.storage.embedded import EmbeddedPostgresError, start_embedded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def value(dsn: str, query: str) -> object:
+    """Run one query on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+async def test_data_survives_a_stop_and_settings_are_durable(tmp_path: Path) -> None:
+    postgres = await start_embedded(tmp_path)
+    await value(postgres.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+    for setting in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums"):
+        assert await value(postgres.dsn, f"SHOW {setting}") == "on"
+    await postgres.stop()
+    assert not await postgres.cluster.answers()
+
+    again = await start_embedded(tmp_path)
+    assert again.dsn == postgres.dsn
+    assert await value(again.dsn, "SELECT answer FROM kept") == 42
+    await again.stop()
+
+
+async def test_nobody_else_can_reach_the_data_or_the_socket(tmp_path: Path) -> None:
+    postgres = await start_embedded(tmp_path)
+    assert stat.S_IMODE(postgres.cluster.data.stat().st_mode) == 0o700
+    assert postgres.cluster.socket_directory == postgres.cluster.data
+    assert await value(postgres.dsn, "SHOW listen_addresses") == ""
+    await postgres.stop()
+
+
+async def test_the_server_stops_only_when_the_last_user_lets_go(tmp_path: Path) -> None:
+    first = await start_embedded(tmp_path)
+    second = await start_embedded(tmp_path)
+    assert second.dsn == first.dsn
+    await first.stop()
+    assert await value(second.dsn, "SELECT 1") == 1
+    await second.stop()
+    assert not await second.cluster.answers()
+
+
+async def test_a_server_left_by_a_killed_process_is_attached_to(tmp_path: Path) -> None:
+    first = await start_embedded(tmp_path)
+    pid = (first.cluster.data / "postmaster.pid").read_text().split()[0]
+    os.close(first.users_fd)  # All that the kernel does for a killed process.
+
+    second = await start_embedded(tmp_path)
+    assert (second.cluster.data / "postmaster.pid").read_text().split()[0] == pid
+    await second.stop()
+    assert not await second.cluster.answers()
+
+
+async def test_a_killed_server_recovers_what_was_committed(tmp_path: Path) -> None:
+    first = await start_embedded(tmp_path)
+    await value(first.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+    pid = int((first.cluster.data / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    os.close(first.users_fd)
+
+    second = await start_embedded(tmp_path)
+    assert await value(second.dsn, "SELECT answer FROM kept") == 42
+    await second.stop()
+
+
+async def test_a_lock_file_naming_a_process_that_is_not_postgres_is_ignored(tmp_path: Path) -> None:
+    first = await start_embedded(tmp_path)
+    lock = first.cluster.data / "postmaster.pid"
+    before = lock.read_text().split("\n")
+    await first.stop()
+    before[0] = "1"  # As after a container's restart: the number is somebody else's now.
+    lock.write_text("\n".join(before))
+    lock.chmod(0o644)
+
+    second = await start_embedded(tmp_path)
+    assert lock.read_text().split()[0] not in ("1", str(os.getpid()))
+    await second.stop()
+
+
+async def test_a_path_too_long_for_a_socket_gets_a_private_directory(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    postgres = await start_embedded(deep)
+    directory = postgres.cluster.socket_directory
+    try:
+        assert directory != postgres.cluster.data
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert await value(postgres.dsn, "SELECT 1") == 1
+    finally:
+        await postgres.stop()
+        directory.rmdir()
+
+
+async def test_a_server_that_will_not_start_says_why(tmp_path: Path) -> None:
+    postgres = await start_embedded(tmp_path)
+    await postgres.stop()
+    (postgres.cluster.data / "postgresql.auto.conf").write_text("no_such_setting = 1\n")
+    with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
+        await start_embedded(tmp_path)
+
+
+async def test_without_the_extra_the_message_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(EmbeddedPostgresError, match=r"MINIHS_DATABASE_URL.*minihs\[embedded\]"):
+        await start_embedded(tmp_path)
