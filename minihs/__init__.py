@@ -1,0 +1,1 @@
+"""minihs, a Matrix homeserver meant to be small, fast, and read as a reference implementation."""
