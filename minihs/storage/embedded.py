@@ -59,9 +59,9 @@ PORT = 5432  # Only names the socket file: no TCP port is opened.
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, less its final zero.
 START_S_MAX = 60
 STOP_S_MAX = 60
-# After a server was killed its sessions end by themselves, each when it next looks around.
-ORPHANS = "pre-existing shared memory block"
-ORPHANS_MS_MAX = 10_000
+# A killed server takes a moment to be gone, and its sessions end each when it next looks around.
+SIGNS_OF_THE_DYING = ("pre-existing shared memory block", "already exists")
+DYING_MS_MAX = 10_000
 
 
 class EmbeddedPostgresError(Exception):
@@ -183,7 +183,6 @@ class Cluster:
             await self._make(owner)
         if self.socket_directory != self.data:
             _private_directory(self.socket_directory, owner)
-        self._disown_dead_postmaster()
         _touch(self.directory / "log", owner)
         options = {
             "listen_addresses": "",
@@ -197,12 +196,14 @@ class Cluster:
             "--options=" + " ".join(f"-c {key}={_quoted(value)}" for key, value in options.items()),
         ]  # fmt: skip
         clock = SystemClock()
-        deadline_ms = clock.monotonic_ms() + ORPHANS_MS_MAX
+        deadline_ms = clock.monotonic_ms() + DYING_MS_MAX
         while True:
+            self._disown_dead_postmaster()
             try:
                 return await self._run(owner, *command)
             except EmbeddedPostgresError as error:
-                if ORPHANS not in str(error) or clock.monotonic_ms() > deadline_ms:
+                still_dying = any(sign in str(error) for sign in SIGNS_OF_THE_DYING)
+                if not still_dying or clock.monotonic_ms() > deadline_ms:
                     raise
             await clock.sleep_ms(100)
 
@@ -238,24 +239,26 @@ class Cluster:
         unfinished.rename(self.data)
 
     def _disown_dead_postmaster(self) -> None:
-        """Let a lock file be broken that names a zombie, or a process which is no PostgreSQL.
+        """Let lock files be broken that name a zombie, or a process which is no PostgreSQL.
 
         In a container that was killed, the same low process ids come back as other programs,
-        and PostgreSQL would believe that its lock is held. Our own number, unlike anybody
+        and PostgreSQL would believe that its locks are held. Our own number, unlike anybody
         else's, it knows not to be a server (we are the grandparent of the one that pg_ctl
-        starts). The rest of the file stays: from it PostgreSQL learns whether processes of the
+        starts). The rest of each file stays: from it PostgreSQL learns whether processes of the
         dead server still use its memory.
         """
-        lock = self.data / "postmaster.pid"
-        with contextlib.suppress(FileNotFoundError):
-            pid, rest = lock.read_text().split("\n", 1)
-            # "pid (program) state …", the program in parentheses that it may itself contain.
-            program, state = (
-                Path("/proc", pid, "stat").read_text().split(" (", 1)[1].rsplit(") ", 1)
-            )
-            if program != "postgres" or state.startswith("Z"):
-                logger.warning("%s names process %s, which is %s: ignoring it", lock, pid, program)
-                lock.write_text(f"{os.getpid()}\n{rest}")
+        for lock in (
+            self.data / "postmaster.pid",
+            self.socket_directory / f".s.PGSQL.{PORT}.lock",
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                pid, rest = lock.read_text().split("\n", 1)
+                # "pid (program) state …", where the program may itself contain parentheses.
+                line = Path("/proc", pid, "stat").read_text()
+                program, state = line.split(" (", 1)[1].rsplit(") ", 1)
+                if program != "postgres" or state.startswith("Z"):
+                    logger.warning("%s names process %s (%s): ignoring it", lock, pid, program)
+                    lock.write_text(f"{os.getpid()}\n{rest}")
 
     async def _run(self, owner: pwd.struct_passwd | None, program: str, *args: str) -> None:
         """Run one of PostgreSQL's programs as the cluster's owner.
