@@ -1,0 +1,31 @@
+"""Reading account data. It is written through the stream (`stream_rows.AccountDataWrite`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from minihs.storage.database import Queries
+
+# Primary key, all of them.
+FETCH = statement(
+    "account_data.fetch",
+    "SELECT json FROM account_data WHERE user_id = $1 AND room_id = $2 AND type = $3",
+)
+
+DELETE_ALL = statement("account_data.delete_all", "DELETE FROM account_data WHERE user_id = $1")
+
+
+async def fetch_account_data(
+    queries: Queries, user_id: str, room_id: str, data_type: str
+) -> str | None:
+    """Return the content, as JSON; `room_id` is empty for global account data."""
+    content = await queries.fetchval(FETCH, user_id, room_id, data_type)
+    return content if isinstance(content, str) else None
+
+
+async def delete_all_account_data(queries: Queries, user_id: str) -> None:
+    """Remove everything that a user stored, of an account that nobody reads any more."""
+    await queries.execute(DELETE_ALL, user_id)

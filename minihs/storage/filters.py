@@ -1,0 +1,55 @@
+"""Stored filters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from minihs.storage.database import Queries
+
+# Index filters_user_id_json_key.
+FIND = statement(
+    "filters.find",
+    "SELECT filter_id FROM filters WHERE user_id = $1 AND md5(json) = md5($2) AND json = $2",
+)
+
+# Primary key, read backwards for the last id. Two at once may choose the same id: one returns
+# nothing, and its caller tries again.
+INSERT = statement(
+    "filters.insert",
+    """
+    INSERT INTO filters (user_id, filter_id, json)
+    SELECT $1, coalesce(max(filter_id) + 1, 0), $2
+    FROM filters
+    WHERE user_id = $1
+    ON CONFLICT DO NOTHING
+    RETURNING filter_id
+    """,
+)
+
+# Primary key.
+FETCH = statement("filters.fetch", "SELECT json FROM filters WHERE user_id = $1 AND filter_id = $2")
+
+DELETE_ALL = statement("filters.delete_all", "DELETE FROM filters WHERE user_id = $1")
+
+
+async def upsert_filter(queries: Queries, user_id: str, filter_json: str) -> int:
+    """Return the id of a filter, which is stored if it was not yet."""
+    while True:
+        for query in (FIND, INSERT):
+            filter_id = await queries.fetchval(query, user_id, filter_json)
+            if isinstance(filter_id, int):
+                return filter_id
+
+
+async def fetch_filter(queries: Queries, user_id: str, filter_id: int) -> str | None:
+    """Return a stored filter, as JSON."""
+    found = await queries.fetchval(FETCH, user_id, filter_id)
+    return found if isinstance(found, str) else None
+
+
+async def delete_all_filters(queries: Queries, user_id: str) -> None:
+    """Remove every filter of a user."""
+    await queries.execute(DELETE_ALL, user_id)
