@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.storage.database import Queries
 
 # Primary key, all of them.
 FETCH = statement(
     "account_data.fetch",
     "SELECT json FROM account_data WHERE user_id = $1 AND room_id = $2 AND type = $3",
+)
+
+# Primary key.
+LIST_OF_TYPE = statement(
+    "account_data.list_of_type",
+    """
+    SELECT user_id, json
+    FROM account_data
+    WHERE user_id = ANY($1::text[]) AND room_id = '' AND type = $2
+    """,
 )
 
 DELETE_ALL = statement("account_data.delete_all", "DELETE FROM account_data WHERE user_id = $1")
@@ -24,6 +36,13 @@ async def fetch_account_data(
     """Return the content, as JSON; `room_id` is empty for global account data."""
     content = await queries.fetchval(FETCH, user_id, room_id, data_type)
     return content if isinstance(content, str) else None
+
+
+async def list_of_type(
+    queries: Queries, user_ids: Sequence[str], data_type: str
+) -> dict[str, str]:
+    """Return the global account data of one type, as JSON, of those users who have it."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_OF_TYPE, user_ids, data_type)}
 
 
 async def delete_all_account_data(queries: Queries, user_id: str) -> None:

@@ -28,9 +28,10 @@ class Device:
 UPSERT = statement(
     "devices.upsert",
     """
-    INSERT INTO devices AS old (user_id, device_id, display_name)
-    VALUES ($1, $2, $3)
-    ON CONFLICT (user_id, device_id) DO UPDATE SET device_id = old.device_id
+    INSERT INTO devices (user_id, device_id, display_name, last_seen_ms, last_seen_ip)
+    VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (user_id, device_id)
+    DO UPDATE SET last_seen_ms = excluded.last_seen_ms, last_seen_ip = excluded.last_seen_ip
     RETURNING device_nid
     """,
 )
@@ -76,15 +77,19 @@ DELETE_OTHERS = statement(
 # Primary key.
 SEEN = statement(
     "devices.seen",
-    "UPDATE devices SET last_seen_ms = $2, last_seen_ip = $3 WHERE device_nid = $1",
+    """
+    UPDATE devices
+    SET last_seen_ms = $2, last_seen_ip = $3
+    WHERE device_nid = $1 AND last_seen_ms IS DISTINCT FROM $2
+    """,
 )
 
 
 async def upsert_device(
-    queries: Queries, user_id: str, device_id: str, display_name: str | None
+    queries: Queries, user_id: str, device_id: str, display_name: str | None, now_ms: int, ip: str
 ) -> int:
-    """Return the surrogate key of a device, made with this name if it was not there."""
-    nid = await queries.fetchval(UPSERT, user_id, device_id, display_name)
+    """Return the surrogate key of a device in use, made with this name if it was not there."""
+    nid = await queries.fetchval(UPSERT, user_id, device_id, display_name, now_ms, ip)
     assert isinstance(nid, int)  # noqa: S101  (an upsert returns its row)
     return nid
 

@@ -1,0 +1,157 @@
+"""The command line: `minihs run`, `migrate`, `register-user`, `check-config`, `doctor`, `dag`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minihs.base.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="minihs", description="A Matrix homeserver.")
+    parser.add_argument("--config", help="configuration file (default: $MINIHS_CONFIG)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the server")
+    run.add_argument("--workers", type=int, default=1, help="processes to share the work")
+    commands.add_parser("migrate", help="bring the database to the newest schema")
+    register = commands.add_parser("register-user", help="create an account")
+    register.add_argument("username", help="the part between @ and :")
+    register.add_argument("--admin", action="store_true", help="make a server administrator")
+    register.add_argument("--password-stdin", action="store_true", help="read the password there")
+    commands.add_parser("check-config", help="check and print the configuration")
+    commands.add_parser("doctor", help="check what the server depends on")
+    dag = commands.add_parser("dag", help="replay room DAG files and print the verdicts as JSON")
+    dag.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    dag.add_argument("--explain", metavar="EVENT_ID", help="explain how a merge was resolved")
+    options = parser.parse_args(arguments)
+    if options.command == "dag":
+        from minihs.protocol import dag as replay  # noqa: PLC0415
+
+        return replay.main(options.files, options.explain)
+    path = options.config or os.environ.get("MINIHS_CONFIG")
+    try:
+        config = load_config(Path(path) if path else None, os.environ)
+        return _COMMANDS[options.command](config, options)
+    except ConfigError as error:
+        print(f"minihs: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _log_to_stderr(config: Config) -> None:
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def _with_database(config: Config, work: Callable[[str], Awaitable[int]]) -> int:
+    """Run `work` with the DSN of the database, migrated; start the embedded one if need be."""
+    from minihs.storage import migrate  # noqa: PLC0415
+
+    async def run() -> int:
+        dsn, embedded = config.database_url, None
+        if not dsn:
+            from minihs.storage.embedded import start_embedded  # noqa: PLC0415
+
+            embedded = await start_embedded(Path(config.data_dir))
+            dsn = embedded.dsn
+        try:
+            await _wait_for_database(dsn)
+            if not await migrate.is_current(dsn):
+                await asyncio.to_thread(migrate.upgrade, dsn)
+            return await work(dsn)
+        finally:
+            if embedded is not None:
+                await embedded.stop()
+
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return asyncio.run(run())
+    return uvloop.run(run())
+
+
+async def _wait_for_database(dsn: str) -> None:
+    """Return once the database answers: it may be starting beside us."""
+    from minihs.storage.database import wait_until_ready  # noqa: PLC0415
+
+    await wait_until_ready(dsn)
+
+
+def _run(config: Config, options: argparse.Namespace) -> int:
+    from minihs.workers.processes import run_server  # noqa: PLC0415
+
+    _log_to_stderr(config)
+    return _with_database(config, lambda dsn: run_server(config, dsn, options.workers))
+
+
+def _migrate(config: Config, _options: argparse.Namespace) -> int:
+    async def nothing(_dsn: str) -> int:
+        return 0
+
+    return _with_database(config, nothing)
+
+
+def _register_user(config: Config, options: argparse.Namespace) -> int:
+    from minihs.app import build_services  # noqa: PLC0415
+    from minihs.base.errors import MatrixError  # noqa: PLC0415
+    from minihs.services.accounts import registration  # noqa: PLC0415
+
+    if options.password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    else:
+        password = getpass.getpass("Password: ")
+        if password != getpass.getpass("Again: "):
+            raise ConfigError("the passwords differ")
+
+    async def register(dsn: str) -> int:
+        async with build_services(config, dsn) as services:
+            try:
+                user_id = await registration.register_account(
+                    services, options.username, password, admin=options.admin
+                )
+            except MatrixError as error:
+                raise ConfigError(error.message) from error
+        print(f"{user_id} can log in now.")  # noqa: T201
+        return 0
+
+    return _with_database(config, register)
+
+
+def _check_config(config: Config, _options: argparse.Namespace) -> int:
+    from minihs.app import check_config  # noqa: PLC0415
+    from minihs.base.config import describe_options  # noqa: PLC0415
+
+    check_config(config)
+    for name, _, default, _ in describe_options():
+        value = getattr(config, name)
+        shown = "(secret)" if "secret" in name and value else value
+        print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))  # noqa: T201
+    return 0
+
+
+_COMMANDS = {
+    "run": _run,
+    "migrate": _migrate,
+    "register-user": _register_user,
+    "check-config": _check_config,
+}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(main())

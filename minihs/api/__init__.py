@@ -1,0 +1,1 @@
+"""HTTP: thin handlers over services. Nothing here decides; nothing here knows SQL."""

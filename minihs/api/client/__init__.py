@@ -1,0 +1,1 @@
+"""The client-server API, one module for each part of it."""

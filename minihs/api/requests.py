@@ -1,0 +1,180 @@
+"""What a handler is given, and what it may answer.
+
+A handler is `async def handler(request: Request) -> object`: it returns the JSON body of a 200, or an
+`Answer` for anything else, and raises `MatrixError` for errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from minihs.base.errors import BadJson, InvalidParam, MissingParam, NotJson, TooLarge
+from minihs.base.limits import BODY_BYTES_MAX
+from minihs.protocol import canonical_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp import web
+
+    from minihs.services.accounts.authentication import Requester
+    from minihs.services.context import Services
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response other than a 200 with JSON. `body` is JSON-able, or bytes to send as they are."""
+
+    body: object
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Request:
+    """One request: path parameters, query, body, and who makes it."""
+
+    __slots__ = ("_requester", "http", "path", "services")
+
+    def __init__(
+        self,
+        services: Services,
+        http: web.Request,
+        path: Mapping[str, str],
+        requester: Requester | None,
+    ) -> None:
+        self.services = services
+        self.http = http
+        self.path = path
+        self._requester = requester
+
+    @property
+    def requester(self) -> Requester:
+        """Who makes the request, on routes that demand an access token."""
+        if self._requester is None:
+            raise LookupError("this route does not authenticate")
+        return self._requester
+
+    @property
+    def maybe_requester(self) -> Requester | None:
+        """Who makes the request, on routes where an access token is optional."""
+        return self._requester
+
+    @property
+    def ip(self) -> str:
+        """The address that the request came from."""
+        return self.http.remote or ""
+
+    def query(self, name: str) -> str | None:
+        """Return a query parameter, or None."""
+        return self.http.query.get(name)
+
+    def query_all(self, name: str) -> list[str]:
+        """Return every value of a repeated query parameter."""
+        return list(self.http.query.getall(name, []))
+
+    def required_query(self, name: str) -> str:
+        """Return a query parameter.
+
+        Raises:
+            MissingParam: it was not given.
+        """
+        value = self.http.query.get(name)
+        if value is None:
+            raise MissingParam(f"Query parameter {name} is missing.")
+        return value
+
+    def query_integer(
+        self, name: str, default: int, *, low: int = 0, high: int = 2**53 - 1
+    ) -> int:
+        """Return a numeric query parameter, capped at `high`.
+
+        Raises:
+            InvalidParam: it is not a number, or below `low`.
+        """
+        text = self.http.query.get(name)
+        if text is None:
+            return default
+        try:
+            value = int(text)
+        except ValueError:
+            raise InvalidParam(f"Query parameter {name} must be an integer.") from None
+        if value < low:
+            raise InvalidParam(f"Query parameter {name} must be at least {low}.")
+        return min(value, high)
+
+    def query_flag(self, name: str, *, default: bool = False) -> bool:
+        """Return a boolean query parameter.
+
+        Raises:
+            InvalidParam: it is neither `true` nor `false`.
+        """
+        text = self.http.query.get(name)
+        if text is None:
+            return default
+        if text not in ("true", "false"):
+            raise InvalidParam(f"Query parameter {name} must be true or false.")
+        return text == "true"
+
+    async def body(self) -> bytes:
+        """Return the raw body.
+
+        Raises:
+            TooLarge: it is larger than any endpoint takes.
+            NotJson: it is declared as a form, which no JSON endpoint takes.
+        """
+        if self.http.content_type.startswith("multipart/"):
+            raise NotJson("The body must be JSON, not a form.")
+        length = self.http.content_length
+        if length is not None and length > BODY_BYTES_MAX:
+            raise TooLarge(f"The body may have {BODY_BYTES_MAX} bytes.")
+        return await self.http.read()
+
+    async def json(self, kind: type[T]) -> T:
+        """Return the body as a msgspec struct; no body counts as an empty object.
+
+        Raises:
+            NotJson: the body is not JSON.
+            BadJson: it is JSON of another shape; the message names the key.
+        """
+        data = await self.body() or b"{}"
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            raise BadJson(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise NotJson(f"The body is not JSON: {error}") from None
+
+    async def json_and_auth(self, kind: type[T]) -> tuple[T, dict[str, object], object]:
+        """Return the body as a struct, as an object without `auth`, and `auth` (None: none).
+
+        For endpoints with user-interactive authentication, which belongs to one body.
+
+        Raises:
+            NotJson, BadJson: as `json`.
+        """
+        body = await self.json_object()
+        auth = body.pop("auth", None)
+        try:
+            return msgspec.convert(body, kind), body, auth
+        except msgspec.ValidationError as error:
+            raise BadJson(str(error)) from None
+
+    async def json_object(self) -> dict[str, object]:
+        """Return the body as a JSON object, whatever it holds; no body counts as an empty one.
+
+        Raises:
+            NotJson: the body is not JSON.
+            BadJson: it is JSON, but not an object.
+        """
+        try:
+            value = canonical_json.decode(await self.body() or b"{}")
+        except ValueError as error:
+            raise NotJson(f"The body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise BadJson("The body must be a JSON object.")
+        return value

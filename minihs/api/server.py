@@ -1,0 +1,135 @@
+"""The aiohttp application: one handler that routes, authenticates, answers and turns errors into JSON.
+
+Every response carries the CORS headers (Spec: client-server-api#web-browser-clients); unknown paths
+are 404 and wrong methods 405, both `M_UNRECOGNIZED` (Spec: client-server-api#api-standards).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+from multidict import CIMultiDict
+
+from minihs.api.rate_limits import RateLimiter
+from minihs.api.requests import Answer, Request
+from minihs.api.router import Router
+from minihs.api.routes import ROUTES, Route
+from minihs.base.errors import (
+    GuestAccessForbidden,
+    MatrixError,
+    MissingToken,
+    TooLarge,
+    Unrecognized,
+    UserInteractiveAuthRequired,
+)
+from minihs.base.limits import BODY_BYTES_MAX
+from minihs.services.accounts.authentication import Requester, authenticate
+
+if TYPE_CHECKING:
+    from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = CIMultiDict(
+    {
+        "Content-Type": "application/json",
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, PATCH, OPTIONS",
+        "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
+    }
+)
+
+
+def build_router() -> Router[Route]:
+    """Return the router over the route table."""
+    router: Router[Route] = Router()
+    for route in ROUTES:
+        router.add(route.method, route.path, route)
+    return router
+
+
+def build_application(services: Services) -> web.Application:
+    """Return the aiohttp application that serves `services`."""
+    server = _Server(services)
+    application = web.Application(client_max_size=BODY_BYTES_MAX)
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    return application
+
+
+class _Server:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._router = build_router()
+        self._limiter = RateLimiter(services.clock) if services.config.rate_limits_on else None
+
+    async def handle(self, http: web.Request) -> web.Response:
+        """Answer one request; nothing but a cancellation escapes."""
+        try:
+            answer = await self._answer(http)
+        except MatrixError as error:
+            headers = {}
+            if (retry_ms := error.fields.get("retry_after_ms")) is not None:
+                headers["Retry-After"] = str(-(-int(str(retry_ms)) // 1000))
+            return _respond(error.body(), error.http_status, headers)
+        except UserInteractiveAuthRequired as required:
+            return _respond(required.body, 401)
+        except web.HTTPRequestEntityTooLarge:
+            return _respond(TooLarge("The body is too large.").body(), 413)
+        except Exception:
+            logger.exception("%s %s failed", http.method, http.path)
+            body = {"errcode": "M_UNKNOWN", "error": "Internal server error."}
+            return _respond(body, 500)
+        if isinstance(answer, Answer):
+            return _respond(answer.body, answer.status, answer.headers)
+        return _respond(answer)
+
+    async def _answer(self, http: web.Request) -> object:
+        if http.method == "OPTIONS":
+            return Answer({}, 200)
+        path = http.raw_path.partition("?")[0]
+        found = self._router.match(http.method, path)
+        if found is None and path.endswith("/"):
+            found = self._router.match(http.method, path.rstrip("/"))
+        if found is None:
+            raise Unrecognized("Unrecognized request.")
+        if isinstance(found, frozenset):
+            raise Unrecognized("This path does not take that method.", status=405)
+        route, parameters = found
+        requester = await self._requester(http, route)
+        if self._limiter is not None and route.limit != "none":
+            who = requester.user_id if requester is not None else (http.remote or "")
+            self._limiter.check(route.limit, who)
+        return await route.handler(Request(self._services, http, parameters, requester))
+
+    async def _requester(self, http: web.Request, route: Route) -> Requester | None:
+        if route.access == "anybody":
+            return None
+        header = http.headers.get("Authorization")
+        if header is not None:
+            scheme, _, token = header.partition(" ")
+            given: str | None = token.strip() if scheme.lower() == "bearer" else ""
+        else:
+            given = http.query.get("access_token")
+        try:
+            requester = await authenticate(self._services, given, http.remote or "")
+        except MissingToken:
+            if route.access == "anyone_or_user":
+                return None
+            raise
+        if requester.guest and route.access == "user":
+            raise GuestAccessForbidden("Guests may not do this.")
+        return requester
+
+
+def _respond(
+    body: object, status: int = 200, headers: object = None
+) -> web.Response:
+    if not isinstance(body, bytes):
+        body = orjson.dumps(body)
+    all_headers = _HEADERS.copy()
+    if headers:
+        all_headers.update(headers)
+    return web.Response(body=body, status=status, headers=all_headers)

@@ -1,0 +1,180 @@
+"""The composition root: the only place that knows every room of the house.
+
+`build_services` opens the database and wires the parts; `serve` adds the HTTP listeners. Tests use the
+former with a clock of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from minihs.api.server import build_application
+from minihs.base.batching import Batcher
+from minihs.base.clock import Clock, SystemClock
+from minihs.base.config import Config, ConfigError, parse_address
+from minihs.base.limits import EVENT_CACHE_BYTES
+from minihs.base.randomness import Randomness
+from minihs.base.tasks import TaskOwner
+from minihs.protocol.identifiers import parse_server_name
+from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.protocol.signatures import (
+    SigningKey,
+    generate_signing_key,
+    read_signing_key,
+    write_signing_key,
+)
+from minihs.services.context import Services
+from minihs.services.rooms.heads import RoomHeads
+from minihs.services.rooms.notifications import Rulesets
+from minihs.services.sync.views import Views
+from minihs.storage import facts, sessions
+from minihs.storage.database import Database
+from minihs.storage.event_store import EventStore
+from minihs.storage.group_commit import GroupCommitter
+from minihs.storage.numbers import Numbers
+from minihs.storage.state import StateStore
+from minihs.storage.streams import StreamFollower
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_S = 75
+SHUTDOWN_S = 5
+
+
+def check_config(config: Config) -> None:
+    """Check what the types of the options cannot say.
+
+    Raises:
+        ConfigError: an option cannot be used.
+    """
+    if parse_server_name(config.server_name) is None:
+        raise ConfigError(f"server_name {config.server_name!r} is not a server name")
+    if config.default_room_version not in ROOM_VERSIONS:
+        raise ConfigError(f"default_room_version {config.default_room_version!r} is not known")
+    parse_address(config.listen)
+    if config.federation_listen:
+        parse_address(config.federation_listen)
+        if not (config.tls_cert and config.tls_key):
+            raise ConfigError("federation_listen needs tls_cert and tls_key")
+
+
+def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
+    """Return the server's signing key; make it when there is none."""
+    path = Path(config.signing_key_path or Path(config.data_dir) / "signing.key")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = write_signing_key(generate_signing_key(randomness.bytes(32)))
+        partial = path.with_suffix(f".{os.getpid()}.new")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # The first of several processes wins; the others read its key.
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+        partial.unlink()
+    return read_signing_key(path.read_text())
+
+
+@contextlib.asynccontextmanager
+async def build_services(
+    config: Config,
+    dsn: str,
+    *,
+    clock: Clock | None = None,
+    randomness: Randomness | None = None,
+) -> AsyncIterator[Services]:
+    """Open the database at `dsn` and wire the services; close everything at the end.
+
+    Raises:
+        ConfigError: the configuration cannot be used with this database.
+    """
+    check_config(config)
+    clock = clock or SystemClock()
+    randomness = randomness or Randomness()
+    db = await Database.connect(dsn, connections=config.database_connections)
+    tasks = TaskOwner()
+    try:
+        await facts.check_server_name(db, config.server_name)
+        events = EventStore(db, EVENT_CACHE_BYTES)
+        states = StateStore(db, Numbers(db, "state_numbers"))
+        follower = StreamFollower(db, events, clock, tasks)
+        rulesets = Rulesets(db)
+        services = Services(
+            config=config,
+            server_name=config.server_name,  # type: ignore[arg-type]  (checked)
+            signing_key=load_signing_key(config, randomness),
+            clock=clock,
+            randomness=randomness,
+            tasks=tasks,
+            db=db,
+            token_owners=Batcher(lambda hashes: sessions.fetch_token_owners(db, hashes)),
+            events=events,
+            event_numbers=Numbers(db, "event_numbers"),
+            room_numbers=Numbers(db, "room_numbers"),
+            states=states,
+            committer=GroupCommitter(db, states, events, follower, tasks),
+            follower=follower,
+            heads=RoomHeads(),
+            rulesets=rulesets,
+            views=Views(db, follower),
+        )
+        follower.subscribe(rulesets.follow, rulesets.reset)
+        follower.subscribe(services.views.follow, services.views.reset)
+        await follower.start()
+        services.committer.start()
+        yield services
+    finally:
+        await tasks.close()
+        await db.close()
+
+
+def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
+    """Return the bound sockets of the plain and the TLS listener, to be shared by all workers."""
+    plain = _bind(config.listen)
+    return plain, _bind(config.federation_listen) if config.federation_listen else None
+
+
+def _bind(address: str) -> socket.socket:
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    services: Services, sockets: Sequence[socket.socket | None]
+) -> AsyncIterator[None]:
+    """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
+    application = build_application(services)
+    runner = web.AppRunner(
+        application, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
+    )
+    await runner.setup()
+    plain, encrypted = sockets
+    try:
+        if encrypted is not None:  # First: whoever probes the plain listener finds both.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(services.config.tls_cert, services.config.tls_key)
+            await web.SockSite(runner, encrypted, ssl_context=context).start()
+        if plain is not None:
+            await web.SockSite(runner, plain).start()
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,203 @@
+"""The server's configuration: one frozen value, read from `minihs.toml` and the environment.
+
+Every option is a field of `Config`. Its name in the file is the field's name; in the environment it
+is `MINIHS_` and the name in capitals (`MINIHS_SERVER_NAME`). The environment wins over the file.
+`docs/configuration.md` is generated from the descriptions here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENVIRONMENT_PREFIX = "MINIHS_"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says which option, and why."""
+
+
+def _option(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All options with their defaults."""
+
+    server_name: Annotated[
+        str, _option("The name in user ids and room aliases. It can never be changed.")
+    ] = "localhost"
+    database_url: Annotated[
+        str,
+        _option(
+            "PostgreSQL DSN (`postgresql://user@host/database`). Empty: an embedded PostgreSQL "
+            "in `data_dir` is started."
+        ),
+    ] = ""
+    data_dir: Annotated[
+        str, _option("Where keys, media and the embedded database live.")
+    ] = "data"
+    listen: Annotated[
+        str, _option("`host:port` of the plain HTTP listener: client and federation API.")
+    ] = "127.0.0.1:8008"
+    federation_listen: Annotated[
+        str, _option("`host:port` of the TLS listener for federation. Empty: none.")
+    ] = ""
+    tls_cert: Annotated[str, _option("PEM certificate chain of the TLS listener.")] = ""
+    tls_key: Annotated[str, _option("PEM private key of the TLS listener.")] = ""
+    public_base_url: Annotated[
+        str,
+        _option(
+            "What clients should use as base URL (`https://matrix.example.org`); it is told in "
+            "`/.well-known/matrix/client` and in login answers. Empty: not told."
+        ),
+    ] = ""
+    well_known_server: Annotated[
+        str,
+        _option("`host:port` told in `/.well-known/matrix/server`. Empty: not served."),
+    ] = ""
+    support_contact: Annotated[
+        str,
+        _option(
+            "A Matrix id or an email address for `/.well-known/matrix/support`. Empty: not served."
+        ),
+    ] = ""
+    signing_key_path: Annotated[
+        str,
+        _option("Signing key in signedjson's format. Empty: `signing.key` in `data_dir`."),
+    ] = ""
+    federation_ca_file: Annotated[
+        str, _option("PEM file of further certificate authorities to trust in federation.")
+    ] = ""
+    federation_verify_tls: Annotated[
+        bool, _option("Verify certificates of other servers. Switch off in test networks only.")
+    ] = True
+    federation_allow_private_addresses: Annotated[
+        bool, _option("Let federation connect to loopback and private addresses.")
+    ] = False
+    federation_max_backoff_seconds: Annotated[
+        int, Meta(ge=1, description="The longest pause between attempts to reach a server.")
+    ] = 86_400
+    registration: Annotated[
+        Literal["closed", "token", "open"],
+        _option(
+            "Who may register: nobody, holders of a registration token, or everybody. `open` on a "
+            "public server invites spam."
+        ),
+    ] = "closed"
+    registration_shared_secret: Annotated[
+        str, _option("Secret of `/_synapse/admin/v1/register`. Empty: the endpoint is off.")
+    ] = ""
+    allow_guests: Annotated[bool, _option("Let guests register without an account.")] = False
+    appservice_files: Annotated[
+        str, _option("Registration files of application services, separated by commas.")
+    ] = ""
+    rate_limits: Annotated[
+        Literal["on", "off"], _option("Limit how often clients may do things.")
+    ] = "on"
+    default_room_version: Annotated[
+        str, _option("Version of rooms whose creator asks for none.")
+    ] = "12"
+    forget_rooms_on_leave: Annotated[
+        bool, _option("Forget a room when a user leaves it, and say so (MSC4267).")
+    ] = False
+    forgotten_room_retention_seconds: Annotated[
+        int, Meta(ge=0, description="How long a room that everybody forgot is kept.")
+    ] = 7 * 86_400
+    delayed_events_max_scheduled: Annotated[
+        int, Meta(ge=0, description="Delayed events a user may have scheduled (MSC4140).")
+    ] = 100
+    delayed_events_max_delay_ms: Annotated[
+        int, Meta(ge=0, description="The longest delay of a delayed event, in milliseconds.")
+    ] = 86_400_000
+    delayed_events_unauthenticated_management: Annotated[
+        bool, _option("Let delayed events be managed without an access token.")
+    ] = False
+    password_hash_memory_kib: Annotated[
+        int, Meta(ge=8, description="Memory of one argon2id hash, in KiB.")
+    ] = 19_456
+    password_hash_iterations: Annotated[
+        int, Meta(ge=1, description="Iterations of one argon2id hash.")
+    ] = 2
+    database_connections: Annotated[
+        int, Meta(ge=4, le=200, description="Connections to PostgreSQL of each process.")
+    ] = 12
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _option("How much is logged.")
+    ] = "info"
+
+    @property
+    def rate_limits_on(self) -> bool:
+        """Whether clients are limited."""
+        return self.rate_limits == "on"
+
+
+def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
+    """Return the configuration of a file (None: no file) and an environment.
+
+    Raises:
+        ConfigError: an option is unknown or has a value that it cannot have.
+    """
+    values: dict[str, object] = {}
+    if path is not None:
+        try:
+            values |= tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+    kinds = get_type_hints(Config)
+    for name in Config.__struct_fields__:
+        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+        if text is not None:
+            values[name] = _from_text(name, kinds[name], text)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _from_text(name: str, kind: object, text: str) -> object:
+    """Return the value that an environment variable's text stands for."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    variable = ENVIRONMENT_PREFIX + name.upper()
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{variable} must be true or false, not {text!r}")
+        return text.lower() == "true"
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError as error:
+            raise ConfigError(f"{variable} must be a number, not {text!r}") from error
+    return text
+
+
+def describe_options() -> list[tuple[str, str, object, str]]:
+    """Return name, type, default and description of every option, in order."""
+    rows: list[tuple[str, str, object, str]] = []
+    defaults = Config()
+    for name, kind in get_type_hints(Config, include_extras=True).items():
+        inner, meta = get_args(kind)[0], get_args(kind)[1]
+        choices = get_args(inner) if get_origin(inner) is Literal else ()
+        label = " or ".join(f"`{c}`" for c in choices) if choices else inner.__name__
+        rows.append((name, label, getattr(defaults, name), meta.description or ""))
+    return rows
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `host:port` (`[::1]:8008` for IPv6).
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)

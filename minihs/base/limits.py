@@ -1,0 +1,34 @@
+"""Every numeric limit of the server, with its unit and where it comes from."""
+
+from __future__ import annotations
+
+# Spec: client-server-api#size-limits
+PDU_BYTES_MAX = 65_536
+IDENTIFIER_BYTES_MAX = 255
+
+# Ours: a client body larger than an event can be is refused before it is parsed.
+BODY_BYTES_MAX = 1_048_576
+JSON_DEPTH_MAX = 100
+
+# Ours, as other servers do.
+TIMELINE_LIMIT_DEFAULT = 10
+TIMELINE_LIMIT_MAX = 1_000
+PAGE_LIMIT_DEFAULT = 10
+PAGE_LIMIT_MAX = 1_000
+CONTEXT_LIMIT_DEFAULT = 10
+CONTEXT_LIMIT_MAX = 100
+SYNC_TIMEOUT_MAX_MS = 300_000
+SYNC_WINDOW_EVENTS_MAX = 20_000
+PREV_EVENTS_MAX = 10  # Spec allows 20 (server-server-api#pdus); fewer keep the DAG narrow.
+PASSWORD_BYTES_MAX = 512
+DEVICE_NAME_CHARS_MAX = 100
+PROFILE_FIELD_BYTES_MAX = 65_536  # Spec: client-server-api#profiles: 64 KiB in all.
+DISPLAYNAME_CHARS_MAX = 256
+AVATAR_URL_CHARS_MAX = 1_000
+REASON_CHARS_MAX = 2_000
+INVITES_PER_CREATION_MAX = 1_000
+INITIAL_STATE_EVENTS_MAX = 1_000
+TYPING_TIMEOUT_MAX_MS = 120_000
+ACCOUNT_DATA_BYTES_MAX = 1_048_576
+EVENT_CACHE_BYTES = 64 * 1_048_576
+STATE_CACHE_ENTRIES = 2_000

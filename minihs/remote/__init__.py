@@ -1,0 +1,1 @@
+"""Every request that this server makes to the outside."""

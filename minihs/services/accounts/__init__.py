@@ -1,0 +1,1 @@
+"""Accounts of this server's users: sessions, devices, profiles, account data."""

@@ -1,0 +1,71 @@
+"""Access token -> requester. Spec: client-server-api#client-authentication.
+
+Tokens are looked up in the database with every request, as a logout must hold at once in every
+process; requests that arrive together share one statement (`base.batching`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import MissingToken, UnknownToken
+from minihs.storage import devices, sessions
+
+if TYPE_CHECKING:
+    from minihs.protocol.identifiers import UserId
+    from minihs.services.context import Services
+
+LAST_SEEN_INTERVAL_MS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who makes a request. `position` is the stream's when the token was read."""
+
+    user_id: UserId
+    device_id: str
+    device_nid: int
+    admin: bool
+    guest: bool
+    appservice_id: str | None
+    position: int
+
+
+def hash_token(token: str) -> str:
+    """Return the form in which tokens are stored."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+async def authenticate(services: Services, token: str | None, ip: str) -> Requester:
+    """Return who an access token belongs to, and note that their device is in use.
+
+    Raises:
+        MissingToken: no token was given.
+        UnknownToken: it is not known; `soft_logout` is true when it has merely expired.
+    """
+    if token is None:
+        raise MissingToken("Missing access token.")
+    now_ms = services.clock.now_ms()
+    token_hash = hash_token(token)
+    owner = await services.token_owners.load(token_hash) if token else None
+    if owner is None or owner.deactivated:
+        raise UnknownToken("Unrecognised access token.", soft_logout=False)
+    if owner.expires_ms is not None and owner.expires_ms <= now_ms:
+        raise UnknownToken("The access token has expired.", soft_logout=True)
+    if owner.retires is not None:
+        async with services.db.transaction() as tx:
+            await sessions.mark_access_token_used(tx, token_hash, owner.device_nid, owner.retires)
+    if owner.last_seen_ms is None or now_ms - owner.last_seen_ms >= LAST_SEEN_INTERVAL_MS:
+        seen = devices.mark_device_seen(services.db, owner.device_nid, now_ms, ip)
+        services.tasks.spawn("note that a device was seen", seen)
+    return Requester(
+        owner.user_id,  # type: ignore[arg-type]  # stored user IDs are valid
+        owner.device_id,
+        owner.device_nid,
+        owner.admin,
+        owner.guest,
+        owner.appservice_id,
+        owner.position,
+    )

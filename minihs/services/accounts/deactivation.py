@@ -1,0 +1,95 @@
+"""Deactivating an account: a list of steps, each of which may be taken again.
+
+The first locks the user out, durably; if the server stops before the last is done,
+`resume_deactivations` goes through the list again at the next start.
+
+Spec: client-server-api#account-deactivation
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import InvalidParam, NotFound
+from minihs.protocol.identifiers import parse_user_id
+from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
+from minihs.storage import account_data, accounts, devices, filters, profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from minihs.protocol.identifiers import UserId
+    from minihs.services.accounts.authentication import Requester
+    from minihs.services.context import Services
+
+    Step = Callable[[Services, UserId, bool], Awaitable[None]]
+
+
+async def deactivate_own_account(
+    services: Services,
+    requester: Requester,
+    body: Mapping[str, object],
+    auth: object,
+    *,
+    erase: bool,
+) -> None:
+    """Deactivate the requester's account once they have proved who they are.
+
+    Spec: client-server-api#post_matrixclientv3accountdeactivate
+
+    Raises:
+        UserInteractiveAuthRequired, Forbidden: see `authorize`.
+    """
+    operation = Operation("deactivate account", [(PASSWORD,)], requester.user_id, body)
+    await authorize(services, operation, auth)
+    await deactivate(services, requester.user_id, erase=erase)
+
+
+async def deactivate_by_admin(services: Services, user: str, *, erase: bool) -> None:
+    """Deactivate anybody's account; doing so twice is the same as once.
+
+    Raises:
+        InvalidParam: this is no user ID of this server.
+        NotFound: there is no such account.
+    """
+    user_id = parse_user_id(user)
+    if user_id is None or not services.is_local(user_id):
+        raise InvalidParam("This is not a user of this server.")
+    if await accounts.fetch_account(services.db, user_id) is None:
+        raise NotFound("There is no such account.")
+    await deactivate(services, user_id, erase=erase)
+
+
+async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> None:
+    """Take every step of a deactivation."""
+    for step in STEPS:
+        await step(services, user_id, erase)
+
+
+async def resume_deactivations(services: Services) -> None:
+    """Finish deactivations that a stop of the server has interrupted."""
+    for user_id, erase in await accounts.list_unfinished_deactivations(services.db):
+        await deactivate(services, user_id, erase=erase)
+
+
+async def _lock_out(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
+    """No password, no session: nobody can act as this user any more."""
+    async with services.db.transaction() as tx:
+        await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
+        await devices.delete_devices_except(tx, user_id, None)
+
+
+async def _forget_personal_data(
+    services: Services,
+    user_id: UserId,
+    erase: bool,  # noqa: FBT001
+) -> None:
+    """Account data and filters serve nobody any more; the profile goes if erasure was asked for."""
+    async with services.db.transaction() as tx:
+        await account_data.delete_all_account_data(tx, user_id)
+        await filters.delete_all_filters(tx, user_id)
+        if erase:
+            await profiles.delete_profile(tx, user_id)
+
+
+STEPS: tuple[Step, ...] = (_lock_out, _forget_personal_data)

@@ -1,0 +1,56 @@
+"""`Services`: what every service function is given first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minihs.base.batching import Batcher
+    from minihs.base.clock import Clock
+    from minihs.base.config import Config
+    from minihs.base.randomness import Randomness
+    from minihs.base.tasks import TaskOwner
+    from minihs.protocol.identifiers import ServerName
+    from minihs.protocol.signatures import SigningKey
+    from minihs.services.rooms.heads import RoomHeads
+    from minihs.services.rooms.notifications import Rulesets
+    from minihs.services.sync.views import Views
+    from minihs.storage.database import Database
+    from minihs.storage.event_store import EventStore
+    from minihs.storage.group_commit import GroupCommitter
+    from minihs.storage.numbers import Numbers
+    from minihs.storage.sessions import TokenOwner
+    from minihs.storage.state import StateStore
+    from minihs.storage.streams import StreamFollower
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one running server. A module of functions takes it as its first argument.
+
+    `events` and `states` cache immutable things; `committer` is the process's only writer of the
+    stream; `follower` is how the process sees what any process wrote.
+    """
+
+    config: Config
+    server_name: ServerName
+    signing_key: SigningKey
+    clock: Clock
+    randomness: Randomness
+    tasks: TaskOwner
+    db: Database
+    token_owners: Batcher[str, TokenOwner]
+    events: EventStore
+    event_numbers: Numbers
+    room_numbers: Numbers
+    states: StateStore
+    committer: GroupCommitter
+    follower: StreamFollower
+    heads: RoomHeads
+    rulesets: Rulesets
+    views: Views
+
+    def is_local(self, user_id: str) -> bool:
+        """Return whether a user id belongs to this server."""
+        return user_id.partition(":")[2] == self.server_name

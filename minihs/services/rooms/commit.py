@@ -1,0 +1,201 @@
+"""THE ONLY WRITER OF EVENTS, for local and remote alike (one of the three laws).
+
+An accepted event becomes one `EventWrite`: the row, the state after it, and every effect that `effects_of`
+lists, carried out in one `match`. What is handed to the group committer is written whole or not at all.
+Nothing is called back afterwards: readers follow the stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+from typing_extensions import assert_never
+
+from minihs.protocol.client_format import stripped_state
+from minihs.services.rooms import effects as consequences
+from minihs.services.rooms import notifications
+from minihs.storage.event_store import StoredEvent
+from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
+
+if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Mapping
+
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
+
+# What an invited user is shown of the room. Spec: client-server-api#stripped-state
+STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
+    ("m.room.create", ""),
+    ("m.room.name", ""),
+    ("m.room.avatar", ""),
+    ("m.room.topic", ""),
+    ("m.room.join_rules", ""),
+    ("m.room.canonical_alias", ""),
+    ("m.room.encryption", ""),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTransaction:
+    """The transaction of a client's request: a repetition gets the same event.
+
+    `scope` is what else of the path must be equal. Spec: client-server-api#transaction-identifiers
+    """
+
+    device_nid: int
+    txn_id: str
+    scope: str
+
+
+@dataclass(slots=True)
+class PlannedEvent:
+    """An event that has passed its checks, with what the commit needs to know.
+
+    `auth` are the events that its auth rules were checked against, by key.
+    """
+
+    event: Event
+    auth: Mapping[StateKey, StoredEvent]
+    may_redact: bool = False
+    transaction: ClientTransaction | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """Events of one room, chained, on their way to the committer."""
+
+    head: RoomHead
+    writes: list[EventWrite] = field(default_factory=list)
+    published: bool = False
+
+    def submit(self, services: Services) -> Future[int]:
+        """Hand the events to the committer; the answer comes when they are durable.
+
+        Call it before the room's turn ends: builders' order is commit order.
+        """
+        head = self.head
+        room = RoomWrite(
+            head.cursor.room_nid,
+            head.room_id,
+            head.room_version.identifier,
+            None,
+            [stored.event_nid for stored in head.extremities],
+            head.state.state_id,
+            head.main_count,
+            self.published,
+        )
+        return services.committer.commit_events(self.writes, room, head.cursor, head.generation)
+
+
+async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> StoredEvent:
+    """Put an accepted event upon the room's head, with everything that it causes."""
+    head, event = plan.head, planned.event
+    if not head.room_id:
+        head.room_id = event.room_id
+    await services.event_numbers.reserve(1)
+    before, state_row = head.state, None
+    if event.is_state:
+        await services.states.numbers.reserve(1)
+        head.state, state_row = services.states.derive(before, {event.key: event.event_id})
+        services.states.remember(head.state)
+    stored = StoredEvent(
+        event,
+        services.event_numbers.take(),
+        state_before=before.state_id,
+        room_state_before=before.state_id,
+        room_state_after=head.state.state_id,
+        thread_root=_thread_root(event),
+    )
+    services.events.remember(stored)
+    write = EventWrite(stored, head.cursor.room_nid, state=state_row)
+    if event.is_state:
+        write.auth_nids = [auth.event_nid for auth in planned.auth.values()]
+    if planned.transaction is not None:
+        stored.device_nid = planned.transaction.device_nid
+        stored.txn_id = planned.transaction.txn_id
+        write.txn_scope = planned.transaction.scope
+    for effect in consequences.effects_of(
+        event,
+        is_current=event.is_state,
+        server_name=services.server_name,
+        may_redact=planned.may_redact,
+    ):
+        await _carry_out(services, plan, write, effect)
+    stored.main_count = head.main_count
+    head.extremities = [stored]
+    plan.writes.append(write)
+    return stored
+
+
+async def _carry_out(
+    services: Services, plan: Plan, write: EventWrite, effect: consequences.Effect
+) -> None:
+    """Turn an effect into what its tables will hold."""
+    head, stored = plan.head, write.stored
+    event = stored.event
+    match effect:
+        case consequences.SetMembership(user_id, membership, name, avatar, local):
+            write.memberships = [
+                Membership(
+                    head.room_id, user_id, membership, event.event_id, event.sender, local,
+                    False, name, avatar,
+                )
+            ]  # fmt: skip
+            if local and membership == "join":
+                head.local_members[user_id] = name
+            elif local:
+                head.local_members.pop(user_id, None)
+        case consequences.ShowInvite(user_id):
+            shown = await stripped_room_state(services, head, event)
+            write.invite_state = user_id, orjson.dumps(shown).decode()
+        case consequences.Redact(event_id):
+            write.redacts = event_id
+        case consequences.MarkRead(user_id):
+            write.read_by = user_id
+        case consequences.CountUnread():
+            default, differing = await notifications.count(services, head, event)
+            if default and stored.thread_root is None:
+                head.main_count += 1
+            stored.notifies = default
+            write.pushes = [Push(*d) for d in differing]
+        case _:
+            assert_never(effect)
+
+
+async def stripped_room_state(
+    services: Services, head: RoomHead, member_event: Event
+) -> list[dict[str, object]]:
+    """Return what somebody outside is shown of a room. Spec: client-server-api#stripped-state."""
+    ids: list[EventId] = [
+        event_id
+        for key in (*STRIPPED_STATE_KEYS, ("m.room.member", member_event.sender))
+        if (event_id := head.state.entries.get(key)) is not None
+        and event_id != member_event.event_id
+    ]
+    events = await services.events.get_many(ids)
+    shown = [stripped_state(events[event_id].event) for event_id in ids if event_id in events]
+    return [*shown, stripped_state(member_event)]
+
+
+def _thread_root(event: Event) -> EventId | None:
+    """Return the root of the thread that an event is in. Spec: client-server-api#threading."""
+    match event.content.get("m.relates_to"):
+        case {"rel_type": "m.thread", "event_id": str(root)} if not event.is_state:
+            return root  # type: ignore[return-value]  (any text may be an event id)
+        case _:
+            return None
+
+
+async def find_by_transaction(
+    services: Services, room_id: str, transaction: ClientTransaction
+) -> EventId | None:
+    """Return the event that an earlier request with the same transaction id made, or None."""
+    return await services.events.find_by_transaction(
+        room_id, transaction.device_nid, transaction.txn_id, transaction.scope
+    )
+

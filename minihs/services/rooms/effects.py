@@ -1,0 +1,105 @@
+"""What does an event cause? The index of every consequence of an accepted event.
+
+`effects_of` is pure: it looks at the event and at the room's state before and after it, and returns values.
+`commit` turns them into rows of the same transaction. Whoever asks "where is it decided
+that ..." begins here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.protocol.identifiers import server_name_of
+
+if TYPE_CHECKING:
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId, ServerName, UserId
+
+
+@dataclass(frozen=True, slots=True)
+class SetMembership:
+    """A user's current membership changes, or their name in the room does.
+
+    Spec: client-server-api#room-membership
+    """
+
+    user_id: UserId
+    membership: str
+    display_name: str | None
+    avatar_url: str | None
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShowInvite:
+    """A local user is shown a room that they are not in: an invite, or their knock.
+
+    Spec: client-server-api#stripped-state
+    """
+
+    user_id: UserId
+
+
+@dataclass(frozen=True, slots=True)
+class Redact:
+    """An event loses its content. Spec: client-server-api#redactions."""
+
+    event_id: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRead:
+    """Who sends has read what came before. Spec: client-server-api#receiving-notifications."""
+
+    user_id: UserId
+
+
+@dataclass(frozen=True, slots=True)
+class CountUnread:
+    """The event may count as unread for the room's local members.
+
+    Spec: client-server-api#receiving-notifications
+    """
+
+
+Effect = SetMembership | ShowInvite | Redact | MarkRead | CountUnread
+
+
+def effects_of(
+    event: Event, *, is_current: bool, server_name: ServerName, may_redact: bool
+) -> list[Effect]:
+    """Return what an accepted event causes.
+
+    `is_current`: a state event is part of the room's current state with it. `may_redact`: its sender had
+    the power to redact the event it names (or is its sender).
+    """
+    effects: list[Effect] = []
+    local_sender = server_name_of(event.sender) == server_name
+    if event.type == "m.room.member" and is_current and event.state_key is not None:
+        effects += _membership_effects(event, server_name)
+    if event.type == "m.room.redaction" and event.redacts is not None and may_redact:
+        effects.append(Redact(event.redacts))
+    if local_sender:
+        effects.append(MarkRead(event.sender))
+    effects.append(CountUnread())
+    return effects
+
+
+def _membership_effects(event: Event, server_name: ServerName) -> list[Effect]:
+    user_id: UserId = event.state_key  # type: ignore[assignment]
+    membership = str(event.content.get("membership"))
+    name, avatar = event.content.get("displayname"), event.content.get("avatar_url")
+    local = server_name_of(user_id) == server_name
+    effects: list[Effect] = [
+        SetMembership(
+            user_id,
+            membership,
+            name if isinstance(name, str) else None,
+            avatar if isinstance(avatar, str) else None,
+            local,
+        )
+    ]
+    if local and membership in ("invite", "knock"):
+        effects.append(ShowInvite(user_id))
+    return effects

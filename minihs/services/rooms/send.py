@@ -1,0 +1,184 @@
+"""LOCAL WRITE: draft -> authorised -> built -> committed.
+
+`send_event` is the whole way of one event of a local user. `plan_draft` is its middle, for
+operations that send several events of one room together (`create`, `upgrade`).
+Spec: client-server-api#sending-events-to-a-room
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
+from minihs.base.limits import PREV_EVENTS_MAX
+from minihs.protocol.canonical_json import CanonicalJsonError
+from minihs.protocol.event_assembly import EventDraft, build_event
+from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys
+from minihs.protocol.event_format import EventTooLargeError
+from minihs.protocol.identifiers import server_name_of
+from minihs.protocol.power_levels import PowerLevels
+from minihs.services.rooms import commit
+from minihs.services.rooms.commit import ClientTransaction, Plan, PlannedEvent
+from minihs.services.rooms.heads import RoomHead, building
+from minihs.storage.group_commit import Conflict
+
+if TYPE_CHECKING:
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey
+    from minihs.services.context import Services
+    from minihs.storage.event_store import StoredEvent
+
+ATTEMPTS = 20
+DEPTH_MAX = 2**53 - 1
+
+# Asked under the room's turn, before each attempt: returns the draft to send, or the id of an event
+# that makes sending needless (an unchanged state), or raises.
+Decision = Callable[[RoomHead], Awaitable["EventDraft | EventId"]]
+
+
+async def send_event(
+    services: Services,
+    draft: EventDraft,
+    *,
+    transaction: ClientTransaction | None = None,
+) -> EventId:
+    """Send an event of a local user to a room that this server is in; return its id.
+
+    Raises:
+        NotFound: this server does not know the room.
+        Forbidden: the auth rules refuse it; the message names the rule.
+        TooLarge, BadJson: it cannot be an event.
+    """
+
+    async def as_given(_head: RoomHead) -> EventDraft:
+        return draft
+
+    room_id: RoomId = draft.room_id  # type: ignore[assignment]
+    return await send_decided(services, room_id, as_given, transaction=transaction)
+
+
+async def send_decided(
+    services: Services,
+    room_id: RoomId,
+    decide: Decision,
+    *,
+    transaction: ClientTransaction | None = None,
+) -> EventId:
+    """Send what `decide` says when the room's turn has come; decide again if the room moved.
+
+    Raises:
+        Unavailable: other processes were faster, time after time.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            async with building(services, room_id) as head:
+                if head is None:
+                    raise NotFound("Unknown room.")
+                decided = await decide(head)
+                if isinstance(decided, str):
+                    return decided
+                plan = Plan(head)
+                stored = await plan_draft(services, plan, decided, transaction)
+                durable = plan.submit(services)
+        except MatrixError:
+            # A repeated request must get its first answer, even if it would be refused today.
+            if transaction is not None and (
+                known := await commit.find_by_transaction(services, room_id, transaction)
+            ):
+                return known
+            raise
+        try:
+            await durable
+        except Conflict:
+            if transaction is not None and (
+                known := await commit.find_by_transaction(services, room_id, transaction)
+            ):
+                return known
+            continue
+        return stored.event_id
+    raise Unavailable("The room is too busy; try again.")
+
+
+async def plan_draft(
+    services: Services,
+    plan: Plan,
+    draft: EventDraft,
+    transaction: ClientTransaction | None = None,
+) -> StoredEvent:
+    """Build a draft upon the room's head, check it, and add it to the plan.
+
+    Raises:
+        Forbidden: the auth rules refuse it.
+        TooLarge, BadJson: it cannot be an event.
+    """
+    head = plan.head
+    version = head.room_version
+    keys = select_auth_keys(version, draft.sender, draft.type, draft.state_key, draft.content)
+    auth = await load_state_events(services, head, keys)
+    extremities = head.extremities[-PREV_EVENTS_MAX:]
+    try:
+        event = build_event(
+            draft,
+            room_version=version,
+            depth=min(max((e.event.depth for e in extremities), default=0) + 1, DEPTH_MAX),
+            prev_event_ids=[e.event_id for e in extremities],
+            auth_event_ids=[stored.event_id for stored in auth.values()],
+            server_name=services.server_name,
+            signing_key=services.signing_key,
+            event_id=_own_event_id(services) if version.event_id_source == "server" else None,
+        )
+    except EventTooLargeError as error:
+        raise TooLarge(str(error)) from error
+    except CanonicalJsonError as error:
+        raise BadJson(str(error)) from error
+    state = {key: stored.event for key, stored in auth.items()}
+    try:
+        check_state_dependent(event, state)
+    except EventAuthError as error:
+        raise Forbidden(error.message) from error
+    may_redact = event.redacts is not None and await _may_redact(services, head, event, state)
+    return await commit.add_event(
+        services, plan, PlannedEvent(event, auth, may_redact, transaction)
+    )
+
+
+async def load_state_events(
+    services: Services, head: RoomHead, keys: list[StateKey]
+) -> dict[StateKey, StoredEvent]:
+    """Return the events that hold the given keys of the room's current state."""
+    entries, cached = head.state.entries, services.events.cached
+    ids = {key: entry for key in keys if (entry := entries.get(key)) is not None}
+    found: dict[StateKey, StoredEvent] = {}
+    missing: list[EventId] = []
+    for key, event_id in ids.items():
+        stored = cached(event_id)
+        if stored is None:
+            missing.append(event_id)
+        else:
+            found[key] = stored
+    if missing:
+        loaded = await services.events.get_many(missing)
+        found |= {key: loaded[event_id] for key, event_id in ids.items() if event_id in loaded}
+    return found
+
+
+async def _may_redact(services: Services, head: RoomHead, event, state) -> bool:  # type: ignore[no-untyped-def]
+    """Return whether a redaction takes effect. Spec: rooms/v11#handling-redactions."""
+    levels = PowerLevels.of(
+        state.get(("m.room.power_levels", "")),
+        state.get(("m.room.create", "")),
+        head.room_version,
+    )
+    if levels.user_level(event.sender) >= levels.redact:
+        return True
+    target = await services.events.get(event.redacts)
+    return (
+        target is not None
+        and target.event.room_id == event.room_id
+        and server_name_of(target.event.sender) == server_name_of(event.sender)
+    )
+
+
+def _own_event_id(services: Services) -> EventId:
+    """Return an id for an event of room versions 1 and 2, where servers choose it."""
+    return f"${services.randomness.token(18)}:{services.server_name}"  # type: ignore[return-value]

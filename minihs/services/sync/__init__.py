@@ -1,0 +1,1 @@
+"""`/sync`: what a client has not seen yet."""

@@ -1,0 +1,181 @@
+"""Views: which rooms a user is in, kept true by following the stream.
+
+A view is loaded once, as of some position, and then every membership that passes in the stream is applied
+to it. So at any time it says what was true at the follower's `head`: no invalidation is needed,
+because nothing is cached; it is a reader that has seen everything up to a position.
+
+`changed_at` is the position of the last item that could concern the user: a `/sync` that has seen it has
+nothing to do but wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minihs.storage import membership
+from minihs.storage.event_store import StoredEvent
+from minihs.storage.event_writes import Membership
+from minihs.storage.stream_rows import AccountDataWrite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.storage.database import Database
+    from minihs.storage.streams import Positioned, StreamFollower
+
+VIEWS_MAX = 10_000
+IN_VIEW = ("join", "invite", "knock")
+
+
+@dataclass(frozen=True, slots=True)
+class RoomMembership:
+    """A user's membership in a room, and the position and event that made it so."""
+
+    membership: str
+    position: int
+    event_id: str
+    joined_at: int  # The position since which the user has been joined without a break.
+
+
+@dataclass(slots=True, eq=False)
+class UserView:
+    """The rooms of one user; `changed_at` is when anything last concerned them."""
+
+    user_id: str
+    rooms: dict[str, RoomMembership]
+    changed_at: int
+    waiters: set[asyncio.Future[None]] = field(default_factory=set)
+
+    def wake(self) -> None:
+        """Wake everyone who waits for news of this user."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiters.clear()
+
+
+class Views:
+    """The views of the users who sync at this process."""
+
+    def __init__(self, db: Database, follower: StreamFollower) -> None:
+        self._db = db
+        self._follower = follower
+        self._views: dict[str, UserView] = {}
+        self._loading: dict[str, asyncio.Future[UserView]] = {}
+        self._by_room: dict[str, set[UserView]] = {}
+
+    async def get(self, user_id: str) -> UserView:
+        """Return the view of a user, true as of the follower's head."""
+        view = self._views.get(user_id)
+        if view is not None:
+            return view
+        loading = self._loading.get(user_id)
+        if loading is None:
+            loading = self._loading[user_id] = asyncio.ensure_future(self._load(user_id))
+            loading.add_done_callback(lambda _: self._loading.pop(user_id, None))
+        return await asyncio.shield(loading)
+
+    async def _load(self, user_id: str) -> UserView:
+        while True:
+            async with self._db.snapshot() as tx:
+                position, rows = await membership.list_rooms_in_view(tx, user_id)
+            await self._follower.wait_for(position)
+            if position >= self._follower.floor:
+                break
+        # No await from here on: nothing can pass in the stream between the last step and the next.
+        rooms = {
+            room_id: RoomMembership(kind, at, event_id, at)
+            for room_id, kind, at, event_id in rows
+        }
+        view = UserView(user_id, rooms, self._follower.head)
+        for item in self._follower.items_after(position):
+            if isinstance(item, Membership) and item.user_id == user_id:
+                self._apply(view, self._position_of(item), item)
+        if len(self._views) >= VIEWS_MAX:
+            self._forget_some()
+        self._views[user_id] = view
+        for room_id in view.rooms:
+            self._by_room.setdefault(room_id, set()).add(view)
+        return view
+
+    def _position_of(self, item: Membership) -> int:
+        for at, other in self._follower.room_items(item.room_id):
+            if other is item:
+                return at
+        return self._follower.head
+
+    def _apply(self, view: UserView, position: int, change: Membership) -> None:
+        old = view.rooms.get(change.room_id)
+        if change.membership in IN_VIEW:
+            still = old is not None and old.membership == "join" and change.membership == "join"
+            view.rooms[change.room_id] = RoomMembership(
+                change.membership,
+                position,
+                change.event_id,
+                old.joined_at if still and old is not None else position,
+            )
+        elif old is not None:
+            del view.rooms[change.room_id]
+
+    def follow(self, items: Sequence[Positioned]) -> None:
+        """Apply new items of the stream, and wake those whom they concern."""
+        concerned: set[UserView] = set()
+        for position, item in items:
+            if isinstance(item, StoredEvent):
+                self._touch(self._by_room.get(item.event.room_id), position, concerned)
+            elif isinstance(item, Membership):
+                self._follow_membership(position, item, concerned)
+            elif isinstance(item, AccountDataWrite):
+                view = self._views.get(item.user_id)
+                self._touch({view} if view is not None else None, position, concerned)
+            else:
+                self._touch(self._by_room.get(item.room_id), position, concerned)
+        for view in concerned:
+            view.wake()
+
+    def _touch(
+        self, views: set[UserView] | None, position: int, concerned: set[UserView]
+    ) -> None:
+        if views:
+            for view in views:
+                view.changed_at = position
+            concerned |= views
+
+    def _follow_membership(
+        self, position: int, change: Membership, concerned: set[UserView]
+    ) -> None:
+        view = self._views.get(change.user_id)
+        if view is None:
+            return
+        self._apply(view, position, change)
+        members = self._by_room.setdefault(change.room_id, set())
+        if change.room_id in view.rooms:
+            members.add(view)
+        else:
+            members.discard(view)
+            if not members:
+                del self._by_room[change.room_id]
+        self._touch({view}, position, concerned)
+
+    def reset(self) -> None:
+        """Drop every view: part of the stream was skipped. Those who wait sync anew."""
+        views, self._views = self._views, {}
+        self._by_room.clear()
+        for view in views.values():
+            view.wake()
+
+    def _forget_some(self) -> None:
+        """Drop the views nobody waits on, oldest first, until a tenth is free."""
+        for user_id, view in list(self._views.items()):
+            if len(self._views) < VIEWS_MAX * 9 // 10:
+                return
+            if not view.waiters:
+                del self._views[user_id]
+                for room_id in view.rooms:
+                    members = self._by_room.get(room_id)
+                    if members is not None:
+                        members.discard(view)
+                        if not members:
+                            del self._by_room[room_id]

@@ -1,0 +1,1 @@
+"""PostgreSQL, and all of the SQL. Nothing here knows what a rule of Matrix is."""

@@ -1,0 +1,193 @@
+"""Connections, transactions and snapshots: the only door to PostgreSQL.
+
+`Database` runs single statements; `transaction()` and `snapshot()` yield a `Transaction`
+with the same methods. While one is open, no request may be made to the outside: `is_open`
+is what `remote` asserts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import asyncpg
+
+from minihs.base.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    Row: TypeAlias = asyncpg.Record
+
+_open: ContextVar[bool] = ContextVar("transaction_open", default=False)
+
+STATEMENT_CACHE_SIZE = 1_000
+COMMAND_TIMEOUT_S = 60
+
+
+class Queries(Protocol):
+    """What runs SQL: a `Database` (each statement by itself) or a `Transaction`."""
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Row]:
+        """Return all rows."""
+        ...
+
+    async def fetchrow(self, query: str, *args: object) -> Row | None:
+        """Return the first row, or None."""
+        ...
+
+    async def fetchval(self, query: str, *args: object) -> object:
+        """Return the first column of the first row, or None."""
+        ...
+
+    async def execute(self, query: str, *args: object) -> str:
+        """Run a statement; return PostgreSQL's command tag, such as `UPDATE 1`."""
+        ...
+
+
+@contextlib.contextmanager
+def _connection_errors() -> object:  # type: ignore[misc]
+    """Turn a lost connection into the 503 that a client can retry."""
+    try:
+        yield
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+        raise Unavailable("The database is not available at the moment.") from error
+    except (asyncpg.AdminShutdownError, asyncpg.CannotConnectNowError) as error:
+        raise Unavailable("The database is restarting.") from error
+
+
+class Transaction:
+    """One open transaction; hand it along, never keep it."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.fetch = connection.fetch
+        self.fetchrow = connection.fetchrow
+        self.fetchval = connection.fetchval
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+
+
+def is_transaction_open() -> bool:
+    """Return whether the calling task is inside a transaction."""
+    return _open.get()
+
+
+async def _keep(_connection: object) -> None:
+    """Leave a returned connection as it is: no session state is ever set on one."""
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database."""
+
+    def __init__(self, pool: asyncpg.Pool, dsn: str) -> None:
+        self._pool = pool
+        self.dsn = dsn
+
+    @classmethod
+    async def connect(cls, dsn: str, *, connections: int = 10) -> Database:
+        """Open the pool.
+
+        Raises:
+            OSError, asyncpg.PostgresError: the database cannot be reached.
+        """
+        pool = await asyncpg.create_pool(
+            dsn,
+            min_size=2,
+            max_size=connections,
+            statement_cache_size=STATEMENT_CACHE_SIZE,
+            max_cached_statement_lifetime=0,
+            command_timeout=COMMAND_TIMEOUT_S,
+            reset=_keep,
+            server_settings={"jit": "off", "application_name": "minihs"},
+        )
+        return cls(pool, dsn)
+
+    async def close(self) -> None:
+        """Close every connection; wait for statements under way."""
+        await self._pool.close()
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Row]:
+        """Return all rows of one statement."""
+        with _connection_errors():
+            async with self._pool.acquire() as connection:
+                rows: Sequence[Row] = await connection.fetch(query, *args)
+                return rows
+
+    async def fetchrow(self, query: str, *args: object) -> Row | None:
+        """Return the first row of one statement, or None."""
+        with _connection_errors():
+            async with self._pool.acquire() as connection:
+                return await connection.fetchrow(query, *args)
+
+    async def fetchval(self, query: str, *args: object) -> object:
+        """Return the first value of one statement, or None."""
+        with _connection_errors():
+            async with self._pool.acquire() as connection:
+                value: object = await connection.fetchval(query, *args)
+                return value
+
+    async def execute(self, query: str, *args: object) -> str:
+        """Run one statement, which commits by itself."""
+        with _connection_errors():
+            async with self._pool.acquire() as connection:
+                return str(await connection.execute(query, *args))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Open a READ COMMITTED transaction; it commits when the block ends without an error."""
+        with _connection_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                token = _open.set(True)  # noqa: FBT003
+                try:
+                    yield Transaction(connection)
+                finally:
+                    _open.reset(token)
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Transaction]:
+        """Open a read-only transaction in which every statement sees the same data."""
+        with _connection_errors():
+            async with (
+                self._pool.acquire() as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                token = _open.set(True)  # noqa: FBT003
+                try:
+                    yield Transaction(connection)
+                finally:
+                    _open.reset(token)
+
+    async def dedicated(self) -> asyncpg.Connection:
+        """Open a connection outside the pool: for LISTEN, and for the committer."""
+        with _connection_errors():
+            return await asyncpg.connect(
+                self.dsn,
+                statement_cache_size=STATEMENT_CACHE_SIZE,
+                max_cached_statement_lifetime=0,
+                server_settings={"jit": "off", "application_name": "minihs"},
+            )
+
+
+READY_ATTEMPTS = 300
+READY_PAUSE_S = 0.1
+
+
+async def wait_until_ready(dsn: str) -> None:
+    """Return once the database accepts connections: it may be starting beside us.
+
+    Raises:
+        OSError, asyncpg.PostgresError: it did not within half a minute, or it refuses us.
+    """
+    for attempt in range(READY_ATTEMPTS):
+        try:
+            connection = await asyncpg.connect(dsn)
+        except (OSError, asyncpg.CannotConnectNowError):
+            if attempt == READY_ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(READY_PAUSE_S)  # noqa: TID251  (before there is a clock to ask)
+        else:
+            await connection.close()
+            return

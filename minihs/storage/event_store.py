@@ -1,0 +1,212 @@
+"""Reading events by id, and the cache of what was read.
+
+An event never changes, so it may stay in memory (D4). Whether it is redacted does change: the
+stream's follower reports each redaction in commit order to `note_redaction`, and whatever was read from
+the database while that happened is checked against the recent ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from minihs.base.batching import Batcher
+from minihs.base.caching import BoundedCache
+from minihs.protocol.events import Event
+from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from minihs.protocol.identifiers import EventId
+    from minihs.storage.database import Queries, Row
+
+ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
+RECENT_REDACTIONS_MAX = 10_000
+
+COLUMNS = """
+      e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
+      e.order_minor, e.status, e.state_before, e.room_state_before, e.room_state_after,
+      e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies
+"""
+
+# Unique index events_event_id_key.
+LOAD_EVENTS = statement(
+    "event_store.load_events",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.event_id = ANY($1::text[])
+    """,  # noqa: S608  (a constant)
+)
+
+# Unique index events_transaction_key.
+FIND_BY_TRANSACTION = statement(
+    "event_store.find_by_transaction",
+    """
+    SELECT e.event_id
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.device_nid = $1 AND e.txn_id = $2 AND e.txn_scope = $3 AND r.room_id = $4
+    """,
+)
+
+
+class StoredEvent:
+    """An event with what this server knows of it.
+
+    `order` is its place in the room (None: an outlier); `state_before` the state before the event;
+    `room_state_before` and `room_state_after` the room's current state without and with it;
+    `notifies` whether it counts as unread for users with default push rules.
+    """
+
+    __slots__ = (
+        "client_head",
+        "device_nid",
+        "event",
+        "event_nid",
+        "main_count",
+        "notifies",
+        "order",
+        "position",
+        "redacted_by",
+        "room_state_after",
+        "room_state_before",
+        "state_before",
+        "status",
+        "thread_root",
+        "txn_id",
+    )
+
+    def __init__(  # noqa: PLR0913  (a row)
+        self,
+        event: Event,
+        event_nid: int,
+        *,
+        redacted_by: EventId | None = None,
+        position: int | None = None,
+        order: tuple[int, int] | None = None,
+        status: int = ACCEPTED,
+        state_before: int | None = None,
+        room_state_before: int | None = None,
+        room_state_after: int | None = None,
+        main_count: int | None = None,
+        thread_root: EventId | None = None,
+        device_nid: int | None = None,
+        txn_id: str | None = None,
+        notifies: bool = False,
+    ) -> None:
+        self.event = event
+        self.event_nid = event_nid
+        self.redacted_by = redacted_by
+        self.position = position
+        self.order = order
+        self.status = status
+        self.state_before = state_before
+        self.room_state_before = room_state_before
+        self.room_state_after = room_state_after
+        self.main_count = main_count
+        self.thread_root = thread_root
+        self.device_nid = device_nid
+        self.txn_id = txn_id
+        self.notifies = notifies
+        self.client_head: bytes | None = None  # See services/rooms/client_events.py.
+
+    @property
+    def event_id(self) -> EventId:
+        """The event's id."""
+        return self.event.event_id
+
+
+class EventStore:
+    """Events by id, from memory where possible."""
+
+    def __init__(self, queries: Queries, budget_bytes: int) -> None:
+        self._queries = queries
+        self._cache: BoundedCache[EventId, StoredEvent] = BoundedCache(budget_bytes)
+        self._loader: Batcher[EventId, StoredEvent] = Batcher(self._load)
+        self._recent_redactions: OrderedDict[EventId, EventId] = OrderedDict()
+
+    def cached(self, event_id: EventId) -> StoredEvent | None:
+        """Return an event that is in memory, or None."""
+        return self._cache.get(event_id)
+
+    async def get(self, event_id: EventId) -> StoredEvent | None:
+        """Return an event, or None when this server does not have it."""
+        return self._cache.get(event_id) or await self._loader.load(event_id)
+
+    async def get_many(
+        self, event_ids: Iterable[EventId], queries: Queries | None = None
+    ) -> dict[EventId, StoredEvent]:
+        """Return those of the events that this server has."""
+        found: dict[EventId, StoredEvent] = {}
+        missing: list[EventId] = []
+        for event_id in event_ids:
+            stored = self._cache.get(event_id)
+            if stored is None:
+                missing.append(event_id)
+            else:
+                found[event_id] = stored
+        if missing:
+            found |= await self._load(missing, queries)
+        return found
+
+    async def _load(
+        self, event_ids: Sequence[EventId], queries: Queries | None = None
+    ) -> dict[EventId, StoredEvent]:
+        rows = await (queries or self._queries).fetch(LOAD_EVENTS, event_ids)
+        loaded = self.from_rows(rows)
+        for stored in loaded:
+            self.remember(stored)
+        return {stored.event_id: stored for stored in loaded}
+
+    async def find_by_transaction(
+        self, room_id: str, device_nid: int, txn_id: str, scope: str
+    ) -> EventId | None:
+        """Return the event that a device sent to a room with a transaction id, or None."""
+        return await self._queries.fetchval(  # type: ignore[return-value]  (a text column)
+            FIND_BY_TRANSACTION, device_nid, txn_id, scope, room_id
+        )
+
+    def from_rows(self, rows: Sequence[Row]) -> list[StoredEvent]:
+        """Return the events of rows of `COLUMNS`; those already in memory are the same objects."""
+        return [self._from_row(row) for row in rows]
+
+    def _from_row(self, row: Row) -> StoredEvent:
+        event_id = row[0]
+        known = self._cache.get(event_id)
+        if known is not None and known.status == row[8] and known.order is not None:
+            return known
+        major = row[6]
+        return StoredEvent(
+            Event.from_json(row[1], ROOM_VERSIONS[row[2]], event_id),
+            row[3],
+            redacted_by=row[4] or self._recent_redactions.get(event_id),
+            position=row[5],
+            order=None if major is None else (major, row[7]),
+            status=row[8],
+            state_before=row[9],
+            room_state_before=row[10],
+            room_state_after=row[11],
+            main_count=row[12],
+            thread_root=row[13],
+            device_nid=row[14],
+            txn_id=row[15],
+            notifies=row[16],
+        )
+
+    def remember(self, stored: StoredEvent) -> None:
+        """Keep an event that was read or committed."""
+        self._cache.put(stored.event_id, stored, len(stored.event.json) * 3 + 1_000)
+
+    def note_redaction(self, event_id: EventId, redaction_id: EventId) -> None:
+        """Take notice of a committed redaction."""
+        self._recent_redactions[event_id] = redaction_id
+        if len(self._recent_redactions) > RECENT_REDACTIONS_MAX:
+            self._recent_redactions.popitem(last=False)
+        stored = self._cache.get(event_id)
+        if stored is not None and stored.redacted_by is None:
+            stored.redacted_by = redaction_id
+            stored.client_head = None

@@ -1,0 +1,413 @@
+"""Writing events: one statement for a whole batch of rooms, senders and effects (D2).
+
+The statement verifies and bumps the version of every room concerned, takes the batch's positions last,
+and inserts everything that depends on them. Where a room has moved it does nothing at all, and says so
+by returning no row. Values go in as arrays, so its cost hardly depends on the size of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+from minihs.storage.stream_rows import array_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
+    from minihs.storage.database import Queries
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.state import StateRow
+
+
+@dataclass(slots=True)
+class RoomWrite:
+    """What becomes of a room. `expected_version` is None for a room that is made now."""
+
+    room_nid: int
+    room_id: RoomId
+    room_version: str
+    expected_version: int | None
+    extremity_nids: Sequence[int]
+    state_id: int
+    main_count: int
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A user's current membership in a room, as its member event says."""
+
+    room_id: RoomId
+    user_id: UserId
+    membership: str
+    event_id: EventId
+    sender: UserId
+    local: bool
+    forgotten: bool
+    display_name: str | None
+    avatar_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """An event counts for this user otherwise than for users with default rules."""
+
+    user_id: UserId
+    notify_delta: int
+    highlight: bool
+
+
+@dataclass(slots=True)
+class EventWrite:
+    """One event to be written, with everything that it causes."""
+
+    stored: StoredEvent
+    room_nid: int
+    auth_nids: Sequence[int] | None = None
+    txn_scope: str | None = None
+    state: StateRow | None = None
+    memberships: Sequence[Membership] = ()
+    invite_state: tuple[UserId, str] | None = None  # who, and the stripped state as JSON
+    pushes: Sequence[Push] = ()
+    read_by: UserId | None = None  # a local sender has read what came before
+    redacts: EventId | None = None  # an accepted redaction of this event, known or not
+
+
+@dataclass(slots=True)
+class EventBatch:
+    """Events in stream order, and the rooms they are in."""
+
+    rooms: dict[int, RoomWrite] = field(default_factory=dict)
+    events: list[EventWrite] = field(default_factory=list)
+
+
+_VERIFY = """
+    WITH bumped AS (
+      UPDATE rooms r
+      SET
+        version = r.version + 1, extremities = seen.extremities::bigint[],
+        state_id = seen.state_id, main_count = seen.main_count
+      FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[])
+        AS seen (room_nid, version, extremities, state_id, main_count)
+      WHERE r.room_nid = seen.room_nid AND r.version = seen.version
+      RETURNING 1
+    ), last AS (
+      UPDATE stream
+      SET position = position + $6::bigint
+      WHERE (SELECT count(*) FROM bumped) = cardinality($1::bigint[])
+      RETURNING position - $6::bigint AS base
+    ), new_events AS (
+      INSERT INTO events (
+        event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
+        room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
+        device_nid, txn_id, txn_scope, redacted_by, json
+      )
+      SELECT
+        new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
+        last.base + new.ordinal, new.status, new.key_nid, new.state_before, new.room_state_before,
+        new.room_state_after, new.auth_nids::bigint[], new.main_count, new.thread_root,
+        new.notifies, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
+      FROM
+        last,
+        unnest(
+          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[],
+          $13::bigint[], $14::bigint[], $15::text[], $16::bigint[], $17::text[], $18::boolean[],
+          $19::bigint[],
+          $20::text[], $21::text[], $22::text[], $23::text[]
+        ) WITH ORDINALITY AS new (
+          event_nid, event_id, room_nid, status, key_nid, state_before, room_state_before,
+          room_state_after, auth_nids, main_count, thread_root, notifies, device_nid, txn_id,
+          txn_scope, redacted_by, json, ordinal
+        )
+    ), read AS (
+      UPDATE memberships m
+      SET
+        read_position = last.base + new.ordinal, read_main_position = last.base + new.ordinal,
+        read_main_count = new.main_count
+      FROM
+        last,
+        unnest($24::bigint[], $25::text[], $26::bigint[], $27::bigint[])
+          AS new (room_nid, user_id, ordinal, main_count)
+      WHERE m.room_nid = new.room_nid AND m.user_id = new.user_id
+    ), pushed AS (
+      INSERT INTO event_pushes (user_id, room_nid, position, thread_root, notify_delta, highlight)
+      SELECT
+        new.user_id, new.room_nid, last.base + new.ordinal, new.thread_root, new.notify_delta,
+        new.highlight
+      FROM
+        last,
+        unnest($28::text[], $29::bigint[], $30::bigint[], $31::text[], $32::smallint[], $33::boolean[])
+          AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
+    )
+"""
+
+_STATE = """
+    , new_rooms AS (
+      INSERT INTO rooms (
+        room_nid, room_id, room_version, version, extremities, state_id, main_count, published
+      )
+      SELECT
+        new.room_nid, new.room_id, new.room_version, 1, new.extremities::bigint[], new.state_id,
+        new.main_count, new.published
+      FROM
+        last,
+        unnest(
+          $34::bigint[], $35::text[], $36::text[], $37::text[], $38::bigint[], $39::bigint[],
+          $40::boolean[]
+        ) AS new (
+          room_nid, room_id, room_version, extremities, state_id, main_count, published
+        )
+    ), new_states AS (
+      INSERT INTO states (state_id, parent_id, chain, size)
+      SELECT new.*
+      FROM last, unnest($41::bigint[], $42::bigint[], $43::integer[], $44::integer[]) AS new
+    ), new_entries AS (
+      INSERT INTO state_entries (state_id, key_nid, event_nid)
+      SELECT
+        new.state_id, new.key_nid,
+        coalesce(
+          new.event_nid, (SELECT e.event_nid FROM events e WHERE e.event_id = new.event_id)
+        )
+      FROM
+        last,
+        unnest($45::bigint[], $46::bigint[], $47::bigint[], $48::text[])
+          AS new (state_id, key_nid, event_nid, event_id)
+    ), members AS (
+      INSERT INTO memberships AS old (
+        room_nid, user_id, membership, event_id, sender, position, order_major, local, forgotten,
+        display_name, avatar_url, read_position, read_main_position, read_main_count
+      )
+      SELECT
+        new.room_nid, new.user_id, new.membership, new.event_id, new.sender,
+        last.base + new.ordinal, last.base + new.ordinal, new.local, new.forgotten,
+        new.display_name, new.avatar_url, last.base + new.read_ordinal,
+        last.base + new.read_ordinal, new.read_main_count
+      FROM
+        last,
+        unnest(
+          $49::bigint[], $50::text[], $51::text[], $52::text[], $53::text[], $54::bigint[],
+          $55::boolean[], $56::boolean[], $57::text[], $58::text[], $59::bigint[], $60::bigint[]
+        ) AS new (
+          room_nid, user_id, membership, event_id, sender, ordinal, local, forgotten,
+          display_name, avatar_url, read_ordinal, read_main_count
+        )
+      ON CONFLICT (room_nid, user_id) DO UPDATE
+      SET
+        membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender,
+        position = excluded.position, order_major = excluded.order_major,
+        forgotten = excluded.forgotten, display_name = excluded.display_name,
+        avatar_url = excluded.avatar_url,
+        -- Whoever joins anew has nothing to catch up on; a new display name changes nothing.
+        read_position = CASE
+          WHEN old.membership = 'join' AND excluded.read_position = excluded.position
+          THEN old.read_position ELSE excluded.read_position END,
+        read_main_position = CASE
+          WHEN old.membership = 'join' AND excluded.read_position = excluded.position
+          THEN old.read_main_position ELSE excluded.read_main_position END,
+        read_main_count = CASE
+          WHEN old.membership = 'join' AND excluded.read_position = excluded.position
+          THEN old.read_main_count ELSE excluded.read_main_count END
+    ), invited AS (
+      INSERT INTO invite_states (room_id, user_id, json)
+      SELECT new.* FROM last, unnest($61::text[], $62::text[], $63::text[]) AS new
+      ON CONFLICT (room_id, user_id) DO UPDATE SET json = excluded.json
+    ), redacting AS (
+      INSERT INTO redactions (event_id, redaction_id, room_nid)
+      SELECT new.* FROM last, unnest($64::text[], $65::text[], $66::bigint[]) AS new
+      ON CONFLICT DO NOTHING
+    ), redacted AS (
+      UPDATE events e
+      SET redacted_by = new.redaction_id
+      FROM last, unnest($64::text[], $65::text[], $66::bigint[]) AS new (event_id, redaction_id, room_nid)
+      WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
+    )
+"""
+
+_RESULT = """
+    SELECT last.base, pg_notify('minihs', (last.base + $6::bigint)::text) FROM last
+"""
+
+# Primary keys of rooms and memberships; the stream's only row. The plain form is for messages.
+COMMIT_MESSAGES = statement("event_writes.commit_messages", _VERIFY + _RESULT)
+COMMIT_EVENTS = statement("event_writes.commit_events", _VERIFY + _STATE + _RESULT)
+
+# Primary key; sorted, so that two processes cannot deadlock.
+LOCK_ROOMS = statement(
+    "event_writes.lock_rooms",
+    """
+    SELECT room_nid, version
+    FROM rooms
+    WHERE room_nid = ANY($1::bigint[])
+    ORDER BY room_nid
+    FOR UPDATE
+    """,
+)
+
+# Unique index events_transaction_key.
+FIND_TRANSACTIONS = statement(
+    "event_writes.find_transactions",
+    """
+    SELECT e.event_nid, asked.event_nid AS asked_nid
+    FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
+      AS asked (device_nid, txn_id, room_nid, txn_scope, event_nid)
+    JOIN events e
+      ON e.device_nid = asked.device_nid AND e.txn_id = asked.txn_id
+      AND e.room_nid = asked.room_nid AND e.txn_scope = asked.txn_scope
+    """,
+)
+
+
+async def write_batch(
+    queries: Queries, batch: EventBatch, key_nids: Mapping[StateKey, int], extra_rows: int
+) -> int | None:
+    """Write a batch; return the position before its first event, or None if a room has moved.
+
+    Events get the positions that follow, in order; `extra_rows` more are taken for other rows of
+    the transaction.
+    """
+    existing = [r for r in batch.rooms.values() if r.expected_version is not None]
+    events = batch.events
+    arguments: list[object] = [
+        [r.room_nid for r in existing],
+        [r.expected_version for r in existing],
+        [array_literal(r.extremity_nids) for r in existing],
+        [r.state_id for r in existing],
+        [r.main_count for r in existing],
+        len(events) + extra_rows,
+        [w.stored.event_nid for w in events],
+        [w.stored.event_id for w in events],
+        [w.room_nid for w in events],
+        [w.stored.status for w in events],
+        [key_nids[w.stored.event.key] if w.stored.event.is_state else None for w in events],
+        [w.stored.state_before for w in events],
+        [w.stored.room_state_before for w in events],
+        [w.stored.room_state_after for w in events],
+        [None if w.auth_nids is None else array_literal(w.auth_nids) for w in events],
+        [w.stored.main_count for w in events],
+        [w.stored.thread_root for w in events],
+        [w.stored.notifies for w in events],
+        [w.stored.device_nid for w in events],
+        [w.stored.txn_id for w in events],
+        [w.txn_scope for w in events],
+        [w.stored.redacted_by for w in events],
+        [w.stored.event.json.decode() for w in events],
+    ]
+    members = _last_memberships(events)
+    reads: dict[tuple[int, str], tuple[int, int]] = {}
+    for ordinal, w in enumerate(events, 1):
+        if w.read_by is not None:
+            reads[w.room_nid, w.read_by] = ordinal, w.stored.main_count or 0
+    arguments += _columns(
+        [
+            (nid, user, ordinal, count)
+            for (nid, user), (ordinal, count) in reads.items()
+            if (nid, user) not in members
+        ],
+        4,
+    )
+    arguments += _columns(
+        [
+            (p.user_id, w.room_nid, ordinal, w.stored.thread_root or "", p.notify_delta, p.highlight)
+            for ordinal, w in enumerate(events, 1)
+            for p in w.pushes
+        ],
+        6,
+    )
+    if not any(w.state or w.memberships or w.redacts or w.invite_state for w in events):
+        row = await queries.fetchrow(COMMIT_MESSAGES, *arguments)
+    else:
+        arguments += _state_arguments(batch, key_nids, members, reads)
+        row = await queries.fetchrow(COMMIT_EVENTS, *arguments)
+    return None if row is None else row[0]
+
+
+def _columns(rows: Sequence[Sequence[object]], width: int) -> list[object]:
+    """Return the columns of a table given by rows."""
+    return [[row[n] for row in rows] for n in range(width)]
+
+
+def _last_memberships(
+    events: Sequence[EventWrite],
+) -> dict[tuple[int, str], tuple[int, int, Membership]]:
+    """Return the last membership of each user and room, its ordinal, and the room's main_count."""
+    return {
+        (w.room_nid, m.user_id): (ordinal, w.stored.main_count or 0, m)
+        for ordinal, w in enumerate(events, 1)
+        for m in w.memberships
+    }
+
+
+def _state_arguments(
+    batch: EventBatch,
+    key_nids: Mapping[StateKey, int],
+    members: Mapping[tuple[int, str], tuple[int, int, Membership]],
+    reads: Mapping[tuple[int, str], tuple[int, int]],
+) -> list[object]:
+    """Return the arguments of the second half of COMMIT_EVENTS."""
+    events = batch.events
+    new_nids = {w.stored.event_id: w.stored.event_nid for w in events}
+    states = [w.state for w in events if w.state is not None]
+    arguments = _columns(
+        [
+            (
+                r.room_nid, r.room_id, r.room_version, array_literal(r.extremity_nids), r.state_id,
+                r.main_count, r.published,
+            )
+            for r in batch.rooms.values()
+            if r.expected_version is None
+        ],
+        7,
+    )  # fmt: skip
+    arguments += _columns([(s.state_id, s.parent_id, s.chain, s.size) for s in states], 4)
+    arguments += _columns(
+        [
+            (s.state_id, key_nids[key], None if event is None else new_nids.get(event), event)
+            for s in states
+            for key, event in s.changes.items()
+        ],
+        4,
+    )
+    rows = []
+    for (room_nid, user_id), (ordinal, main_count, m) in members.items():
+        read_ordinal, read_count = reads.get((room_nid, user_id), (ordinal, main_count))
+        rows.append(
+            (
+                room_nid, user_id, m.membership, m.event_id, m.sender, ordinal, m.local,
+                m.forgotten, m.display_name, m.avatar_url, max(ordinal, read_ordinal), read_count,
+            )
+        )  # fmt: skip
+    arguments += _columns(rows, 12)
+    invites = {
+        (w.stored.event.room_id, w.invite_state[0]): w.invite_state[1]
+        for w in events
+        if w.invite_state is not None
+    }
+    arguments += _columns([(room, user, json) for (room, user), json in invites.items()], 3)
+    arguments += _columns(
+        [(w.redacts, w.stored.event_id, w.room_nid) for w in events if w.redacts is not None], 3
+    )
+    return arguments
+
+
+async def lock_rooms(queries: Queries, room_nids: Sequence[int]) -> dict[int, int]:
+    """Lock rooms till the transaction ends; return the version of each."""
+    return {row[0]: row[1] for row in await queries.fetch(LOCK_ROOMS, list(room_nids))}
+
+
+async def find_transactions(queries: Queries, writes: Sequence[EventWrite]) -> set[int]:
+    """Return the event_nid of each write whose transaction id has been used already."""
+    own = [w for w in writes if w.stored.device_nid is not None]
+    if not own:
+        return set()
+    rows = await queries.fetch(
+        FIND_TRANSACTIONS,
+        [w.stored.device_nid for w in own],
+        [w.stored.txn_id for w in own],
+        [w.room_nid for w in own],
+        [w.txn_scope for w in own],
+        [w.stored.event_nid for w in own],
+    )
+    return {row[1] for row in rows}

@@ -1,0 +1,279 @@
+"""Group commit: one writer in each process, one transaction for whatever is ready (D2).
+
+Writers hand in units: the events of one room with everything they cause, or rows of other tables. While
+one batch is being flushed the next one gathers. Usually a batch is a single statement. When that finds a
+room moved (another process was faster) or a transaction id used, the batch is written again in a
+transaction that locks its rooms and leaves the losers out; they hear `Conflict` and decide again.
+
+Events of one room may be chained: a unit can be built upon another that is still waiting. A `RoomCursor`
+ties them together: when a unit fails, its cursor's generation moves on and those chained to it fail too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from minihs.base.errors import Unavailable
+from minihs.storage import event_writes, stream_rows
+from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
+from minihs.storage.state import needs_rebase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.base.tasks import TaskOwner
+    from minihs.storage.database import Database
+    from minihs.storage.event_store import EventStore
+    from minihs.storage.state import StateStore
+    from minihs.storage.stream_rows import StreamRow
+    from minihs.storage.streams import StreamFollower, StreamItem
+
+UNITS_PER_BATCH = 256
+
+
+class Conflict(Exception):
+    """What a unit was built upon has changed: read again and decide again."""
+
+
+@dataclass(slots=True, eq=False)
+class RoomCursor:
+    """The version of a room that this process knows to be committed; None: the room is being made."""
+
+    room_nid: int
+    version: int | None
+    generation: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    events: Sequence[EventWrite]
+    room: RoomWrite | None
+    cursor: RoomCursor | None
+    generation: int
+    rows: Sequence[StreamRow]
+    done: asyncio.Future[int] = field(repr=False)
+
+
+class GroupCommitter:
+    """The process's only writer of the stream."""
+
+    def __init__(
+        self,
+        db: Database,
+        states: StateStore,
+        events: EventStore,
+        follower: StreamFollower,
+        tasks: TaskOwner,
+    ) -> None:
+        self._db = db
+        self._states = states
+        self._events = events
+        self._follower = follower
+        self._tasks = tasks
+        self._connection: asyncpg.Connection | None = None
+        self._waiting: list[_Unit] = []
+        self._ready = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._tasks.spawn("group-committer", self._run())
+
+    async def commit_events(
+        self, events: Sequence[EventWrite], room: RoomWrite, cursor: RoomCursor, generation: int
+    ) -> int:
+        """Commit events of one room, all or none; return the position of the last one.
+
+        `generation` is the cursor's at the time when the events were built.
+
+        Raises:
+            Conflict: the room has moved, or a transaction id has been used already.
+            Unavailable: the database did not answer: the events may or may not be there.
+        """
+        return await self._submit(events, room, cursor, generation, ())
+
+    async def commit_rows(self, rows: Sequence[StreamRow]) -> int:
+        """Commit rows of other tables, all or none; return the position of the last one."""
+        return await self._submit((), None, None, 0, rows)
+
+    def _submit(
+        self,
+        events: Sequence[EventWrite],
+        room: RoomWrite | None,
+        cursor: RoomCursor | None,
+        generation: int,
+        rows: Sequence[StreamRow],
+    ) -> asyncio.Future[int]:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Unit(events, room, cursor, generation, rows, done))
+        self._ready.set()
+        return done
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._ready.wait()
+                await asyncio.sleep(0)  # noqa: TID251  (lets the requests of this turn join)
+                units = self._waiting[:UNITS_PER_BATCH]
+                del self._waiting[:UNITS_PER_BATCH]
+                if not self._waiting:
+                    self._ready.clear()
+                await self._commit(units)
+        finally:
+            for unit in self._waiting:
+                unit.done.cancel()
+            if self._connection is not None:
+                await self._connection.close()
+
+    async def _commit(self, units: Sequence[_Unit]) -> None:
+        """Commit a batch and answer everyone in it; failures go to those who wait."""
+        units = [unit for unit in units if not self._fails_already(unit)]
+        if not units:
+            return
+        self._follower.commit_begins()
+        try:
+            await self._write(units)
+        except asyncio.CancelledError:
+            for unit in units:
+                unit.done.cancel()
+            raise
+        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+            self._connection = None
+            self._fail(units, Unavailable("The database is not available at the moment."), error)
+        except Exception as error:  # noqa: BLE001  (handed to every writer)
+            self._fail(units, error, None)
+        finally:
+            self._follower.commit_ends()
+
+    def _fails_already(self, unit: _Unit) -> bool:
+        if unit.cursor is not None and unit.cursor.generation != unit.generation:
+            unit.done.set_exception(Conflict())
+            return True
+        return False
+
+    def _fail(
+        self, units: Sequence[_Unit], error: Exception, cause: BaseException | None
+    ) -> None:
+        error.__cause__ = cause
+        for unit in units:
+            if unit.cursor is not None:
+                unit.cursor.generation += 1
+            if not unit.done.done():
+                unit.done.set_exception(error)
+
+    async def _write(self, units: Sequence[_Unit]) -> None:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._db.dedicated()
+        connection = self._connection
+        keys = [w.stored.event.key for u in units for w in u.events if w.stored.event.is_state]
+        keys += [k for u in units for w in u.events if w.state for k in w.state.changes]
+        key_nids = await self._states.key_nids(keys) if keys else {}
+        batch, rows = _gather(units)
+        try:
+            if rows:
+                async with connection.transaction():
+                    base = await self._write_all(batch, key_nids, rows)
+            else:
+                base = await event_writes.write_batch(connection, batch, key_nids, 0)
+        except (asyncpg.UniqueViolationError, Conflict):
+            base = None
+        if base is None:
+            units = await self._write_without_losers(units, key_nids)
+        else:
+            self._succeed(units, base)
+
+    async def _write_all(
+        self, batch: EventBatch, key_nids: dict[tuple[str, str], int], rows: Sequence[StreamRow]
+    ) -> int:
+        """Write events and rows inside a transaction that is open; return the base position."""
+        connection = self._connection
+        base = await event_writes.write_batch(connection, batch, key_nids, len(rows))
+        if base is None:
+            raise Conflict
+        start = base + len(batch.events) + 1
+        await stream_rows.write_rows(connection, list(enumerate(rows, start)))
+        return base
+
+    async def _write_without_losers(
+        self, units: Sequence[_Unit], key_nids: dict[tuple[str, str], int]
+    ) -> Sequence[_Unit]:
+        """Write those units whose rooms have not moved, under lock; return them."""
+        connection = self._connection
+        base: int | None = None
+        async with connection.transaction():
+            nids = {u.room.room_nid for u in units if u.room is not None}
+            versions = await event_writes.lock_rooms(connection, sorted(nids))
+            used = await event_writes.find_transactions(
+                connection, [w for u in units for w in u.events]
+            )
+            lost: set[int] = set()
+            winners: list[_Unit] = []
+            for unit in units:
+                if unit.room is None or unit.cursor is None:
+                    winners.append(unit)
+                    continue
+                nid = unit.room.room_nid
+                moved = unit.cursor.version is not None and versions.get(nid) != unit.cursor.version
+                if nid in lost or moved or any(w.stored.event_nid in used for w in unit.events):
+                    lost.add(nid)
+                else:
+                    winners.append(unit)
+            if winners:
+                batch, rows = _gather(winners)
+                base = await self._write_all(batch, key_nids, rows)
+        losers = [unit for unit in units if unit not in winners]
+        if base is not None:
+            self._succeed(winners, base)
+        self._fail(losers, Conflict(), None)
+        return winners
+
+    def _succeed(self, units: Sequence[_Unit], base: int) -> None:
+        """Note what has been committed, let readers know, and answer the writers."""
+        position = base
+        items: list[tuple[int, StreamItem]] = []
+        for unit in units:
+            for write in unit.events:
+                position += 1
+                stored = write.stored
+                stored.position = position
+                stored.order = (position, 0)
+                self._events.remember(stored)
+                items.append((position, stored))
+                items += [(position, m) for m in write.memberships]
+                if write.redacts is not None:
+                    self._events.note_redaction(write.redacts, stored.event_id)
+        for unit in units:
+            for row in unit.rows:
+                position += 1
+                items.append((position, row))
+        bumped = {u.cursor for u in units if u.cursor is not None}
+        for cursor in bumped:
+            cursor.version = (cursor.version or 0) + 1
+        self._follower.offer(base, position, items)
+        for unit in units:
+            if not unit.done.done():
+                unit.done.set_result(position)
+            for write in unit.events:
+                if write.state is not None and needs_rebase(write.state):
+                    self._tasks.spawn("rebase-state", self._states.rebase(write.state))
+
+
+def _gather(units: Sequence[_Unit]) -> tuple[EventBatch, list[StreamRow]]:
+    """Return the events of all units as one batch, and their other rows."""
+    batch = EventBatch()
+    rows: list[StreamRow] = []
+    by_id: dict[str, EventWrite] = {}
+    for unit in units:
+        if unit.room is not None and unit.cursor is not None:
+            unit.room.expected_version = unit.cursor.version
+            batch.rooms[unit.room.room_nid] = unit.room  # The last unit of a room has its last word.
+        for write in unit.events:
+            by_id[write.stored.event_id] = write
+            if write.redacts in by_id:
+                by_id[write.redacts].stored.redacted_by = write.stored.event_id
+        batch.events += unit.events
+        rows += unit.rows
+    return batch, rows

@@ -1,0 +1,69 @@
+"""Rooms as their writers need them: version, forward extremities, current state, local members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.protocol.identifiers import RoomId
+    from minihs.storage.database import Queries
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRow:
+    """A room at some version."""
+
+    room_nid: int
+    room_version: str
+    version: int
+    extremities: Sequence[tuple[str, int]]  # event_id and event_nid
+    state_id: int
+    main_count: int
+    published: bool
+
+
+# Unique index rooms_room_id_key; primary key of events.
+FETCH_ROOM = statement(
+    "rooms.fetch_room",
+    """
+    SELECT
+      r.room_nid, r.room_version, r.version,
+      (
+        SELECT array_agg(ARRAY[e.event_id, e.event_nid::text] ORDER BY e.event_nid)
+        FROM events e
+        WHERE e.event_nid = ANY(r.extremities)
+      ) AS extremities,
+      r.state_id, r.main_count, r.published
+    FROM rooms r
+    WHERE r.room_id = $1
+    """,
+)
+
+# Index memberships_local.
+LIST_LOCAL_MEMBERS = statement(
+    "rooms.list_local_members",
+    """
+    SELECT user_id, display_name
+    FROM memberships
+    WHERE room_nid = $1 AND local AND membership = 'join'
+    """,
+)
+
+
+async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
+    """Return a room as its writers need it, or None when this server does not know it."""
+    row = await queries.fetchrow(FETCH_ROOM, room_id)
+    if row is None:
+        return None
+    extremities = [(event_id, int(nid)) for event_id, nid in row[3] or ()]
+    return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6])
+
+
+async def list_local_members(queries: Queries, room_nid: int) -> dict[str, str | None]:
+    """Return the display name of each user of this server who is joined."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_LOCAL_MEMBERS, room_nid)}

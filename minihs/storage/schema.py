@@ -1,0 +1,464 @@
+"""The schema: the only description of the tables (decision D8); Alembic keeps its history.
+
+Theory, in the order in which a reader needs it:
+
+* **The stream** (D1). `stream.position` is one number for the whole server. A row that `/sync` or
+  federation must notice carries the position it got in its transaction, so `position` columns of all
+  tables together are one sequence without gaps, in commit order.
+* **Order in a room.** An event that arrived while the server was in the room has
+  `order_major = position` and `order_minor = 0`. History fetched later takes the major of the event
+  before which it belongs, and negative minors, so every page of history has one fixed order that
+  no sender can influence (`depth` is never used for it).
+* **States** (D3). A state is a delta on its parent; messages share their predecessor's state.
+* **Raw events** are the exact JSON text (D6), as `text`: U+0000 arrives escaped and stays so.
+
+Identifiers of Matrix are text; `*_nid` are surrogate keys that never leave `storage`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+def _bigint(name: str, comment: str, *, null: bool = False, **options: object) -> Column[int]:
+    return Column(name, BigInteger, nullable=null, comment=comment, **options)  # type: ignore[arg-type]
+
+
+def _text(name: str, comment: str, *, null: bool = False, **options: object) -> Column[str]:
+    return Column(name, Text, nullable=null, comment=comment, **options)  # type: ignore[arg-type]
+
+
+def _flag(name: str, comment: str, *, default: str = "false") -> Column[bool]:
+    return Column(name, Boolean, nullable=False, server_default=text(default), comment=comment)
+
+
+# --- the stream, rooms, events ---------------------------------------------------------------
+
+stream = Table(
+    "stream",
+    metadata,
+    _bigint("position", "The last position handed out"),
+    Column(
+        "only_row", Boolean, primary_key=True, server_default=text("true"), comment="Always true"
+    ),
+    CheckConstraint("only_row", name="only_row"),
+    comment="The one stream (D1): its row lock makes position order equal commit order",
+)
+
+server_facts = Table(
+    "server_facts",
+    metadata,
+    _text("name", "What", primary_key=True),
+    _text("value", "Its value"),
+    comment="What must not change under a database: the server name it belongs to",
+)
+
+rooms = Table(
+    "rooms",
+    metadata,
+    _bigint("room_nid", "Surrogate key", primary_key=True, autoincrement=False),
+    _text("room_id", "As in Matrix"),
+    _text("room_version", "From our copy of the create event"),
+    _bigint("version", "Counts changes of the forward extremities; writers verify it (D2)"),
+    Column(
+        "extremities", ARRAY(BigInteger), nullable=False, comment="event_nid of each forward extremity"
+    ),
+    _bigint("state_id", "The current state: the state after the extremities, resolved"),
+    _bigint("main_count", "How many events outside threads notified by default rules so far"),
+    _flag("published", "In the room directory"),
+    Index("rooms_room_id_key", "room_id", unique=True),
+    Index("rooms_published", "room_nid", postgresql_where=text("published")),
+    # Updated with every event: leave room on the page for the new row version.
+    postgresql_with={"fillfactor": 70},
+    comment="Rooms that this server is or was in",
+)
+
+events = Table(
+    "events",
+    metadata,
+    _bigint("event_nid", "Surrogate key", primary_key=True, autoincrement=False),
+    _text("event_id", "As in Matrix"),
+    _bigint("room_nid", "The room", ),
+    _bigint("position", "In the stream; null: an outlier or fetched history", null=True),
+    _bigint("order_major", "Order in the room (see above); null: an outlier", null=True),
+    Column("order_minor", Integer, nullable=False, server_default="0", comment="See order_major"),
+    Column(
+        "status",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="0 accepted, 1 soft-failed, 2 rejected",
+    ),
+    _bigint("key_nid", "The state key of a state event", null=True),
+    _bigint("state_before", "The state before the event", null=True),
+    _bigint("room_state_before", "The room's current state when the event came in", null=True),
+    _bigint("room_state_after", "The room's current state with the event in it", null=True),
+    Column(
+        "auth_nids",
+        ARRAY(BigInteger),
+        nullable=True,
+        comment="event_nid of the auth events, of state events only: what auth chains are walked by",
+    ),
+    _bigint("main_count", "rooms.main_count with this event in it", null=True),
+    _text("thread_root", "Event id of the root of the thread it is in", null=True),
+    _flag("notifies", "It counts as unread for users with default push rules"),
+    _bigint("device_nid", "The local device that sent it", null=True),
+    _text("txn_id", "That device's transaction id", null=True),
+    _text("txn_scope", "What else of the request's path must be equal to be a repetition", null=True),
+    _text("redacted_by", "Event id of the redaction that applies", null=True),
+    _text("json", "The PDU: the exact text that was signed"),
+    Index("events_event_id_key", "event_id", unique=True),
+    Index("events_order", "room_nid", "order_major", "order_minor"),
+    Index("events_position_key", "position", unique=True),
+    Index(
+        "events_transaction_key",
+        "device_nid",
+        "txn_id",
+        "room_nid",
+        "txn_scope",
+        unique=True,
+        postgresql_where=text("device_nid IS NOT NULL"),
+    ),
+    Index(
+        "events_thread",
+        "room_nid",
+        "thread_root",
+        "position",
+        postgresql_where=text("thread_root IS NOT NULL"),
+    ),
+    Index(
+        "events_state_key",
+        "room_nid",
+        "key_nid",
+        "position",
+        postgresql_where=text("key_nid IS NOT NULL"),
+    ),
+    comment="Every PDU, accepted or not",
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    _bigint("event_nid", "The event", primary_key=True, autoincrement=False),
+    _text("rule", "The rule that refused it, in the specification's words"),
+    _text("passage", "Where the specification says so"),
+    _text("message", "For people"),
+    Column("deciding", ARRAY(Text), nullable=False, comment="Event ids that decided"),
+    comment="Why an event was rejected or soft-failed (D13)",
+)
+
+redactions = Table(
+    "redactions",
+    metadata,
+    _text("event_id", "The event to be redacted, known here or not", primary_key=True),
+    _text("redaction_id", "The redaction event", primary_key=True),
+    _bigint("room_nid", "The room of the redaction"),
+    comment="Accepted redactions, so that an event which comes later is redacted on arrival",
+)
+
+state_keys = Table(
+    "state_keys",
+    metadata,
+    Column(
+        "key_nid",
+        BigInteger,
+        primary_key=True,
+        autoincrement=True,
+        comment="Surrogate key",
+    ),
+    _text("type", "Event type"),
+    _text("state_key", "State key"),
+    Index("state_keys_type_state_key_key", "type", "state_key", unique=True),
+    comment="Each pair of type and state key that ever occurred",
+)
+
+states = Table(
+    "states",
+    metadata,
+    _bigint("state_id", "Surrogate key", primary_key=True, autoincrement=False),
+    _bigint("parent_id", "The state that this one changes; null: it is a full snapshot", null=True),
+    Column("chain", Integer, nullable=False, comment="Deltas between this state and its snapshot"),
+    Column("size", Integer, nullable=False, comment="Entries of the whole state"),
+    comment="States of rooms, as deltas on one another (D3)",
+)
+
+state_entries = Table(
+    "state_entries",
+    metadata,
+    _bigint("state_id", "The state that has it", primary_key=True, autoincrement=False),
+    _bigint("key_nid", "Type and state key", primary_key=True, autoincrement=False),
+    _bigint("event_nid", "The event; null: the parent's entry is gone", null=True),
+    comment="What a state sets, beside what its parent has",
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _text("user_id", "The member", primary_key=True),
+    _text("membership", "As in the event"),
+    _text("event_id", "The member event"),
+    _text("sender", "Its sender"),
+    _bigint("position", "Its position"),
+    _bigint("order_major", "Its order in the room"),
+    _flag("local", "Whether the user is one of this server's", default="false"),
+    _flag("forgotten", "The user has forgotten the room (MSC4267)"),
+    _text("display_name", "From the event", null=True),
+    _text("avatar_url", "From the event", null=True),
+    _bigint("read_position", "Unthreaded read receipt: everything up to here is read"),
+    _bigint("read_main_position", "Everything outside threads up to here is read"),
+    _bigint("read_main_count", "rooms.main_count at read_main_position"),
+    Index("memberships_user_id", "user_id", "membership"),
+    Index("memberships_user_position", "user_id", "position"),
+    Index(
+        "memberships_local",
+        "room_nid",
+        postgresql_where=text("local AND membership = 'join'"),
+    ),
+    postgresql_with={"fillfactor": 80},
+    comment="Current membership of each user that a room's state names, and what they have read",
+)
+
+invite_states = Table(
+    "invite_states",
+    metadata,
+    _text("room_id", "The room", primary_key=True),
+    _text("user_id", "Who was invited or knocks", primary_key=True),
+    _text("json", "The stripped state to show them, a JSON list"),
+    comment="Stripped state that came with invites and knocks",
+)
+
+event_pushes = Table(
+    "event_pushes",
+    metadata,
+    _text("user_id", "The local user", primary_key=True),
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _bigint("position", "The event's position", primary_key=True, autoincrement=False),
+    _text("thread_root", "The thread it is in; empty: none"),
+    Column(
+        "notify_delta",
+        SmallInteger,
+        nullable=False,
+        comment="1 or -1 where the user's rules differ from the default rules, else 0",
+    ),
+    _flag("highlight", "The user is mentioned"),
+    comment="Where an event counts for one user otherwise than for users with default rules",
+)
+
+thread_reads = Table(
+    "thread_reads",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _text("user_id", "The reader", primary_key=True),
+    _text("thread_root", "The thread", primary_key=True),
+    _bigint("position", "Everything in the thread up to here is read"),
+    comment="Threaded read receipts, as positions",
+)
+
+# --- ephemeral and personal ------------------------------------------------------------------
+
+receipts = Table(
+    "receipts",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _text("user_id", "The reader", primary_key=True),
+    _text("receipt_type", "m.read or m.read.private", primary_key=True),
+    _text("thread_id", "The thread, `main`, or empty: unthreaded", primary_key=True),
+    _text("event_id", "The event read"),
+    _bigint("ts_ms", "When"),
+    _bigint("position", "In the stream"),
+    Index("receipts_position", "position"),
+    Index("receipts_room_position", "room_nid", "position"),
+    comment="The newest receipt of each user, room, type and thread",
+)
+
+typing = Table(
+    "typing",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _bigint("position", "When the set of those who type changed last"),
+    Column("user_ids", ARRAY(Text), nullable=False, comment="Who types"),
+    Column(
+        "expires_ms", ARRAY(BigInteger), nullable=False, comment="Until when, in the same order"
+    ),
+    Index("typing_position", "position"),
+    prefixes=["UNLOGGED"],
+    comment="Who types where; lost in a crash, as it should be",
+)
+
+account_data = Table(
+    "account_data",
+    metadata,
+    _text("user_id", "Whose", primary_key=True),
+    _text("room_id", "The room; empty: global", primary_key=True),
+    _text("type", "The type", primary_key=True),
+    _text("json", "The content"),
+    _bigint("position", "In the stream"),
+    Index("account_data_position", "position"),
+    Index("account_data_user_position", "user_id", "position"),
+    comment="Account data, tags (m.tag), read markers (m.fully_read), push rules (m.push_rules)",
+)
+
+filters = Table(
+    "filters",
+    metadata,
+    _text("user_id", "Whose", primary_key=True),
+    _bigint("filter_id", "Counts from 0 for each user", primary_key=True, autoincrement=False),
+    _text("json", "The filter, canonical"),
+    Index("filters_user_id_json_key", "user_id", text("md5(json)"), unique=True),
+    comment="Stored filters",
+)
+
+# --- accounts --------------------------------------------------------------------------------
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _text("user_id", "The user", primary_key=True),
+    _text("password_hash", "argon2id, PHC string; null: no password", null=True),
+    _bigint("created_ms", "When"),
+    _flag("admin", "Server administrator"),
+    _flag("guest", "A guest account"),
+    _text("appservice_id", "The application service that made it", null=True),
+    _bigint("deactivated_ms", "When it was deactivated", null=True),
+    _flag("erased", "Erasure was asked for"),
+    comment="Users of this server",
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    _text("user_id", "Whose", primary_key=True),
+    _text("field", "displayname, avatar_url, or another field", primary_key=True),
+    _text("json", "The value, as JSON"),
+    comment="Profile fields of users of this server",
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column(
+        "device_nid", BigInteger, primary_key=True, autoincrement=True, comment="Surrogate key"
+    ),
+    _text("user_id", "Whose"),
+    _text("device_id", "As in Matrix"),
+    _text("display_name", "For people", null=True),
+    _bigint("last_seen_ms", "When it was used last, to within minutes", null=True),
+    _text("last_seen_ip", "From where", null=True),
+    Index("devices_user_id_device_id_key", "user_id", "device_id", unique=True),
+    comment="Devices; a session belongs to one",
+)
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("token_hash", Text, primary_key=True, comment="SHA-256 of the token, hexadecimal"),
+    Column(
+        "device_nid",
+        BigInteger,
+        ForeignKey("devices.device_nid", ondelete="CASCADE"),
+        nullable=False,
+        comment="The device",
+    ),
+    _bigint("expires_ms", "From when it is invalid; null: never", null=True),
+    _text("retires", "The refresh token that ends when this token is first used", null=True),
+    Index("access_tokens_device_nid", "device_nid"),
+    comment="Access tokens, hashed",
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("token_hash", Text, primary_key=True, comment="SHA-256 of the token, hexadecimal"),
+    Column(
+        "device_nid",
+        BigInteger,
+        ForeignKey("devices.device_nid", ondelete="CASCADE"),
+        nullable=False,
+        comment="The device",
+    ),
+    _text("next_hash", "The refresh token that replaced it", null=True),
+    _bigint("created_ms", "When"),
+    Index("refresh_tokens_device_nid", "device_nid"),
+    comment="Refresh tokens, hashed; one stays valid until its successor is used",
+)
+
+registration_tokens = Table(
+    "registration_tokens",
+    metadata,
+    _text("token", "As the user types it", primary_key=True),
+    _bigint("uses_allowed", "How often it may be used; null: without end", null=True),
+    _bigint("completed", "Registrations done with it"),
+    _bigint("expires_ms", "Until when; null: for ever", null=True),
+    comment="Tokens that allow registration",
+)
+
+user_interactive_sessions = Table(
+    "user_interactive_sessions",
+    metadata,
+    _text("session_hash", "SHA-256 of the session id, hexadecimal", primary_key=True),
+    _text("binding", "HMAC, keyed with the session id, of endpoint, user and body without `auth`"),
+    Column("completed", ARRAY(Text), nullable=False, comment="Stages done"),
+    _text("registration_token", "The token that was shown", null=True),
+    _bigint("created_ms", "When"),
+    Index("user_interactive_sessions_created_ms", "created_ms"),
+    comment="User-interactive authentication under way; never a password",
+)
+
+# --- the directory, reports, housekeeping ----------------------------------------------------
+
+room_aliases = Table(
+    "room_aliases",
+    metadata,
+    _text("alias", "The alias", primary_key=True),
+    _text("room_id", "Where it points"),
+    _text("creator", "Who made it"),
+    Index("room_aliases_room_id", "room_id"),
+    comment="Aliases of this server",
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("report_id", BigInteger, primary_key=True, autoincrement=True, comment="Surrogate key"),
+    _bigint("received_ms", "When"),
+    _text("reporter", "Who reports"),
+    _text("room_id", "The room, if it is about one", null=True),
+    _text("event_id", "The event, if it is about one", null=True),
+    _text("user_id", "The user, if it is about one", null=True),
+    _text("reason", "In the reporter's words"),
+    comment="Reports of rooms, events and users to the server's administrators",
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _text("name", "The loop", primary_key=True),
+    _text("holder", "The process that runs it"),
+    _bigint("until_ms", "How long the lease holds"),
+    comment="Leases of loops that run in one process at a time (D4)",
+)

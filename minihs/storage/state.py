@@ -1,0 +1,239 @@
+"""States of rooms: immutable maps in memory, deltas on one another in the database (D3).
+
+A state is the map (type, state_key) -> event id at some moment of a room. In memory it is a persistent
+map, so a room with 10,000 members costs one path of nodes per change, not a copy. In the database it is
+a row that says which entries differ from its parent. A chain of deltas that has grown as long as the
+state itself is re-based: the youngest state of the chain becomes a full snapshot. So a change costs
+O(1) rows, amortised, and loading a state reads at most twice its size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import immutables
+
+from minihs.base.caching import BoundedCache
+from minihs.base.limits import STATE_CACHE_ENTRIES
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.storage.database import Queries
+    from minihs.storage.numbers import Numbers
+
+EMPTY_STATE_ID = 0
+CHAIN_MIN = 16  # Shorter chains are never re-based: reading them costs next to nothing.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """The state of a room at some moment. `chain` counts the deltas below it in the database."""
+
+    state_id: int
+    entries: immutables.Map[StateKey, EventId]
+    chain: int
+
+    def get(self, event_type: str, state_key: str = "") -> EventId | None:
+        """Return the id of the event that holds a key, or None."""
+        return self.entries.get((event_type, state_key))
+
+
+EMPTY_STATE = State(EMPTY_STATE_ID, immutables.Map(), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StateRow:
+    """A new state to be written: what it changes on its parent (None: the entry is gone)."""
+
+    state_id: int
+    parent_id: int | None
+    chain: int
+    size: int
+    changes: Mapping[StateKey, EventId | None]
+
+
+# Primary keys of states, state_entries, state_keys and events. A chain is walked from the youngest
+# delta to its snapshot; of each key the entry nearest to the asked state counts.
+LOAD_STATES = statement(
+    "state.load_states",
+    """
+    WITH RECURSIVE chain AS (
+      SELECT s.state_id AS asked, s.state_id, s.parent_id, 0 AS distance
+      FROM states s
+      WHERE s.state_id = ANY($1::bigint[])
+      UNION ALL
+      SELECT c.asked, p.state_id, p.parent_id, c.distance + 1
+      FROM chain c
+      JOIN states p ON p.state_id = c.parent_id
+    ), nearest AS (
+      SELECT DISTINCT ON (c.asked, n.key_nid) c.asked, n.key_nid, n.event_nid
+      FROM chain c
+      JOIN state_entries n ON n.state_id = c.state_id
+      ORDER BY c.asked, n.key_nid, c.distance
+    )
+    SELECT n.asked, k.type, k.state_key, e.event_id
+    FROM nearest n
+    JOIN state_keys k ON k.key_nid = n.key_nid
+    JOIN events e ON e.event_nid = n.event_nid
+    """,
+)
+
+LOAD_CHAINS = statement(
+    "state.load_chains",
+    "SELECT state_id, chain FROM states WHERE state_id = ANY($1::bigint[])",
+)
+
+# Makes a state a full snapshot. It says the same before and after, so nobody need be kept out.
+REBASE_ENTRIES = statement(
+    "state.rebase_entries",
+    """
+    WITH RECURSIVE chain AS (
+      SELECT s.state_id, s.parent_id, 0 AS distance FROM states s WHERE s.state_id = $1
+      UNION ALL
+      SELECT p.state_id, p.parent_id, c.distance + 1
+      FROM chain c
+      JOIN states p ON p.state_id = c.parent_id
+    ), nearest AS (
+      SELECT DISTINCT ON (n.key_nid) n.key_nid, n.event_nid
+      FROM chain c
+      JOIN state_entries n ON n.state_id = c.state_id
+      ORDER BY n.key_nid, c.distance
+    ), copied AS (
+      INSERT INTO state_entries (state_id, key_nid, event_nid)
+      SELECT $1, key_nid, event_nid FROM nearest WHERE event_nid IS NOT NULL
+      ON CONFLICT DO NOTHING
+      RETURNING 1
+    )
+    UPDATE states SET parent_id = NULL, chain = 0
+    WHERE state_id = $1 AND (SELECT count(*) FROM copied) >= 0
+    """,
+)
+
+UPSERT_KEYS = statement(
+    "state.upsert_keys",
+    """
+    INSERT INTO state_keys (type, state_key)
+    SELECT * FROM unnest($1::text[], $2::text[])
+    ON CONFLICT DO NOTHING
+    """,
+)
+
+FETCH_KEYS = statement(
+    "state.fetch_keys",
+    """
+    SELECT k.key_nid, k.type, k.state_key
+    FROM unnest($1::text[], $2::text[]) AS asked (type, state_key)
+    JOIN state_keys k ON k.type = asked.type AND k.state_key = asked.state_key
+    """,
+)
+
+
+class StateStore:
+    """Loads states and derives new ones; what it has seen it keeps, within a budget."""
+
+    def __init__(self, queries: Queries, numbers: Numbers) -> None:
+        self._queries = queries
+        self.numbers = numbers
+        self._cache: BoundedCache[int, State] = BoundedCache(STATE_CACHE_ENTRIES)
+        self._keys: BoundedCache[StateKey, int] = BoundedCache(50_000)
+
+    async def get(self, state_id: int) -> State:
+        """Return a state."""
+        state = self._cache.get(state_id)
+        if state is not None:
+            return state
+        return (await self.get_many([state_id]))[state_id]
+
+    async def get_many(
+        self, state_ids: Iterable[int], queries: Queries | None = None
+    ) -> dict[int, State]:
+        """Return several states with one statement for those not in memory."""
+        found: dict[int, State] = {}
+        missing: list[int] = []
+        for state_id in set(state_ids):
+            state = EMPTY_STATE if state_id == EMPTY_STATE_ID else self._cache.get(state_id)
+            if state is None:
+                missing.append(state_id)
+            else:
+                found[state_id] = state
+        if missing:
+            source = queries or self._queries
+            chains = {r[0]: r[1] for r in await source.fetch(LOAD_CHAINS, missing)}
+            rows = await source.fetch(LOAD_STATES, missing)
+            entries: dict[int, dict[StateKey, EventId]] = {state_id: {} for state_id in missing}
+            for asked, event_type, state_key, event_id in rows:
+                entries[asked][event_type, state_key] = event_id
+            for state_id, mapping in entries.items():
+                state = State(state_id, immutables.Map(mapping), chains.get(state_id, 0))
+                found[state_id] = state
+                self._cache.put(state_id, state)
+        return found
+
+    def remember(self, state: State) -> None:
+        """Keep a state that has been committed."""
+        self._cache.put(state.state_id, state)
+
+    def derive(
+        self, parent: State, changes: Mapping[StateKey, EventId | None]
+    ) -> tuple[State, StateRow]:
+        """Return the state that `changes` make of `parent`, and the row that records it.
+
+        A number must have been reserved.
+        """
+        entries = parent.entries
+        if len(changes) == 1:
+            ((key, event_id),) = changes.items()
+            entries = entries.delete(key) if event_id is None else entries.set(key, event_id)
+        else:
+            with entries.mutate() as draft:
+                for key, event_id in changes.items():
+                    if event_id is None:
+                        draft.pop(key, None)
+                    else:
+                        draft[key] = event_id
+                entries = draft.finish()
+        first = parent.state_id == EMPTY_STATE_ID
+        chain = 0 if first else parent.chain + 1
+        state = State(self.numbers.take(), entries, chain)
+        row = StateRow(
+            state.state_id, None if first else parent.state_id, chain, len(entries), dict(changes)
+        )
+        return state, row
+
+    async def rebase(self, row: StateRow) -> None:
+        """Make a snapshot of a committed state whose chain has grown as long as the state."""
+        await self._queries.execute(REBASE_ENTRIES, row.state_id)
+        state = self._cache.get(row.state_id)
+        if state is not None:
+            self._cache.put(row.state_id, State(state.state_id, state.entries, 0))
+
+    async def key_nids(self, keys: Iterable[StateKey]) -> dict[StateKey, int]:
+        """Return the surrogate key of each state key, making those that are new."""
+        found: dict[StateKey, int] = {}
+        missing: list[StateKey] = []
+        for key in set(keys):
+            nid = self._keys.get(key)
+            if nid is None:
+                missing.append(key)
+            else:
+                found[key] = nid
+        if missing:
+            missing.sort()
+            columns = [t for t, _ in missing], [k for _, k in missing]
+            rows: Sequence[object] = await self._queries.fetch(FETCH_KEYS, *columns)
+            if len(rows) < len(missing):
+                await self._queries.execute(UPSERT_KEYS, *columns)
+                rows = await self._queries.fetch(FETCH_KEYS, *columns)
+            for nid, event_type, state_key in rows:  # type: ignore[misc]
+                found[event_type, state_key] = nid
+                self._keys.put((event_type, state_key), nid)
+        return found
+
+
+def needs_rebase(row: StateRow) -> bool:
+    """Return whether a state's chain has grown as long as the state itself."""
+    return row.chain >= max(row.size, CHAIN_MIN)

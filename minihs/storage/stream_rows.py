@@ -1,0 +1,185 @@
+"""Rows of the stream that are not events: values that the group committer writes.
+
+Each class is one table; `write` puts many rows of it, with the positions they got, in one statement.
+What a writer hands in and what the stream's follower hands out are the same values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
+    from minihs.storage.database import Queries
+
+
+@dataclass(frozen=True, slots=True)
+class AccountDataWrite:
+    """Account data of a user: global where `room_id` is empty. `json` is the content."""
+
+    user_id: UserId
+    room_id: RoomId | str
+    type: str
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptWrite:
+    """A read receipt. `thread_id` is empty for an unthreaded one."""
+
+    room_id: RoomId
+    user_id: UserId
+    receipt_type: str
+    thread_id: str
+    event_id: EventId
+    ts_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TypingWrite:
+    """Who types in a room from now on, and until when each of them."""
+
+    room_id: RoomId
+    user_ids: tuple[UserId, ...]
+    expires_ms: tuple[int, ...]
+
+
+StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite
+
+# Each writes a batch: the last of several rows with one key wins, as it comes last in the stream.
+WRITE_ACCOUNT_DATA = statement(
+    "stream_rows.write_account_data",
+    """
+    INSERT INTO account_data AS old (user_id, room_id, type, json, position)
+    SELECT DISTINCT ON (user_id, room_id, type) user_id, room_id, type, json, position
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+      AS new (user_id, room_id, type, json, position)
+    ORDER BY user_id, room_id, type, position DESC
+    ON CONFLICT (user_id, room_id, type)
+    DO UPDATE SET json = excluded.json, position = excluded.position
+    """,
+)
+
+WRITE_RECEIPTS = statement(
+    "stream_rows.write_receipts",
+    """
+    INSERT INTO receipts (room_nid, user_id, receipt_type, thread_id, event_id, ts_ms, position)
+    SELECT DISTINCT ON (r.room_nid, user_id, receipt_type, thread_id)
+      r.room_nid, user_id, receipt_type, thread_id, event_id, ts_ms, position
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[])
+      AS new (room_id, user_id, receipt_type, thread_id, event_id, ts_ms, position)
+    JOIN rooms r ON r.room_id = new.room_id
+    ORDER BY r.room_nid, user_id, receipt_type, thread_id, position DESC
+    ON CONFLICT (room_nid, user_id, receipt_type, thread_id)
+    DO UPDATE SET event_id = excluded.event_id, ts_ms = excluded.ts_ms, position = excluded.position
+    """,
+)
+
+# A receipt of this server's user moves what that user has read: never back. Threaded receipts move
+# only their thread; the thread `main` moves the count of the main timeline.
+READ_BY_RECEIPTS = statement(
+    "stream_rows.read_by_receipts",
+    """
+    WITH new AS (
+      SELECT r.room_nid, user_id, thread_id, e.position, e.main_count
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+        AS new (room_id, user_id, thread_id, event_id)
+      JOIN rooms r ON r.room_id = new.room_id
+      JOIN events e ON e.event_id = new.event_id AND e.room_nid = r.room_nid
+      WHERE e.position IS NOT NULL
+    ), threads AS (
+      INSERT INTO thread_reads AS old (room_nid, user_id, thread_root, position)
+      SELECT room_nid, user_id, thread_id, max(position)
+      FROM new
+      WHERE thread_id NOT IN ('', 'main')
+      GROUP BY room_nid, user_id, thread_id
+      ON CONFLICT (room_nid, user_id, thread_root)
+      DO UPDATE SET position = greatest(old.position, excluded.position)
+      RETURNING 1
+    ), moved AS (
+      SELECT
+        room_nid, user_id,
+        coalesce(max(position) FILTER (WHERE thread_id = ''), 0) AS position,
+        coalesce(max(main_count), 0) AS main_count,
+        max(position) AS main_position
+      FROM new
+      WHERE thread_id IN ('', 'main')
+      GROUP BY room_nid, user_id
+    )
+    UPDATE memberships m
+    SET
+      read_position = greatest(m.read_position, moved.position),
+      read_main_count = greatest(m.read_main_count, moved.main_count),
+      read_main_position = greatest(m.read_main_position, moved.main_position)
+    FROM moved
+    WHERE m.room_nid = moved.room_nid AND m.user_id = moved.user_id
+    """,
+)
+
+WRITE_TYPING = statement(
+    "stream_rows.write_typing",
+    """
+    INSERT INTO typing (room_nid, position, user_ids, expires_ms)
+    SELECT DISTINCT ON (r.room_nid) r.room_nid, position, user_ids::text[], expires_ms::bigint[]
+    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+      AS new (room_id, position, user_ids, expires_ms)
+    JOIN rooms r ON r.room_id = new.room_id
+    ORDER BY r.room_nid, position DESC
+    ON CONFLICT (room_nid)
+    DO UPDATE SET
+      position = excluded.position, user_ids = excluded.user_ids, expires_ms = excluded.expires_ms
+    """,
+)
+
+
+def array_literal(values: Sequence[object]) -> str:
+    """Return PostgreSQL's text form of an array: for arrays of arrays, which `unnest` would flatten."""
+    quoted = ('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
+    return "{" + ",".join(quoted) + "}"
+
+
+async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) -> None:
+    """Write rows with their positions, one statement for each table concerned."""
+    account_data = [(p, r) for p, r in rows if isinstance(r, AccountDataWrite)]
+    if account_data:
+        await queries.execute(
+            WRITE_ACCOUNT_DATA,
+            [r.user_id for _, r in account_data],
+            [r.room_id for _, r in account_data],
+            [r.type for _, r in account_data],
+            [r.json for _, r in account_data],
+            [p for p, _ in account_data],
+        )
+    receipts = [(p, r) for p, r in rows if isinstance(r, ReceiptWrite)]
+    if receipts:
+        await queries.execute(
+            WRITE_RECEIPTS,
+            [r.room_id for _, r in receipts],
+            [r.user_id for _, r in receipts],
+            [r.receipt_type for _, r in receipts],
+            [r.thread_id for _, r in receipts],
+            [r.event_id for _, r in receipts],
+            [r.ts_ms for _, r in receipts],
+            [p for p, _ in receipts],
+        )
+        await queries.execute(
+            READ_BY_RECEIPTS,
+            [r.room_id for _, r in receipts],
+            [r.user_id for _, r in receipts],
+            [r.thread_id for _, r in receipts],
+            [r.event_id for _, r in receipts],
+        )
+    typing = [(p, r) for p, r in rows if isinstance(r, TypingWrite)]
+    if typing:
+        await queries.execute(
+            WRITE_TYPING,
+            [r.room_id for _, r in typing],
+            [p for p, _ in typing],
+            [array_literal(r.user_ids) for _, r in typing],
+            [array_literal(r.expires_ms) for _, r in typing],
+        )

@@ -1,0 +1,311 @@
+"""Following the stream: how a process sees what any process has committed (D1).
+
+The follower keeps a window of the newest items, in memory, in commit order. A commit of this process is
+handed over directly; those of others are announced by NOTIFY and read from the tables; a poll covers lost
+notifications. Whoever has seen `head` has seen everything up to it. What is older than `floor`
+must be asked of the database.
+
+Subscribers are called with every run of new items, synchronously and in order, so that whatever they derive
+from the stream is true as of `head` at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from minihs.storage.event_store import COLUMNS, StoredEvent
+from minihs.storage.event_writes import Membership
+from minihs.storage.sql import statement
+from minihs.storage.stream_rows import AccountDataWrite, ReceiptWrite, StreamRow, TypingWrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from minihs.base.clock import Clock
+    from minihs.base.tasks import TaskOwner
+    from minihs.storage.database import Database
+    from minihs.storage.event_store import EventStore
+
+logger = logging.getLogger(__name__)
+
+StreamItem = StoredEvent | Membership | StreamRow
+Positioned = tuple[int, StreamItem]
+
+CHANNEL = "minihs"
+WINDOW_ITEMS_MAX = 6_000
+POLL_MS = 2_000
+RECONNECT_MS = 500
+
+FETCH_POSITION = statement("streams.fetch_position", "SELECT position FROM stream")
+
+# Unique index events_position_key.
+LIST_EVENTS = statement(
+    "streams.list_events",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.position > $1 AND e.position <= $2
+    ORDER BY e.position
+    """,  # noqa: S608  (a constant)
+)
+
+# Found through the events that changed them.
+LIST_MEMBERSHIPS = statement(
+    "streams.list_memberships",
+    """
+    SELECT
+      m.position, r.room_id, m.user_id, m.membership, m.event_id, m.sender, m.local, m.forgotten,
+      m.display_name, m.avatar_url
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    JOIN memberships m ON m.room_nid = e.room_nid AND m.position = e.position
+    WHERE e.position > $1 AND e.position <= $2 AND e.key_nid IS NOT NULL
+    """,
+)
+
+# Index account_data_position.
+LIST_ACCOUNT_DATA = statement(
+    "streams.list_account_data",
+    """
+    SELECT position, user_id, room_id, type, json
+    FROM account_data
+    WHERE position > $1 AND position <= $2
+    """,
+)
+
+# Index receipts_position.
+LIST_RECEIPTS = statement(
+    "streams.list_receipts",
+    """
+    SELECT t.position, r.room_id, t.user_id, t.receipt_type, t.thread_id, t.event_id, t.ts_ms
+    FROM receipts t
+    JOIN rooms r ON r.room_nid = t.room_nid
+    WHERE t.position > $1 AND t.position <= $2
+    """,
+)
+
+# Index typing_position.
+LIST_TYPING = statement(
+    "streams.list_typing",
+    """
+    SELECT t.position, r.room_id, t.user_ids, t.expires_ms
+    FROM typing t
+    JOIN rooms r ON r.room_nid = t.room_nid
+    WHERE t.position > $1 AND t.position <= $2
+    """,
+)
+
+
+class StreamFollower:
+    """The window of the stream that this process holds in memory."""
+
+    def __init__(self, db: Database, events: EventStore, clock: Clock, tasks: TaskOwner) -> None:
+        self._db = db
+        self._events = events
+        self._clock = clock
+        self._tasks = tasks
+        self.head = 0
+        self.floor = 0
+        self._window: deque[Positioned] = deque()
+        self._rooms: dict[str, deque[Positioned]] = {}
+        self._subscribers: list[Callable[[Sequence[Positioned]], None]] = []
+        self._on_reset: list[Callable[[], None]] = []
+        self._announced = 0
+        self._committing = False
+        self._behind = asyncio.Event()
+        self._reached: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def start(self) -> None:
+        """Begin at the stream's present end."""
+        self.head = self.floor = await self.fetch_position()
+        self._tasks.spawn("stream-listener", self._listen())
+        self._tasks.spawn("stream-follower", self._follow())
+
+    def subscribe(
+        self, on_items: Callable[[Sequence[Positioned]], None], on_reset: Callable[[], None]
+    ) -> None:
+        """Be called with every run of new items; `on_reset` when items were skipped."""
+        self._subscribers.append(on_items)
+        self._on_reset.append(on_reset)
+
+    def room_items(self, room_id: str) -> Sequence[Positioned]:
+        """Return the window's items of one room, oldest first."""
+        return self._rooms.get(room_id, ())
+
+    def items_after(self, position: int) -> list[StreamItem]:
+        """Return the window's items with a higher position, oldest first."""
+        found: list[StreamItem] = []
+        for at, item in reversed(self._window):
+            if at <= position:
+                break
+            found.append(item)
+        found.reverse()
+        return found
+
+    async def fetch_position(self) -> int:
+        """Return the last position committed by any process."""
+        return int(str(await self._db.fetchval(FETCH_POSITION)))
+
+    async def wait_for(self, position: int) -> None:
+        """Return once everything up to `position` has been seen."""
+        if self.head >= position:
+            return
+        self._announce(position)
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reached.append((position, reached))
+        await reached
+
+    def commit_begins(self) -> None:
+        """Note that this process is committing: what is announced meanwhile may be its own."""
+        self._committing = True
+
+    def commit_ends(self) -> None:
+        """Note the end of a commit; catch up if others committed as well."""
+        self._committing = False
+        if self._announced > self.head:
+            self._behind.set()
+
+    def offer(self, base: int, last: int, items: Sequence[Positioned]) -> None:
+        """Take a commit of this process: positions after `base`, up to `last`."""
+        if base == self.head:
+            self._append(items, last)
+        else:
+            self._announced = max(self._announced, last)
+
+    def _announce(self, position: int) -> None:
+        self._announced = max(self._announced, position)
+        if position > self.head and not self._committing:
+            self._behind.set()
+
+    def _append(self, items: Sequence[Positioned], last: int) -> None:
+        for positioned in items:
+            self._window.append(positioned)
+            room_id = _room_of(positioned[1])
+            if room_id:
+                room = self._rooms.get(room_id)
+                if room is None:
+                    room = self._rooms[room_id] = deque()
+                room.append(positioned)
+        self.head = last
+        while len(self._window) > WINDOW_ITEMS_MAX:
+            position, item = self._window.popleft()
+            self.floor = position
+            room_id = _room_of(item)
+            if room_id:
+                room = self._rooms[room_id]
+                room.popleft()
+                if not room:
+                    del self._rooms[room_id]
+        for subscriber in self._subscribers:
+            subscriber(items)
+        if self._reached:
+            waiting, self._reached = self._reached, []
+            for position, reached in waiting:
+                if reached.done():
+                    continue
+                if position <= self.head:
+                    reached.set_result(None)
+                else:
+                    self._reached.append((position, reached))
+
+    async def _follow(self) -> None:
+        """Catch up whenever there is something to catch up on."""
+        while True:
+            await self._behind.wait()
+            self._behind.clear()
+            try:
+                await self._catch_up()
+            except (asyncpg.PostgresError, OSError, Exception):
+                logger.warning("cannot follow the stream; trying again", exc_info=True)
+                await self._clock.sleep_ms(RECONNECT_MS)
+                self._behind.set()
+
+    async def _catch_up(self) -> None:
+        upto = await self.fetch_position()
+        after = self.head
+        if upto <= after:
+            return
+        if upto - after > WINDOW_ITEMS_MAX:
+            self._reset(upto)
+            return
+        items = await self._read(after, upto)
+        if self.head == after:
+            self._append(items, upto)
+        elif self.head < upto:
+            self._behind.set()  # A commit of our own came in between: begin again after it.
+
+    async def _read(self, after: int, upto: int) -> list[Positioned]:
+        """Read the items of a range of positions from the tables."""
+        fetch = self._db.fetch
+        items: list[Positioned] = []
+        for stored in self._events.from_rows(await fetch(LIST_EVENTS, after, upto)):
+            self._events.remember(stored)
+            items.append((stored.position or 0, stored))
+            if stored.event.redacts is not None and stored.event.type == "m.room.redaction":
+                await self._note_redaction(stored)
+        for row in await fetch(LIST_MEMBERSHIPS, after, upto):
+            items.append((row[0], Membership(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_ACCOUNT_DATA, after, upto):
+            items.append((row[0], AccountDataWrite(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_RECEIPTS, after, upto):
+            items.append((row[0], ReceiptWrite(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_TYPING, after, upto):
+            items.append((row[0], TypingWrite(row[1], tuple(row[2]), tuple(row[3]))))  # noqa: PERF401
+        items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
+        return items
+
+    async def _note_redaction(self, stored: StoredEvent) -> None:
+        row = await self._db.fetchrow(FETCH_REDACTED, stored.event_id, stored.event.redacts)
+        if row is not None:
+            self._events.note_redaction(row[0], stored.event_id)
+
+    def _reset(self, position: int) -> None:
+        """Begin anew at `position`: too much was missed to read it all."""
+        self._window.clear()
+        self._rooms.clear()
+        self.head = self.floor = position
+        for on_reset in self._on_reset:
+            on_reset()
+        self._append((), position)
+
+    async def _listen(self) -> None:
+        """Keep a connection that hears notifications, and poll in case one was lost."""
+        while True:
+            connection: asyncpg.Connection | None = None
+            try:
+                connection = await self._db.dedicated()
+                await connection.add_listener(CHANNEL, self._heard)
+                while not connection.is_closed():
+                    self._announce(int(await connection.fetchval(FETCH_POSITION)))
+                    await self._clock.sleep_ms(POLL_MS)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Exception):
+                logger.warning("lost the connection that listens; trying again", exc_info=True)
+                await self._clock.sleep_ms(RECONNECT_MS)
+            finally:
+                if connection is not None:
+                    with contextlib.suppress(Exception):
+                        await connection.close(timeout=1)
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._announce(int(str(payload)))
+
+
+# Primary key of redactions: whether an accepted redaction names its target there.
+FETCH_REDACTED = statement(
+    "streams.fetch_redacted",
+    "SELECT event_id FROM redactions WHERE redaction_id = $1 AND event_id = $2",
+)
+
+
+def _room_of(item: StreamItem) -> str:
+    """Return the room that an item is about; empty for global account data."""
+    if isinstance(item, StoredEvent):
+        return item.event.room_id
+    return item.room_id

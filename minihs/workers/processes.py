@@ -1,0 +1,92 @@
+"""The server's processes: one, or several that share sockets and database (D4).
+
+With N workers the parent binds the sockets, hands them to N children, and starts a child anew that dies.
+Children need nothing from one another but PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from minihs import app
+
+if TYPE_CHECKING:
+    from minihs.base.config import Config
+
+logger = logging.getLogger(__name__)
+
+INHERITED = "MINIHS_INHERITED_SOCKETS"
+RESTART_PAUSE_S = 1
+
+
+async def run_server(config: Config, dsn: str, workers: int) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    inherited = os.environ.get(INHERITED)
+    if inherited is not None:
+        sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
+    else:
+        sockets = list(app.listen_sockets(config))
+    if workers > 1 and inherited is None:
+        return await _supervise(dsn, workers, sockets, stop)
+    async with app.build_services(config, dsn) as services, app.serve(services, sockets):
+        if inherited is None:
+            logger.info("%s answers at http://%s", config.server_name, config.listen)
+        await stop.wait()
+    return 0
+
+
+async def _supervise(
+    dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
+) -> int:
+    """Keep `workers` children running until told to stop."""
+    numbers = [s.fileno() for s in sockets if s is not None]
+    environment = {
+        **os.environ,
+        INHERITED: ",".join(str(s.fileno()) if s is not None else "" for s in sockets),
+        "MINIHS_DATABASE_URL": dsn,
+    }
+
+    async def child() -> None:
+        while not stop.is_set():
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "minihs", *_own_options(), env=environment,
+                pass_fds=numbers,
+            )  # fmt: skip
+            ended = asyncio.ensure_future(process.wait())
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if stop.is_set():
+                if process.returncode is None:
+                    process.terminate()
+                await ended
+                return
+            logger.error("a worker ended with status %s; starting another", ended.result())
+            await asyncio.sleep(RESTART_PAUSE_S)  # noqa: TID251  (no services here to ask)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(workers):
+            group.create_task(child())
+    return 0
+
+
+def _own_options() -> list[str]:
+    """Return the command line of a child: ours without the number of workers."""
+    options: list[str] = []
+    given = iter(sys.argv[1:])
+    for option in given:
+        if option == "--workers":
+            next(given, None)
+        elif not option.startswith("--workers="):
+            options.append(option)
+    return options
