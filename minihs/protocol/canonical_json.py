@@ -35,7 +35,7 @@ _STRICT = (
 
 # A number that orjson would not keep as it is written: a float, or too many digits for 64 bits.
 # Found inside a string it only costs the slower path.
-_DELICATE_NUMBER = re.compile(rb"[0-9](?:[.eE]|[0-9]{17})")
+_DELICATE_NUMBER = re.compile(rb"(?:^|[:,\[])\s*-?(?:[0-9]{18}|[0-9]+[.eE])")
 
 
 class JsonError(ValueError):

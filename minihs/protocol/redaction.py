@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.protocol.room_versions import ALL_KEYS
+from minihs.protocol.room_versions import EVERY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ def _redact_content(pdu: Mapping[str, object], room_version: RoomVersion) -> dic
     kept_keys = room_version.kept_content.get(event_type)
     if kept_keys is None:
         return {}
-    if kept_keys is ALL_KEYS:
+    if EVERY_KEY in kept_keys:
         return content
     kept = {key: value for key, value in content.items() if key in kept_keys}
     if event_type == "m.room.member" and room_version.keeps_signed_third_party_invite:

@@ -29,8 +29,8 @@ PREV_EVENTS_MAX: Final = 20
 AUTH_EVENTS_MAX: Final = 10
 """The most auth_events of a PDU. Spec: rooms/v1#event-format."""
 
-ALL_KEYS: Final = frozenset({"*"})
-"""Stands for "keeps every key" in the redaction tables."""
+EVERY_KEY: Final = "*"
+"""Among the content keys that redaction keeps: all of them are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class RoomVersion:
 
     identifier: str
     is_stable: bool
+    page: str
+    """The page of the specification that has its rules, for instance `rooms/v11`."""
 
     # Format of events.
     event_id_source: Literal["server", "hash", "hash-urlsafe"]
@@ -91,6 +93,7 @@ class RoomVersion:
 V1 = RoomVersion(
     identifier="1",
     is_stable=True,
+    page="rooms/v1",
     event_id_source="server",
     room_id_is_create_event_id=False,
     enforces_canonical_json=False,
@@ -143,28 +146,32 @@ def _content(
     return MappingProxyType(kept)
 
 
-V2 = replace(V1, identifier="2", state_resolution="v2")
+V2 = replace(V1, identifier="2", page="rooms/v2", state_resolution="v2")
 
-V3 = replace(V2, identifier="3", event_id_source="hash", redactions_are_authorized=False)
+V3 = replace(
+    V2, identifier="3", page="rooms/v3", event_id_source="hash", redactions_are_authorized=False
+)
 
-V4 = replace(V3, identifier="4", event_id_source="hash-urlsafe")
+V4 = replace(V3, identifier="4", page="rooms/v4", event_id_source="hash-urlsafe")
 
-V5 = replace(V4, identifier="5", enforces_key_validity=True)
+V5 = replace(V4, identifier="5", page="rooms/v5", enforces_key_validity=True)
 
 V6 = replace(
     V5,
     identifier="6",
+    page="rooms/v6",
     enforces_canonical_json=True,
     aliases_belong_to_servers=False,
     limits_notification_levels=True,
     kept_content=_content(V5, more={}, without="m.room.aliases"),
 )
 
-V7 = replace(V6, identifier="7", knows_knocking=True)
+V7 = replace(V6, identifier="7", page="rooms/v7", knows_knocking=True)
 
 V8 = replace(
     V7,
     identifier="8",
+    page="rooms/v8",
     knows_restricted_joins=True,
     kept_content=_content(V7, more={"m.room.join_rules": frozenset({"allow"})}),
 )
@@ -172,16 +179,20 @@ V8 = replace(
 V9 = replace(
     V8,
     identifier="9",
+    page="rooms/v9",
     kept_content=_content(
         V8, more={"m.room.member": frozenset({"join_authorised_via_users_server"})}
     ),
 )
 
-V10 = replace(V9, identifier="10", knows_knock_restricted=True, requires_integer_levels=True)
+V10 = replace(
+    V9, identifier="10", page="rooms/v10", knows_knock_restricted=True, requires_integer_levels=True
+)
 
 V11 = replace(
     V10,
     identifier="11",
+    page="rooms/v11",
     measures_fields_in_bytes=True,
     redacts_is_in_content=True,
     creator_is_in_content=False,
@@ -189,7 +200,7 @@ V11 = replace(
     kept_content=_content(
         V10,
         more={
-            "m.room.create": ALL_KEYS,
+            "m.room.create": frozenset({EVERY_KEY}),
             "m.room.power_levels": frozenset({"invite"}),
             "m.room.redaction": frozenset({"redacts"}),
         },
@@ -200,6 +211,7 @@ V11 = replace(
 V12 = replace(
     V11,
     identifier="12",
+    page="rooms/v12",
     room_id_is_create_event_id=True,
     state_resolution="v2.1",
     creators_are_privileged=True,
