@@ -28,6 +28,8 @@ def redact(pdu: Mapping[str, object], room_version: RoomVersion) -> dict[str, ob
     kept_keys = room_version.kept_keys
     redacted = {key: value for key, value in pdu.items() if key in kept_keys}
     redacted["content"] = _redact_content(pdu, room_version)
+    if room_version.room_id_is_create_event_id and pdu.get("type") == "m.room.create":
+        redacted.pop("room_id", None)  # Since v12 a create event names no room: it becomes one.
     return redacted
 
 
@@ -42,11 +44,10 @@ def _redact_content(pdu: Mapping[str, object], room_version: RoomVersion) -> dic
         return content
     kept = {key: value for key, value in content.items() if key in kept_keys}
     if event_type == "m.room.member" and room_version.keeps_signed_third_party_invite:
-        match content:
-            # Since v11: the proof that a third-party invite was accepted is part of what
-            # authorizes the membership; the invited person's name beside it is not.
-            case {"third_party_invite": {"signed": signed}}:
-                kept["third_party_invite"] = {"signed": signed}
-            case _:
-                pass
+        # Since v11: the proof that a third-party invite was accepted is part of what authorizes the
+        # membership; the invited person's name beside it is not. Without a proof Synapse, and so
+        # every hash in existing rooms, keeps an empty object.
+        invite = content.get("third_party_invite")
+        if isinstance(invite, dict):
+            kept["third_party_invite"] = {"signed": invite["signed"]} if "signed" in invite else {}
     return kept
