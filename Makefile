@@ -56,7 +56,8 @@ check: install ## Lint, format, types, import contracts, spelling, spec referenc
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
-	$(BIN)/python tools/spec_map.py --check
+	$(BIN)/python -m tools.spec_map --check
+	$(BIN)/python -m tools.configuration_page --check
 
 .PHONY: fmt
 fmt: install ## Format the code and sort its imports
@@ -67,12 +68,16 @@ fmt: install ## Format the code and sort its imports
 
 .PHONY: spec-map
 spec-map: install ## Rebuild docs/spec: passage -> functions -> tests, endpoint -> handler
-	$(BIN)/python tools/spec_map.py
+	$(BIN)/python -m tools.spec_map
+
+.PHONY: docs
+docs: install spec-map ## Rebuild every page that is made from code
+	$(BIN)/python -m tools.configuration_page
 
 .PHONY: migration
 migration: install ## Write the next migration from storage/schema.py: make migration M="what changed"
 	@test -n "$(M)" || { echo 'say what changed: make migration M="add the pushers table"' >&2; exit 1; }
-	PYTHONPATH=. $(BIN)/python tools/new_migration.py "$(M)"
+	$(BIN)/python -m tools.new_migration "$(M)"
 
 .PHONY: lock
 lock: install ## Rewrite requirements.lock from what .venv holds

@@ -1,6 +1,6 @@
 """Write the next migration: the difference between the history and `minihs.storage.schema`.
 
-    python tools/new_migration.py "what changed"
+    python -m tools.new_migration "what changed"
 
 A scratch PostgreSQL is started, brought to the newest revision, and compared with the metadata;
 so the author needs no database of their own. Read what it wrote before committing it.

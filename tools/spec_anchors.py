@@ -1,6 +1,6 @@
 """Note which anchors the pinned texts of the specification have, in docs/spec/anchors.txt.
 
-    python tools/spec_anchors.py --spec MATRIX_SPEC --proposals MATRIX_SPEC_PROPOSALS [MSC…]
+    python -m tools.spec_anchors --spec MATRIX_SPEC --proposals MATRIX_SPEC_PROPOSALS [MSC…]
 
 Both are git repositories of the same name (matrix-org). What is pinned stands in
 docs/spec/VERSION: the specification's commit, and one commit for each MSC. Numbers given on the

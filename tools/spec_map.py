@@ -1,7 +1,7 @@
 """The two-way map between the specification and the code; checks the references it is made of.
 
-    python tools/spec_map.py            rewrite docs/spec/map.md and docs/spec/coverage.md
-    python tools/spec_map.py --check    say what is wrong or out of date, and fail if anything is
+    python -m tools.spec_map            rewrite docs/spec/map.md and docs/spec/coverage.md
+    python -m tools.spec_map --check    say what is wrong or out of date, and fail if anything is
 
 A reference is `page#anchor` (client-server-api, server-server-api, rooms/v11, appendices …) or
 `MSC4354#heading`, in a docstring, a comment or a `spec` marker, in minihs/ or tests/. After
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "docs/spec"
@@ -71,14 +71,14 @@ class Finding:
 class Route(Protocol):
     """What this needs to know of a row of the route table."""
 
-    method: str
-    path: str
-    operation: str | None
-
     @property
-    def handler(self) -> object:
-        """The function that answers."""
-        ...
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def operation(self) -> str | None: ...  # noqa: D102
+    @property
+    def handler(self) -> Callable[..., object]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +297,7 @@ def answers(route: Route, operation: Operation) -> bool:
     )
 
 
-def coverage_page(routes: list[Route], operations: list[Operation]) -> str:
+def coverage_page(routes: Sequence[Route], operations: list[Operation]) -> str:
     """Return docs/spec/coverage.md: each endpoint of the specification and who answers it."""
     lines = ["# Endpoints", ""]
     lines += ["Made by `make spec-map` from `minihs/api/routes.py`; do not edit.", ""]
@@ -326,7 +326,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="the map between specification and code")
     parser.add_argument("--check", action="store_true", help="write nothing, fail on differences")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
 
     anchors, operations, routes = read_anchors(), read_operations(), load_routes()
     finding = find_references(python_files(), anchors)

@@ -1,0 +1,1 @@
+"""What developers run beside the server; each says how in its docstring."""
