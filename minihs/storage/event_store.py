@@ -64,6 +64,7 @@ class StoredEvent:
 
     __slots__ = (
         "client_head",
+        "client_unsigned",
         "device_nid",
         "event",
         "event_nid",
@@ -112,7 +113,8 @@ class StoredEvent:
         self.device_nid = device_nid
         self.txn_id = txn_id
         self.notifies = notifies
-        self.client_head: bytes | None = None  # See services/rooms/client_events.py.
+        self.client_head: bytes | None = None  # These two: see services/rooms/client_events.py.
+        self.client_unsigned = b""
 
     @property
     def event_id(self) -> EventId:

@@ -9,6 +9,8 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from minihs.storage.database import Queries
 
+ATTEMPTS_MAX = 10
+
 # Index filters_user_id_json_key.
 FIND = statement(
     "filters.find",
@@ -24,6 +26,7 @@ INSERT = statement(
     SELECT $1, coalesce(max(filter_id) + 1, 0), $2
     FROM filters
     WHERE user_id = $1
+    HAVING coalesce(max(filter_id) + 1, 0) < $3
     ON CONFLICT DO NOTHING
     RETURNING filter_id
     """,
@@ -35,13 +38,17 @@ FETCH = statement("filters.fetch", "SELECT json FROM filters WHERE user_id = $1 
 DELETE_ALL = statement("filters.delete_all", "DELETE FROM filters WHERE user_id = $1")
 
 
-async def upsert_filter(queries: Queries, user_id: str, filter_json: str) -> int:
-    """Return the id of a filter, which is stored if it was not yet."""
-    while True:
-        for query in (FIND, INSERT):
-            filter_id = await queries.fetchval(query, user_id, filter_json)
-            if isinstance(filter_id, int):
-                return filter_id
+async def upsert_filter(
+    queries: Queries, user_id: str, filter_json: str, count_max: int
+) -> int | None:
+    """Return the id of a filter, stored if it was not yet; None if the user has too many."""
+    for _ in range(ATTEMPTS_MAX):
+        filter_id = await queries.fetchval(FIND, user_id, filter_json)
+        if filter_id is None:
+            filter_id = await queries.fetchval(INSERT, user_id, filter_json, count_max)
+        if isinstance(filter_id, int):
+            return filter_id
+    return None
 
 
 async def fetch_filter(queries: Queries, user_id: str, filter_id: int) -> str | None:

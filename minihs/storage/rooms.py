@@ -25,9 +25,10 @@ class RoomRow:
     state_id: int
     main_count: int
     published: bool
+    joined_count: int
 
 
-# Unique index rooms_room_id_key; primary key of events.
+# Unique index rooms_room_id_key; primary keys of events and memberships.
 FETCH_ROOM = statement(
     "rooms.fetch_room",
     """
@@ -38,7 +39,10 @@ FETCH_ROOM = statement(
         FROM events e
         WHERE e.event_nid = ANY(r.extremities)
       ) AS extremities,
-      r.state_id, r.main_count, r.published
+      r.state_id, r.main_count, r.published,
+      (
+        SELECT count(*) FROM memberships m WHERE m.room_nid = r.room_nid AND m.membership = 'join'
+      ) AS joined_count
     FROM rooms r
     WHERE r.room_id = $1
     """,
@@ -61,7 +65,7 @@ async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
     if row is None:
         return None
     extremities = [(event_id, int(nid)) for event_id, nid in row[3] or ()]
-    return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6])
+    return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6], row[7])
 
 
 async def list_local_members(queries: Queries, room_nid: int) -> dict[str, str | None]:

@@ -125,7 +125,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         server_name=services.server_name,
         may_redact=planned.may_redact,
     ):
-        await _carry_out(services, plan, write, effect)
+        await _carry_out(services, plan, write, planned, effect)
     stored.main_count = head.main_count
     head.extremities = [stored]
     plan.writes.append(write)
@@ -133,7 +133,11 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
 
 
 async def _carry_out(
-    services: Services, plan: Plan, write: EventWrite, effect: consequences.Effect
+    services: Services,
+    plan: Plan,
+    write: EventWrite,
+    planned: PlannedEvent,
+    effect: consequences.Effect,
 ) -> None:
     """Turn an effect into what its tables will hold."""
     head, stored = plan.head, write.stored
@@ -146,10 +150,7 @@ async def _carry_out(
                     False, name, avatar,
                 )
             ]  # fmt: skip
-            if local and membership == "join":
-                head.local_members[user_id] = name
-            elif local:
-                head.local_members.pop(user_id, None)
+            _count_member(head, planned, effect)
         case consequences.ShowInvite(user_id):
             shown = await stripped_room_state(services, head, event)
             write.invite_state = user_id, orjson.dumps(shown).decode()
@@ -165,6 +166,23 @@ async def _carry_out(
             write.pushes = [Push(*d) for d in differing]
         case _:
             assert_never(effect)
+
+
+def _count_member(
+    head: RoomHead, planned: PlannedEvent, change: consequences.SetMembership
+) -> None:
+    """Keep the head's members true: what `load_head` would read after the commit."""
+    old = planned.auth.get(planned.event.key)
+    joined_before = old is not None and old.event.content.get("membership") == "join"
+    joined_now = change.membership == "join"
+    head.joined_count += joined_now - joined_before
+    if not change.local:
+        return
+    head.member_names = None
+    if joined_now:
+        head.local_members[change.user_id] = change.display_name
+    else:
+        head.local_members.pop(change.user_id, None)
 
 
 async def stripped_room_state(

@@ -19,7 +19,9 @@ from minihs.storage.state import EMPTY_STATE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from minihs.protocol.identifiers import RoomId
+    from minihs.protocol.identifiers import EventId, RoomId
+    from minihs.protocol.power_levels import PowerLevels
+    from minihs.protocol.push_rules import MemberNames
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import State
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class RoomHead:
-    """A room as the next builder finds it; `local_members` maps user ids to display names."""
+    """A room as the next builder finds it.
+
+    `local_members` maps the user ids of joined local users to their display names in the room;
+    `joined_count` counts all joined users. `member_names` and `power` are kept for as long as they hold.
+    """
 
     room_id: RoomId
     room_version: RoomVersion
@@ -36,7 +42,10 @@ class RoomHead:
     state: State
     main_count: int
     local_members: dict[str, str | None]
+    joined_count: int = 0
     generation: int = 0
+    member_names: MemberNames | None = None
+    power: tuple[EventId | None, PowerLevels] | None = None
 
     @property
     def is_stale(self) -> bool:
@@ -123,6 +132,7 @@ async def load_head(services: Services, room_id: RoomId) -> RoomHead | None:
         state,
         row.main_count,
         members,
+        row.joined_count,
     )
 
 

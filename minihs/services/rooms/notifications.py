@@ -11,61 +11,120 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.caching import BoundedCache
 from minihs.protocol import canonical_json
-from minihs.protocol.push_rules import CompiledRuleset, compile_ruleset
+from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.push_rule_edits import compile_stored, is_default
+from minihs.protocol.push_rules import (
+    CompiledRuleset,
+    MemberNames,
+    Occasion,
+    Outcome,
+    default_outcomes,
+    evaluate,
+)
 from minihs.storage import account_data
 from minihs.storage.stream_rows import AccountDataWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import UserId
+    from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
     from minihs.storage.database import Database
     from minihs.storage.streams import Positioned
 
 PUSH_RULES = "m.push_rules"
-RULESETS_MAX = 100_000
 
 
 class Rulesets:
-    """The push rules of users who changed theirs; None for those with the default rules."""
+    """The push rules of users who changed theirs."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._known: BoundedCache[str, tuple[CompiledRuleset | None]] = BoundedCache(RULESETS_MAX)
+        self._known: set[str] = set()
+        self._custom: dict[str, CompiledRuleset] = {}
 
     def follow(self, items: Sequence[Positioned]) -> None:
         """Take notice of changes in the stream."""
         for _, item in items:
             if isinstance(item, AccountDataWrite) and item.type == PUSH_RULES:
-                self._known.put(item.user_id, (_compile(item.user_id, item.json),))
+                self._put(item.user_id, item.json)
 
     def reset(self) -> None:
         """Forget everything: part of the stream was skipped."""
-        self._known = BoundedCache(RULESETS_MAX)
+        self._known.clear()
+        self._custom.clear()
 
-    async def custom(self, user_ids: Iterable[str]) -> dict[str, CompiledRuleset]:
-        """Return the rules of those users who have rules of their own."""
-        found: dict[str, CompiledRuleset] = {}
-        missing: list[str] = []
-        for user_id in user_ids:
-            known = self._known.get(user_id)
-            if known is None:
-                missing.append(user_id)
-            elif known[0] is not None:
-                found[user_id] = known[0]
-        if missing:
-            stored = await account_data.list_of_type(self._db, missing, PUSH_RULES)
-            for user_id in missing:
-                ruleset = _compile(user_id, stored[user_id]) if user_id in stored else None
-                self._known.put(user_id, (ruleset,))
-                if ruleset is not None:
-                    found[user_id] = ruleset
-        return found
+    def _put(self, user_id: str, json: str | None) -> None:
+        self._known.add(user_id)
+        stored = canonical_json.decode(json) if json is not None else None
+        if isinstance(stored, dict) and not is_default(stored):
+            self._custom[user_id] = compile_stored(stored)
+        else:
+            self._custom.pop(user_id, None)
+
+    async def custom(self, members: Mapping[str, str | None]) -> list[tuple[str, CompiledRuleset]]:
+        """Return those members who have rules of their own, with these."""
+        unknown = members.keys() - self._known
+        if unknown:
+            stored = await account_data.list_of_type(self._db, list(unknown), PUSH_RULES)
+            for user_id in unknown - self._known:  # What passed in the stream meanwhile is newer.
+                self._put(user_id, stored.get(user_id))
+        if len(self._custom) < len(members):
+            return [(u, rules) for u, rules in self._custom.items() if u in members]
+        return [(u, self._custom[u]) for u in members if u in self._custom]
 
 
-def _compile(user_id: str, json: str) -> CompiledRuleset | None:
-    delta = canonical_json.decode(json)
-    if not isinstance(delta, dict) or not delta:
-        return None
-    return compile_ruleset(user_id, delta)
+async def count(
+    services: Services, head: RoomHead, event: Event
+) -> tuple[bool, list[tuple[UserId, int, bool]]]:
+    """Return whether an event counts for users with default rules, and for whom it counts otherwise.
+
+    The list holds user, difference of the count (-1, 0, 1), and whether it is a highlight.
+    """
+    members = head.local_members
+    if event.type == "m.room.member" and event.state_key is not None:
+        invited = event.state_key
+        if services.is_local(invited) and invited not in members:
+            members = {**members, invited: None}
+    if not members:
+        return False, []
+    occasion = Occasion(event, member_count=head.joined_count, power=await _power(services, head))
+    outcomes = default_outcomes(occasion, _names(head, members))
+    common = outcomes.common
+    differing: dict[str, Outcome] = dict(outcomes.deviations)
+    for user_id, rules in await services.rulesets.custom(members):
+        outcome = evaluate(rules, occasion, user_id, members[user_id])
+        if outcome.notify != common.notify or outcome.highlight or user_id in differing:
+            differing[user_id] = outcome
+    differing.pop(event.sender, None)  # Who sends has read it.
+    return common.notify, [
+        (user_id, outcome.notify - common.notify, outcome.highlight)  # type: ignore[misc]
+        for user_id, outcome in differing.items()
+        if outcome.notify != common.notify or outcome.highlight
+    ]
+
+
+def _names(head: RoomHead, members: Mapping[str, str | None]) -> MemberNames:
+    """Return the members' names, arranged for searching; kept with the head while nobody moves."""
+    if members is not head.local_members:
+        return MemberNames(members)
+    if head.member_names is None:
+        head.member_names = MemberNames(members)
+    return head.member_names
+
+
+async def _power(services: Services, head: RoomHead) -> PowerLevels:
+    """Return the room's power levels; kept with the head while they stand."""
+    event_id = head.state.get("m.room.power_levels")
+    if head.power is None or head.power[0] != event_id:
+        create_id = head.state.get("m.room.create")
+        events = await services.events.get_many([e for e in (event_id, create_id) if e])
+        levels, create = (
+            events[e].event if e is not None and e in events else None
+            for e in (event_id, create_id)
+        )
+        head.power = event_id, PowerLevels.of(levels, create, head.room_version)
+    return head.power[1]

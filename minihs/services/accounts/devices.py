@@ -1,0 +1,73 @@
+"""Seeing, naming and deleting one's devices. Spec: client-server-api#device-management."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import InvalidParam, NotFound
+from minihs.base.limits import DEVICE_NAME_CHARS_MAX
+from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
+from minihs.storage import devices
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from minihs.services.accounts.authentication import Requester
+    from minihs.services.context import Services
+    from minihs.storage.devices import Device
+
+
+async def list_devices(services: Services, requester: Requester) -> Sequence[Device]:
+    """Return the requester's devices, the oldest first."""
+    return await devices.list_devices(services.db, requester.user_id)
+
+
+async def get_device(services: Services, requester: Requester, device_id: str) -> Device:
+    """Return one of the requester's devices.
+
+    Raises:
+        NotFound: they have no such device.
+    """
+    device = await devices.fetch_device(services.db, requester.user_id, device_id)
+    if device is None:
+        raise NotFound("You have no such device.")
+    return device
+
+
+async def rename_device(
+    services: Services, requester: Requester, device_id: str, display_name: str | None
+) -> None:
+    """Give a device another name; None leaves it as it is.
+
+    Raises:
+        NotFound: the requester has no such device.
+        InvalidParam: the name is too long, or has a NUL in it.
+    """
+    if display_name is not None and (
+        len(display_name) > DEVICE_NAME_CHARS_MAX or "\0" in display_name
+    ):
+        raise InvalidParam(f"A device's name may have {DEVICE_NAME_CHARS_MAX} characters, no NUL.")
+    if not await devices.mark_device_name(
+        services.db, requester.user_id, device_id, display_name
+    ):
+        raise NotFound("You have no such device.")
+
+
+async def delete_devices(
+    services: Services,
+    requester: Requester,
+    device_ids: Sequence[str],
+    body: Mapping[str, object],
+    auth: object,
+) -> None:
+    """Delete devices of the requester's, with their sessions. Those that are gone are no error.
+
+    Spec: client-server-api#post_matrixclientv3delete_devices
+
+    Raises:
+        UserInteractiveAuthRequired, Forbidden: see `authorize`.
+    """
+    request = {**body, "devices": list(device_ids)}
+    operation = Operation("delete devices", [(PASSWORD,)], requester.user_id, request)
+    await authorize(services, operation, auth)
+    await devices.delete_devices(services.db, requester.user_id, device_ids)

@@ -1,0 +1,54 @@
+"""Stored filters. Spec: client-server-api#filtering."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import BadJson, MatrixError, NotFound
+from minihs.protocol import canonical_json
+from minihs.protocol.filters import InvalidFilterError, parse_filter
+from minihs.storage import filters
+
+if TYPE_CHECKING:
+    from minihs.protocol.identifiers import UserId
+    from minihs.services.context import Services
+
+FILTERS_PER_USER_MAX = 10_000
+FILTER_ID_DIGITS_MAX = 18
+
+
+async def define_filter(services: Services, user_id: UserId, definition: object) -> str:
+    """Return the id of a filter; the same filter has the same id.
+
+    Spec: client-server-api#post_matrixclientv3useruseridfilter
+
+    Raises:
+        BadJson: it is not a filter; the message says where.
+        MatrixError: the user has too many.
+    """
+    try:
+        parse_filter(definition)
+    except InvalidFilterError as error:
+        raise BadJson(str(error)) from None
+    text = canonical_json.encode(definition).decode()
+    filter_id = await filters.upsert_filter(services.db, user_id, text, FILTERS_PER_USER_MAX)
+    if filter_id is None:
+        raise MatrixError("There are too many filters.", errcode="M_RESOURCE_LIMIT_EXCEEDED")
+    return str(filter_id)
+
+
+async def get_filter(services: Services, user_id: UserId, filter_id: str) -> dict[str, object]:
+    """Return a stored filter as it was defined.
+
+    Spec: client-server-api#get_matrixclientv3useruseridfilterfilterid
+
+    Raises:
+        NotFound: the user has no such filter.
+    """
+    text = None
+    if filter_id.isascii() and filter_id.isdigit() and len(filter_id) <= FILTER_ID_DIGITS_MAX:
+        text = await filters.fetch_filter(services.db, user_id, int(filter_id))
+    definition = canonical_json.decode(text) if text is not None else None
+    if not isinstance(definition, dict):
+        raise NotFound("No such filter.")
+    return definition

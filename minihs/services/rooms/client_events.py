@@ -1,0 +1,139 @@
+"""Events as clients see them: PDU -> JSON bytes, with what this server adds in `unsigned`.
+
+What is the same for every reader is made once and kept with the event: `prepare` loads what that takes (the
+redaction, the state event that was replaced) for many events with one statement each. What depends on the
+reader (age, transaction id, membership) is put in by `client_event`, without parsing anything.
+
+Spec: client-server-api#room-event-format
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.protocol import client_format, unstable
+from minihs.protocol.events import Event
+from minihs.protocol.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from minihs.protocol.identifiers import EventId
+    from minihs.services.context import Services
+    from minihs.storage.database import Queries
+    from minihs.storage.event_store import StoredEvent
+
+_MEMBERSHIP_NAMES = unstable.MEMBERSHIP_ON_EVENT.written
+
+
+async def prepare(
+    services: Services, events: Iterable[StoredEvent], queries: Queries | None = None
+) -> None:
+    """Make ready whatever `client_event` needs for these events."""
+    raw = [stored for stored in events if stored.client_head is None]
+    if not raw:
+        return
+    replaced = await _replaced_events(services, raw, queries)
+    wanted: set[EventId] = {stored.redacted_by for stored in raw if stored.redacted_by is not None}
+    wanted.update(replaced.values())
+    known = await services.events.get_many(wanted, queries) if wanted else {}
+    for stored in raw:
+        event, unsigned = stored.event, []
+        redaction = known.get(stored.redacted_by) if stored.redacted_by is not None else None
+        if redaction is not None:
+            because = client_format.client_event(redaction.event, with_room_id=True)
+            unsigned.append(client_format.unsigned_part("redacted_because", because))
+        old = known.get(replaced[event.event_id]) if event.event_id in replaced else None
+        if old is not None:
+            unsigned.append(client_format.unsigned_part("replaces_state", old.event_id))
+            content = as_shown(old).content
+            unsigned.append(client_format.unsigned_part("prev_content", content))
+            unsigned.append(client_format.unsigned_part("prev_sender", old.event.sender))
+        head = client_format.client_event_head(as_shown(stored), with_room_id=False)
+        stored.client_unsigned = client_format.join_parts(unsigned)
+        stored.client_head = head
+
+
+async def _replaced_events(
+    services: Services, events: Sequence[StoredEvent], queries: Queries | None
+) -> dict[EventId, EventId]:
+    """Return, for state events, the event that held their key before."""
+    states = {
+        stored.state_before
+        for stored in events
+        if stored.event.is_state and stored.state_before is not None
+    }
+    if not states:
+        return {}
+    loaded = await services.states.get_many(states, queries)
+    found: dict[EventId, EventId] = {}
+    for stored in events:
+        if stored.event.is_state and stored.state_before is not None:
+            old = loaded[stored.state_before].entries.get(stored.event.key)
+            if old is not None:
+                found[stored.event_id] = old
+    return found
+
+
+def as_shown(stored: StoredEvent) -> Event:
+    """Return the event, redacted if it is to be shown redacted."""
+    if stored.redacted_by is None:
+        return stored.event
+    event = stored.event
+    return Event.from_pdu(redact(event.pdu, event.room_version), event.room_version, event.event_id)
+
+
+def client_event(
+    stored: StoredEvent,
+    now_ms: int,
+    *,
+    with_room_id: bool,
+    device_nid: int | None = None,
+    membership: str | None = None,
+) -> bytes:
+    """Return the JSON of an event that has been prepared.
+
+    `device_nid` is the reader's device, which is told its own transaction id; `membership` the
+    reader's membership when the event was sent (MSC4115).
+    """
+    head = stored.client_head
+    if head is None:
+        raise LookupError("the event has not been prepared")
+    if with_room_id:
+        head = client_format.add_room_id(head, stored.event.room_id)
+    unsigned = b'"age":%d' % (now_ms - stored.event.origin_server_ts)
+    if stored.client_unsigned:
+        unsigned = b"%b,%b" % (unsigned, stored.client_unsigned)
+    if membership is not None:
+        for name in _MEMBERSHIP_NAMES:
+            unsigned = b'%b,"%b":"%b"' % (unsigned, name.encode(), membership.encode())
+    if stored.txn_id is not None and device_nid is not None and stored.device_nid == device_nid:
+        unsigned = b'%b,"transaction_id":%b' % (unsigned, orjson.dumps(stored.txn_id))
+    return client_format.finish(head, unsigned)
+
+
+async def shown(
+    services: Services,
+    events: Sequence[StoredEvent],
+    *,
+    with_room_id: bool = True,
+    device_nid: int | None = None,
+    memberships: Sequence[str] | None = None,
+) -> list[orjson.Fragment]:
+    """Return events ready to be put into an answer; `memberships` are the reader's, aligned."""
+    await prepare(services, events)
+    now_ms = services.clock.now_ms()
+    return [
+        orjson.Fragment(
+            client_event(
+                stored,
+                now_ms,
+                with_room_id=with_room_id,
+                device_nid=device_nid,
+                membership=memberships[n] if memberships is not None else None,
+            )
+        )
+        for n, stored in enumerate(events)
+    ]
