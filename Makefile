@@ -31,13 +31,11 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(EXTRAS)]'
 	@touch $@
 
-# Any other MINIHS_* variable of docs/configuration.md is passed on as well.
+# Settings: minihs.toml or MINIHS_* variables, see docs/configuration.md.
 .PHONY: run
-run: export MINIHS_DATA_DIR ?= data
-run: export MINIHS_LISTEN ?= 127.0.0.1:8008
-run: export MINIHS_SERVER_NAME ?= localhost:8008
 run: install ## From a fresh checkout to a server on 127.0.0.1:8008
-	@exec $(BIN)/minihs run
+	@echo "The first user, in another terminal: $(BIN)/minihs register-user alice --admin"
+	@MINIHS_CONFIG="$${MINIHS_CONFIG-$(wildcard minihs.toml)}" exec $(BIN)/minihs run
 
 ##@ Check
 
@@ -89,7 +87,17 @@ lock: install ## Rewrite requirements.lock from what .venv holds
 
 .PHONY: bench
 bench: install ## Measure minihs (and Synapse beside it: SYNAPSE_VENV=…); ARGS='--workload send --scale 0.1'
-	bench/compare $(ARGS)
+	@mkdir -p bench/out
+	$(BIN)/python bench/run.py $(if $(SYNAPSE_VENV),--server synapse) --server minihs --json bench/out/latest.json $(ARGS)
+
+.PHONY: complement-image
+complement-image: install ## Build the image complement-minihs that Complement tests
+	complement/build.sh
+
+.PHONY: complement-compare
+complement-compare: ## What newly passes and fails: make complement-compare RESULTS='out/*.json'
+	@test -n "$(RESULTS)" || { echo "which results? make complement-compare RESULTS='out/*.json'" >&2; exit 1; }
+	complement/compare.py $(RESULTS)
 
 .PHONY: docker
 docker: ## Build the production image minihs:latest
