@@ -1,0 +1,134 @@
+"""Every room and table with expected answers gets the expected answers."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from minihs.protocol import canonical_json, dag
+from minihs.protocol.events import Event
+from minihs.protocol.identifiers import EventId, StateKey
+from minihs.protocol.redaction import redact
+from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.protocol.state_resolution import resolve
+from minihs.protocol.state_resolution.state_maps import conflicted_state_subgraph
+
+OWN = Path(__file__).parent / "vectors"
+SHARED = Path(__file__).parents[2].parent / "shared" / "vectors"
+
+OWN_FILES = sorted(path for path in OWN.glob("*.gz") if not path.name.startswith("public-"))
+SHARED_FILES = sorted([*SHARED.glob("*.json.gz"), *SHARED.glob("tables/*.json.gz")])
+
+
+@pytest.mark.parametrize("path", OWN_FILES, ids=lambda path: path.name)
+def test_minihs_dag_agrees_with_the_file(path: Path) -> None:
+    _, agrees = dag.run([path])
+    assert agrees
+
+
+@pytest.mark.skipif(not SHARED_FILES, reason="the folder ../shared/vectors is not there")
+def test_minihs_dag_agrees_with_every_file_of_the_reference_folder() -> None:
+    differing = [path.name for path in SHARED_FILES if not dag.run([path])[1]]
+    assert differing == []
+
+
+def test_a_wrong_answer_in_a_file_is_noticed(tmp_path: Path) -> None:
+    file = canonical_json.decode(gzip.decompress((OWN / "v12-A-7f3-7-100.json.gz").read_bytes()))
+    assert isinstance(file, dict)
+    verdict = file["events"][50]["verdict"]
+    verdict["auth"] = not verdict["auth"]
+    path = tmp_path / "wrong.json"
+    path.write_bytes(canonical_json.encode(file))
+    assert dag.run([path])[1] is False
+
+
+def test_a_merge_is_explained_for_people() -> None:
+    path = OWN / "v12-A-7f3-7-100.json.gz"
+    file = canonical_json.decode(gzip.decompress(path.read_bytes()))
+    assert isinstance(file, dict)
+    merge = next(entry for entry in file["resolutions"] if entry["kind"] == "merge")
+    event_id = file["events"][merge["event"]]["event_id"]
+    text, _ = dag.run([path], event_id)
+    assert event_id in text
+    for heading in ("In conflict:", "The auth difference:", "The mainline ordering:", "Outcome:"):
+        assert heading in text
+
+
+def test_several_files_are_answered_by_path() -> None:
+    paths = [OWN / "create.json.gz", OWN / "redact.json.gz"]
+    text, agrees = dag.run(paths)
+    output = canonical_json.decode(text)
+    assert agrees
+    assert isinstance(output, dict)
+    assert list(output) == [str(path) for path in paths]
+
+
+def public(name: str) -> object:
+    return canonical_json.decode_lenient(
+        gzip.decompress((OWN / f"public-{name}.json.gz").read_bytes())
+    )
+
+
+def resolution_cases() -> list[dict[str, object]]:
+    cases = public("resolve")
+    assert isinstance(cases, list)
+    return cases
+
+
+@pytest.mark.spec("rooms/v2#state-resolution", "rooms/v12#state-resolution")
+@pytest.mark.parametrize("case", resolution_cases(), ids=lambda case: str(case["name"]))
+def test_public_cases_of_state_resolution(case: dict[str, list[dict[str, object]]]) -> None:
+    room_version = ROOM_VERSIONS[str(case["room_version"])]
+    room_id = "!" + _event_id(case["events"][0]["event_id"])[1:]
+    events = {}
+    for pdu in case["events"]:
+        references = {
+            name: [_event_id(label) for label in _labels(pdu[name])]
+            for name in ("prev_events", "auth_events")
+        }
+        named = {"room_id": room_id} if pdu["type"] != "m.room.create" else {}
+        event_id = _event_id(pdu["event_id"])
+        events[event_id] = Event.from_pdu({**pdu, **references, **named}, room_version, event_id)
+
+    def state_map(labels: object) -> dict[StateKey, EventId]:
+        listed = [events[_event_id(label)] for label in _labels(labels)]
+        return {event.key: event.event_id for event in listed}
+
+    resolved = resolve(room_version, [state_map(labels) for labels in case["states"]], events)
+    assert resolved == state_map(case["resolved"])
+
+
+def _event_id(label: object) -> EventId:
+    return EventId("$" + str(label).removeprefix("$"))
+
+
+def _labels(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
+
+
+@pytest.mark.spec("rooms/v12#definitions")
+def test_public_cases_of_the_conflicted_state_subgraph() -> None:
+    file = public("subgraph")
+    assert isinstance(file, dict)
+    auth_events = file["auth_events"]
+    for case in file["cases"]:
+        assert conflicted_state_subgraph(case["conflicted"], auth_events.__getitem__) == set(
+            case["subgraph"]
+        )
+
+
+@pytest.mark.spec("rooms/v11#redactions")
+def test_public_cases_of_redaction() -> None:
+    cases = public("redact")
+    assert isinstance(cases, list)
+    for case in cases:
+        for version in case["versions"]:
+            top = case.get("top", {})
+            pdu = {"type": case["type"], "content": case["content"], **top}
+            kept = {key: top[key] for key in case.get("top_kept", ())}
+            assert redact(pdu, ROOM_VERSIONS[version]) == {
+                "type": case["type"], "content": case["kept"], **kept,
+            }, (version, case)  # fmt: skip
