@@ -33,6 +33,21 @@ def is_boundary(text: str, position: int) -> bool:
     return text[position - 1] not in _WORD or text[position] not in _WORD
 
 
+def contains_word(text: str, word: str) -> bool:
+    """Return whether `word`, taken literally, lies in `text` between two boundaries.
+
+    Both are in lower case, or whatever case is meant.
+
+    Spec: client-server-api#push-rules
+    """
+    found = text.find(word)
+    while found >= 0:
+        if is_boundary(text, found) and is_boundary(text, found + len(word)):
+            return True
+        found = text.find(word, found + 1)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """A piece of a pattern between two stars: literal characters and `?`."""
