@@ -9,7 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minihs.api.client import versions
+from minihs.api import admin
+from minihs.api.client import (
+    account,
+    account_data,
+    capabilities,
+    devices,
+    filters,
+    login,
+    profile,
+    push_rules,
+    registration,
+    versions,
+    well_known,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,6 +50,60 @@ class Route:
     limit: LimitClass = "none"
 
 
+V3 = "/_matrix/client/v3"
+
+# fmt: off
 ROUTES: list[Route] = [
     Route("GET", "/_matrix/client/versions", versions.get_versions, "getVersions", "anyone_or_user"),
+    # Server discovery and capabilities
+    Route("GET", "/.well-known/matrix/client", well_known.get_wellknown, "getWellknown", "anybody", "none"),
+    Route("GET", "/.well-known/matrix/server", well_known.get_well_known_server, "getWellKnown", "anybody", "none"),
+    Route("GET", "/.well-known/matrix/support", well_known.get_wellknown_support, "getWellknownSupport", "anybody", "none"),
+    Route("GET", V3 + "/capabilities", capabilities.get_capabilities, "getCapabilities", "user_or_guest", "read"),
+    # Accounts and sessions
+    Route("GET", V3 + "/login", login.get_login_flows, "getLoginFlows", "anybody", "read"),
+    Route("POST", V3 + "/login", login.login, "login", "anybody", "login"),
+    Route("POST", V3 + "/refresh", login.refresh, "refresh", "anybody", "write"),
+    Route("POST", V3 + "/logout", login.logout, "logout", "user_or_guest", "write"),
+    Route("POST", V3 + "/logout/all", login.logout_all, "logout_all", "user_or_guest", "write"),
+    Route("POST", V3 + "/register", registration.register, "register", "anybody", "register"),
+    Route("GET", V3 + "/register/available", registration.check_username_availability, "checkUsernameAvailability", "anybody", "register"),
+    Route("GET", "/_matrix/client/v1/register/m.login.registration_token/validity", registration.registration_token_validity, "registrationTokenValidity", "anybody", "register"),
+    Route("GET", V3 + "/account/whoami", account.get_token_owner, "getTokenOwner", "user_or_guest", "read"),
+    Route("POST", V3 + "/account/password", account.change_password, "changePassword", "user", "login"),
+    Route("POST", V3 + "/account/deactivate", account.deactivate_account, "deactivateAccount", "user", "login"),
+    Route("GET", V3 + "/account/3pid", account.get_account_3pids, "getAccount3PIDs", "user", "read"),
+    Route("GET", V3 + "/devices", devices.get_devices, "getDevices", "user", "read"),
+    Route("GET", V3 + "/devices/{deviceId}", devices.get_device, "getDevice", "user", "read"),
+    Route("PUT", V3 + "/devices/{deviceId}", devices.update_device, "updateDevice", "user", "write"),
+    Route("DELETE", V3 + "/devices/{deviceId}", devices.delete_device, "deleteDevice", "user", "login"),
+    Route("POST", V3 + "/delete_devices", devices.delete_devices, "deleteDevices", "user", "login"),
+    # What users store
+    Route("GET", V3 + "/profile/{userId}", profile.get_user_profile, "getUserProfile", "anybody", "read"),
+    Route("GET", V3 + "/profile/{userId}/{keyName}", profile.get_profile_field, "getProfileField", "anybody", "read"),
+    Route("PUT", V3 + "/profile/{userId}/{keyName}", profile.set_profile_field, "setProfileField", "user_or_guest", "write"),
+    Route("DELETE", V3 + "/profile/{userId}/{keyName}", profile.delete_profile_field, "deleteProfileField", "user_or_guest", "write"),
+    Route("POST", V3 + "/user/{userId}/filter", filters.define_filter, "defineFilter", "user_or_guest", "write"),
+    Route("GET", V3 + "/user/{userId}/filter/{filterId}", filters.get_filter, "getFilter", "user_or_guest", "read"),
+    Route("GET", V3 + "/user/{userId}/account_data/{type}", account_data.get_account_data, "getAccountData", "user", "read"),
+    Route("PUT", V3 + "/user/{userId}/account_data/{type}", account_data.set_account_data, "setAccountData", "user", "write"),
+    Route("GET", V3 + "/user/{userId}/rooms/{roomId}/account_data/{type}", account_data.get_account_data_per_room, "getAccountDataPerRoom", "user", "read"),
+    Route("PUT", V3 + "/user/{userId}/rooms/{roomId}/account_data/{type}", account_data.set_account_data_per_room, "setAccountDataPerRoom", "user", "write"),
+    Route("GET", V3 + "/user/{userId}/rooms/{roomId}/tags", account_data.get_room_tags, "getRoomTags", "user", "read"),
+    Route("PUT", V3 + "/user/{userId}/rooms/{roomId}/tags/{tag}", account_data.set_room_tag, "setRoomTag", "user", "write"),
+    Route("DELETE", V3 + "/user/{userId}/rooms/{roomId}/tags/{tag}", account_data.delete_room_tag, "deleteRoomTag", "user", "write"),
+    Route("GET", V3 + "/pushrules", push_rules.get_push_rules, "getPushRules", "user", "read"),
+    Route("GET", V3 + "/pushrules/global", push_rules.get_push_rules_global, "getPushRulesGlobal", "user", "read"),
+    Route("GET", V3 + "/pushrules/global/{kind}/{ruleId}", push_rules.get_push_rule, "getPushRule", "user", "read"),
+    Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}", push_rules.set_push_rule, "setPushRule", "user", "write"),
+    Route("DELETE", V3 + "/pushrules/global/{kind}/{ruleId}", push_rules.delete_push_rule, "deletePushRule", "user", "write"),
+    Route("GET", V3 + "/pushrules/global/{kind}/{ruleId}/enabled", push_rules.is_push_rule_enabled, "isPushRuleEnabled", "user", "read"),
+    Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/enabled", push_rules.set_push_rule_enabled, "setPushRuleEnabled", "user", "write"),
+    Route("GET", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.get_push_rule_actions, "getPushRuleActions", "user", "read"),
+    Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.set_push_rule_actions, "setPushRuleActions", "user", "write"),
+    # Administration, as tools know it
+    Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
+    Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),
+    Route("POST", "/_synapse/admin/v1/deactivate/{userId}", admin.deactivate_account, None, "user", "write"),
 ]
+# fmt: on

@@ -47,9 +47,7 @@ async def rename_device(
         len(display_name) > DEVICE_NAME_CHARS_MAX or "\0" in display_name
     ):
         raise InvalidParam(f"A device's name may have {DEVICE_NAME_CHARS_MAX} characters, no NUL.")
-    if not await devices.mark_device_name(
-        services.db, requester.user_id, device_id, display_name
-    ):
+    if not await devices.mark_device_name(services.db, requester.user_id, device_id, display_name):
         raise NotFound("You have no such device.")
 
 
