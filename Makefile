@@ -56,6 +56,7 @@ check: install ## Lint, format, types, import contracts, spelling, spec referenc
 	$(BIN)/codespell
 	$(BIN)/python -m tools.spec_map --check
 	$(BIN)/python -m tools.configuration_page --check
+	$(BIN)/python -m tools.attacks_page --check
 
 .PHONY: fmt
 fmt: install ## Format the code and sort its imports
@@ -71,6 +72,7 @@ spec-map: install ## Rebuild docs/spec: passage -> functions -> tests, endpoint 
 .PHONY: docs
 docs: install spec-map ## Rebuild every page that is made from code
 	$(BIN)/python -m tools.configuration_page
+	$(BIN)/python -m tools.attacks_page
 
 .PHONY: migration
 migration: install ## Write the next migration from storage/schema.py: make migration M="what changed"

@@ -1,0 +1,104 @@
+"""Write docs/security/attacks.md: each attack of docs/security/attacks.txt, and who tests it.
+
+    python -m tools.attacks_page            rewrite it
+    python -m tools.attacks_page --check    fail if it is out of date, or a test names no attack
+
+A test defends against an attack when its name carries the id: `test_j05_integers_out_of_range…`,
+`test_c06_c12_…`. What a test of that name leaves open is said in its docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIST = ROOT / "docs/security/attacks.txt"
+PAGE = ROOT / "docs/security/attacks.md"
+IDS = re.compile(r"(?<=_)([acdefjlmprs]\d\d)(?=_)")
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One row: a section's title, the id, what is tried, and what must happen."""
+
+    section: str
+    name: str
+    attack: str
+    must: str
+
+
+def read_attacks() -> list[Attack]:
+    """Return the list, in order."""
+    attacks = []
+    section = ""
+    for line in LIST.read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            name, attack, must = line.split(" | ")
+            attacks.append(Attack(section, name, attack, must))
+    return attacks
+
+
+def tests_by_attack() -> dict[str, list[str]]:
+    """Return id -> the tests that carry it in their names, as `file::test`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for name in IDS.findall(node.name) if node.name.startswith("test_") else ():
+                    found[name.upper()].append(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
+    return found
+
+
+def page(attacks: list[Attack], tests: dict[str, list[str]]) -> str:
+    """Return the whole page."""
+    tested = sum(attack.name in tests for attack in attacks)
+    lines = [
+        "# Attacks",
+        "",
+        "Made by `make docs` from `attacks.txt` and from the names of the tests; do not edit.",
+        "What has no test is *open*: it may hold, but nobody has proved it. Unfederated and young",
+        "as this server is, most of the list concerns parts that it does not have yet.",
+        "",
+        f"**{tested} of {len(attacks)}** have a test.",
+    ]
+    section = ""
+    for attack in attacks:
+        if attack.section != section:
+            section = attack.section
+            header = ["| id | attack | must | test |", "| --- | --- | --- | --- |"]
+            lines += ["", f"## {section}", "", *header]
+        proof = "<br>".join(f"`{test}`" for test in tests.get(attack.name, [])) or "*open*"
+        lines.append(f"| {attack.name} | {attack.attack} | {attack.must} | {proof} |")
+    return "\n".join(lines) + "\n"
+
+
+def problems() -> list[str]:
+    """Return what `--check` complains about."""
+    attacks, tests = read_attacks(), tests_by_attack()
+    unknown = sorted(tests.keys() - {attack.name for attack in attacks})
+    found = [f"{tests[name][0]}: there is no attack {name} in {LIST.name}" for name in unknown]
+    if not PAGE.exists() or PAGE.read_text() != page(attacks, tests):
+        found.append("docs/security/attacks.md is out of date: run `make docs`")
+    return found
+
+
+def main() -> int:
+    """Write or check the page; return the process's status."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page(read_attacks(), tests_by_attack()))
+        return 0
+    found = problems()
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
