@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.homeserver import Homeserver, running_homeserver
 from tests.helpers.postgres import TestServers, requested_versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,3 +46,10 @@ async def database_url(
     durable = request.node.get_closest_marker("durable_database") is not None
     async with postgres_servers.database(postgres_version, durable=durable) as dsn:
         yield dsn
+
+
+@pytest.fixture
+async def homeserver(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
+    """A running homeserver `hs1` with open registration and no rate limits."""
+    async with running_homeserver(database_url, tmp_path) as server:
+        yield server
