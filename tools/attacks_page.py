@@ -45,7 +45,7 @@ def read_attacks() -> list[Attack]:
     return attacks
 
 
-def tests_by_attack() -> dict[str, list[str]]:
+def proofs_by_attack() -> dict[str, list[str]]:
     """Return id -> the tests that carry it in their names, as `file::test`."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -81,7 +81,7 @@ def page(attacks: list[Attack], tests: dict[str, list[str]]) -> str:
 
 def problems() -> list[str]:
     """Return what `--check` complains about."""
-    attacks, tests = read_attacks(), tests_by_attack()
+    attacks, tests = read_attacks(), proofs_by_attack()
     unknown = sorted(tests.keys() - {attack.name for attack in attacks})
     found = [f"{tests[name][0]}: there is no attack {name} in {LIST.name}" for name in unknown]
     if not PAGE.exists() or PAGE.read_text() != page(attacks, tests):
@@ -92,7 +92,7 @@ def problems() -> list[str]:
 def main() -> int:
     """Write or check the page; return the process's status."""
     if "--check" not in sys.argv:
-        PAGE.write_text(page(read_attacks(), tests_by_attack()))
+        PAGE.write_text(page(read_attacks(), proofs_by_attack()))
         return 0
     found = problems()
     for problem in found:

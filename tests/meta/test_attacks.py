@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.attacks_page import IDS, page, problems, read_attacks, tests_by_attack
+from tools.attacks_page import IDS, page, problems, read_attacks, proofs_by_attack
 
 
 def test_the_page_is_what_the_tests_say() -> None:
@@ -27,4 +27,4 @@ def test_an_attack_is_open_until_a_test_carries_its_name() -> None:
 def test_ids_are_read_from_names() -> None:
     assert IDS.findall("test_c06_c12_deactivated_users_stay_out") == ["c06", "c12"]
     assert IDS.findall("test_room_v11_redactions") == []
-    assert all(tests for tests in tests_by_attack().values())
+    assert all(tests for tests in proofs_by_attack().values())
