@@ -35,7 +35,8 @@ class Requester:
 
 def hash_token(token: str) -> str:
     """Return the form in which tokens are stored."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    # Headers may hold any bytes; those that are not UTF-8 come as lone surrogates.
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
 async def authenticate(services: Services, token: str | None, ip: str) -> Requester:

@@ -8,7 +8,6 @@ from minihs.base.errors import (
     Forbidden,
     InvalidUsername,
     MissingParam,
-    Unauthorized,
     UserInUse,
 )
 from minihs.protocol.identifiers import is_valid_localpart, parse_user_id
@@ -67,7 +66,10 @@ async def register_user(
         if token is not None and not await registration_tokens.mark_registration_token_used(
             tx, token, now_ms
         ):
-            raise Unauthorized("This registration token is not valid any more.")
+            message = "This registration token has just been used up."
+            raise await user_interactive_auth.refuse(
+                services, operation, "M_UNAUTHORIZED", message
+            )
         session = None
         if device is not None:
             session = await sessions.begin_session(services, tx, user_id, device)

@@ -101,6 +101,13 @@ async def authorize(services: Services, operation: Operation, auth: object) -> s
     return progress.registration_token
 
 
+async def refuse(
+    services: Services, operation: Operation, errcode: str, message: str
+) -> UserInteractiveAuthRequired:
+    """Return the 401 for what turned out not to authorize the operation after all."""
+    return await _challenge(services, operation, _Progress(), _StageFailedError(errcode, message))
+
+
 async def _resume(services: Services, operation: Operation, session_id: object) -> _Progress:
     """Return how far a session has come."""
     if session_id is None:
@@ -110,8 +117,7 @@ async def _resume(services: Services, operation: Operation, session_id: object) 
     session = await user_interactive_auth.fetch_auth_session(services.db, hash_token(session_id))
     oldest_ms = services.clock.now_ms() - SESSION_LIFETIME_MS
     if session is None or session.created_ms < oldest_ms:
-        failure = _StageFailedError("M_FORBIDDEN", "Unknown or expired session.")
-        raise await _challenge(services, operation, _Progress(), failure)
+        raise await refuse(services, operation, "M_FORBIDDEN", "Unknown or expired session.")
     binding = await _binding(services, operation, session_id)
     if not hmac.compare_digest(binding, session.binding):
         raise Forbidden("This session belongs to another request.")

@@ -1,0 +1,33 @@
+"""Every answer that a test of the API gets is held against the specification's schemas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.helpers import openapi
+from tests.helpers.homeserver import CLIENT, Homeserver, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def answers_follow_the_schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test at its end when an answer broke its schema (where the schemas are at hand)."""
+    faults: list[str] = []
+    original = Homeserver.request
+
+    async def request(
+        self: Homeserver, method: str, path: str, *args: Any, **kw: Any
+    ) -> Response:
+        response = await original(self, method, path, *args, **kw)
+        full = path if path.startswith(("/_", "/.well-known")) else CLIENT + path
+        faults.extend(openapi.faults(method, full, response))
+        return response
+
+    if openapi.available():
+        monkeypatch.setattr(Homeserver, "request", request)
+    yield
+    assert faults == []
