@@ -141,6 +141,10 @@ class StateStore:
         self._cache: BoundedCache[int, State] = BoundedCache(STATE_CACHE_ENTRIES)
         self._keys: BoundedCache[StateKey, int] = BoundedCache(50_000)
 
+    def cached(self, state_id: int) -> State | None:
+        """Return a state that is in memory, or None."""
+        return EMPTY_STATE if state_id == EMPTY_STATE_ID else self._cache.get(state_id)
+
     async def get(self, state_id: int) -> State:
         """Return a state."""
         state = self._cache.get(state_id)
