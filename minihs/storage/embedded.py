@@ -37,6 +37,7 @@ import os
 import pwd
 import shutil
 import stat
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,18 +269,20 @@ class Cluster:
         """
         # A file, not a pipe: the server inherits the output, so a pipe would never end.
         with tempfile.TemporaryFile() as output:
-            process = await asyncio.create_subprocess_exec(
-                str(self.binaries / program),
-                *args,
+            # In a thread, since uvloop cannot start a process as somebody else.
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [str(self.binaries / program), *args],
+                check=False,
                 cwd="/",
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 user=None if owner is None else owner.pw_uid,
                 group=None if owner is None else owner.pw_gid,
                 extra_groups=None if owner is None else [],
             )
-            if await process.wait() == 0:
+            if done.returncode == 0:
                 return
             output.seek(0)
             said = output.read().decode(errors="replace").strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+import uvloop
 
 from minihs.storage.embedded import EmbeddedPostgresError, start_embedded
 
@@ -37,6 +38,17 @@ async def test_data_survives_a_stop_and_settings_are_durable(tmp_path: Path) -> 
     assert again.dsn == postgres.dsn
     assert await value(again.dsn, "SELECT answer FROM kept") == 42
     await again.stop()
+
+
+def test_it_starts_and_stops_on_the_loop_that_the_server_runs_on(tmp_path: Path) -> None:
+    async def answer() -> object:
+        postgres = await start_embedded(tmp_path)
+        try:
+            return await value(postgres.dsn, "SELECT 1")
+        finally:
+            await postgres.stop()
+
+    assert uvloop.run(answer()) == 1
 
 
 async def test_nobody_else_can_reach_the_data_or_the_socket(tmp_path: Path) -> None:
