@@ -10,7 +10,18 @@ import asyncio
 import heapq
 import itertools
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Timer(Protocol):
+    """A call that will be made unless it is cancelled."""
+
+    def cancel(self) -> None:
+        """Make sure that the call is not made."""
+        ...
 
 
 class Clock(Protocol):
@@ -26,6 +37,10 @@ class Clock(Protocol):
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return after `duration_ms`."""
+        ...
+
+    def call_later_ms(self, duration_ms: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` after `duration_ms`."""
         ...
 
 
@@ -44,13 +59,31 @@ class SystemClock:
         """Return after `duration_ms`."""
         await asyncio.sleep(duration_ms / 1000)
 
+    def call_later_ms(self, duration_ms: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` after `duration_ms`."""
+        return asyncio.get_running_loop().call_later(duration_ms / 1000, callback)
+
+
+class _ManualTimer:
+    """A call that a `ManualClock` will make."""
+
+    __slots__ = ("callback", "cancelled")
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Make sure that the call is not made."""
+        self.cancelled = True
+
 
 class ManualClock:
     """A clock that moves only when told to; `advance_ms` wakes whoever slept till then."""
 
     def __init__(self, start_ms: int = 1_750_000_000_000) -> None:
         self._now_ms = start_ms
-        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._timers: list[tuple[int, int, _ManualTimer]] = []
         self._order = itertools.count()
 
     def now_ms(self) -> int:
@@ -58,23 +91,33 @@ class ManualClock:
         return self._now_ms
 
     def monotonic_ms(self) -> int:
-        """Return the same time: a test that steps the wall clock uses `step_ms`."""
+        """Return the same time."""
         return self._now_ms
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return once somebody has advanced the clock far enough."""
-        if duration_ms <= 0:
-            await asyncio.sleep(0)
-            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (self._now_ms + duration_ms, next(self._order), waiter)
-        heapq.heappush(self._sleepers, entry)
-        await waiter
 
-    def advance_ms(self, duration_ms: int) -> None:
-        """Move time on and wake those whose moment has come, in order."""
-        self._now_ms += duration_ms
-        while self._sleepers and self._sleepers[0][0] <= self._now_ms:
-            _, _, waiter = heapq.heappop(self._sleepers)
+        def wake() -> None:
             if not waiter.done():
                 waiter.set_result(None)
+
+        if duration_ms <= 0:
+            asyncio.get_running_loop().call_soon(wake)
+        else:
+            self.call_later_ms(duration_ms, wake)
+        await waiter
+
+    def call_later_ms(self, duration_ms: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once the clock has been advanced far enough."""
+        timer = _ManualTimer(callback)
+        heapq.heappush(self._timers, (self._now_ms + duration_ms, next(self._order), timer))
+        return timer
+
+    def advance_ms(self, duration_ms: int) -> None:
+        """Move time on and make the calls whose moment has come, in order."""
+        self._now_ms += duration_ms
+        while self._timers and self._timers[0][0] <= self._now_ms:
+            _, _, timer = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                timer.callback()

@@ -31,6 +31,8 @@ COLUMNS = """
       e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies
 """
 
+COLUMN_COUNT = 17
+
 # Unique index events_event_id_key.
 LOAD_EVENTS = statement(
     "event_store.load_events",
@@ -173,30 +175,37 @@ class EventStore:
         )
 
     def from_rows(self, rows: Sequence[Row]) -> list[StoredEvent]:
-        """Return the events of rows of `COLUMNS`; those already in memory are the same objects."""
-        return [self._from_row(row) for row in rows]
+        """Return the events of rows of `COLUMNS`."""
+        return [self.from_row(row) for row in rows]
 
-    def _from_row(self, row: Row) -> StoredEvent:
-        event_id = row[0]
+    def from_row(self, row: Row, first: int = 0) -> StoredEvent:
+        """Return the event of a row in which `COLUMNS` begin at `first`.
+
+        An event that is in memory with the same facts is the same object.
+        """
+        (
+            event_id, json, room_version, event_nid, redacted_by, position, major, minor, status,
+            state_before, room_state_before, room_state_after, main_count, thread_root, device_nid,
+            txn_id, notifies,
+        ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
-        if known is not None and known.status == row[8] and known.order is not None:
+        if known is not None and known.status == status and known.order is not None:
             return known
-        major = row[6]
         return StoredEvent(
-            Event.from_json(row[1], ROOM_VERSIONS[row[2]], event_id),
-            row[3],
-            redacted_by=row[4] or self._recent_redactions.get(event_id),
-            position=row[5],
-            order=None if major is None else (major, row[7]),
-            status=row[8],
-            state_before=row[9],
-            room_state_before=row[10],
-            room_state_after=row[11],
-            main_count=row[12],
-            thread_root=row[13],
-            device_nid=row[14],
-            txn_id=row[15],
-            notifies=row[16],
+            Event.from_json(json, ROOM_VERSIONS[room_version], event_id),
+            event_nid,
+            redacted_by=redacted_by or self._recent_redactions.get(event_id),
+            position=position,
+            order=None if major is None else (major, minor),
+            status=status,
+            state_before=state_before,
+            room_state_before=room_state_before,
+            room_state_after=room_state_after,
+            main_count=main_count,
+            thread_root=thread_root,
+            device_nid=device_nid,
+            txn_id=txn_id,
+            notifies=notifies,
         )
 
     def remember(self, stored: StoredEvent) -> None:

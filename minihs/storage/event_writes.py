@@ -125,8 +125,7 @@ _VERIFY = """
     ), read AS (
       UPDATE memberships m
       SET
-        read_position = last.base + new.ordinal, read_main_position = last.base + new.ordinal,
-        read_main_count = new.main_count
+        read_main_position = last.base + new.ordinal, read_main_count = new.main_count
       FROM
         last,
         unnest($24::bigint[], $25::text[], $26::bigint[], $27::bigint[])
@@ -223,6 +222,14 @@ _STATE = """
       SET redacted_by = new.redaction_id
       FROM last, unnest($64::text[], $65::text[], $66::bigint[]) AS new (event_id, redaction_id, room_nid)
       WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
+    ), threads_read AS (
+      INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
+      SELECT new.room_nid, new.user_id, new.thread_root, last.base + new.ordinal
+      FROM
+        last,
+        unnest($67::bigint[], $68::text[], $69::text[], $70::bigint[])
+          AS new (room_nid, user_id, thread_root, ordinal)
+      ON CONFLICT (room_nid, user_id, thread_root) DO UPDATE SET position = excluded.position
     )
 """
 
@@ -298,7 +305,7 @@ async def write_batch(
     members = _last_memberships(events)
     reads: dict[tuple[int, str], tuple[int, int]] = {}
     for ordinal, w in enumerate(events, 1):
-        if w.read_by is not None:
+        if w.read_by is not None and w.stored.thread_root is None:
             reads[w.room_nid, w.read_by] = ordinal, w.stored.main_count or 0
     arguments += _columns(
         [
@@ -316,12 +323,17 @@ async def write_batch(
         ],
         6,
     )
-    if not any(w.state or w.memberships or w.redacts or w.invite_state for w in events):
+    if all(_is_plain(w) for w in events):
         row = await queries.fetchrow(COMMIT_MESSAGES, *arguments)
     else:
         arguments += _state_arguments(batch, key_nids, members, reads)
         row = await queries.fetchrow(COMMIT_EVENTS, *arguments)
     return None if row is None else row[0]
+
+
+def _is_plain(write: EventWrite) -> bool:
+    """Return whether an event changes nothing but the timeline of its room."""
+    return write.state is None and write.redacts is None and write.stored.thread_root is None
 
 
 def _columns(rows: Sequence[Sequence[object]], width: int) -> list[object]:
@@ -389,6 +401,12 @@ def _state_arguments(
     arguments += _columns(
         [(w.redacts, w.stored.event_id, w.room_nid) for w in events if w.redacts is not None], 3
     )
+    threads = {
+        (w.room_nid, w.read_by, w.stored.thread_root): ordinal
+        for ordinal, w in enumerate(events, 1)
+        if w.read_by is not None and w.stored.thread_root is not None
+    }
+    arguments += _columns([(*key, ordinal) for key, ordinal in threads.items()], 4)
     return arguments
 
 
