@@ -1,0 +1,194 @@
+"""Redaction by a kick or ban: is it asked for, is it allowed, and what does it cover.
+
+MSC4293: a moderator who kicks or bans somebody may set `redact_events`. Every server then redacts
+the target's events by itself; no redaction events are sent. What is covered is the *stay* that
+the kick or ban ended, from the join that began it. A change of display name is a join event too,
+but it begins no stay, or anyone could shield their spam with one.
+
+To which stay an event belongs is read from the auth events that it cites and not from its order
+of arrival, so every server finds the same, and events that arrive late are covered as well. And
+whether the moderator was allowed to redact is judged by the state before the kick or ban, so that
+a moderator's later fate changes nothing.
+
+MSC4293#proposal
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from minihs.protocol import unstable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from minihs.protocol.events import Event
+    from minihs.protocol.power_levels import PowerLevels
+
+CONTROL_STATE: Final = frozenset(
+    {
+        "m.room.create",
+        "m.room.encryption",
+        "m.room.history_visibility",
+        "m.room.join_rules",
+        "m.room.power_levels",
+        "m.room.server_acl",
+        "m.room.tombstone",
+        "m.space.child",
+    }
+)
+"""Ours: types of state that keep a room safe, beside `m.policy.*`.
+
+To redact for instance a server ACL, because its author was banned later, would open the room.
+"""
+
+STAY_JOINS_COUNT_MAX: Final = 10_000
+"""How many join events of one stay are followed back before we give up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedactedStay:
+    """The stay of one user that a kick or ban redacts.
+
+    `first_join_id` is the join that began it. `because_id` is the kick or ban, which clients see
+    in `unsigned.redacted_because` of each redacted event.
+    """
+
+    user_id: str
+    first_join_id: str
+    because_id: str
+
+
+def redacted_stay(
+    event: Event,
+    member_before: Event | None,
+    levels: PowerLevels,
+    find: Callable[[str], Event | None],
+) -> RedactedStay | None:
+    """Return the stay that an event redacts, or None if it redacts none.
+
+    `member_before` is the target's membership event, and `levels` are the power levels, in the
+    state before `event`. Only a stay that the event itself ends is redacted: nothing of somebody
+    who was not joined. So an unban, a retracted invite and a refused knock, which look like a
+    kick, redact nothing; nor does a ban of somebody who had left. `find` as in `first_join_of`.
+
+    MSC4293#proposal
+    """
+    if not asks_to_redact(event) or not may_redact(event.sender, levels):
+        return None
+    first_join = None if member_before is None else first_join_of(member_before, find)
+    if first_join is None or event.state_key is None:
+        return None
+    return RedactedStay(event.state_key, first_join.event_id, event.event_id)
+
+
+def asks_to_redact(event: Event) -> bool:
+    """Return whether an event is the leave or ban of another user with the flag set.
+
+    Nobody redacts by leaving, nor by joining, inviting or knocking. Only the value true asks.
+
+    MSC4293#proposal
+    """
+    return (
+        event.type == "m.room.member"
+        and event.state_key is not None
+        and event.state_key != event.sender
+        and event.content.get("membership") in ("leave", "ban")
+        and unstable.REDACT_EVENTS.either(event.content) is True
+    )
+
+
+def may_redact(sender: str, levels: PowerLevels) -> bool:
+    """Return whether the sender of a kick or ban has the power to redact by it.
+
+    The sender needs the `redact` level, and the level of `m.room.redaction` events where the room
+    sets one. Falling short, the flag is ignored; the kick or ban itself stands.
+
+    MSC4293#proposal
+    """
+    level = levels.user_level(sender)
+    if level < levels.redact:
+        return False
+    if "m.room.redaction" not in levels.section("events"):
+        return True
+    return level >= levels.event_level("m.room.redaction", is_state=False)
+
+
+def is_of_stay(event: Event, stay: RedactedStay, find: Callable[[str], Event | None]) -> bool:
+    """Return whether an event was sent by the user of `stay` during it, whenever it arrived.
+
+    MSC4293#proposal
+    """
+    if event.sender != stay.user_id:
+        return False
+    member = event if _is_own_join(event) else _cited_member(event, event.sender, find)
+    first_join = None if member is None else first_join_of(member, find)
+    return first_join is not None and first_join.event_id == stay.first_join_id
+
+
+def first_join_of(member: Event, find: Callable[[str], Event | None]) -> Event | None:
+    """Return the join with which the stay of a join event began; None if it is no join.
+
+    Follows the chain of joins by which the user changed their own profile: each cites the one
+    before it. `find` returns an event by its ID, or None if we lack it; the stay then begins
+    where our knowledge does. Costs a look-up for each auth event of each join of the stay.
+
+    MSC4293#proposal
+    """
+    if not _is_own_join(member):
+        return None
+    for _ in range(STAY_JOINS_COUNT_MAX):
+        before = _cited_member(member, member.sender, find)
+        if before is None or not _is_own_join(before):
+            break
+        member = before
+    return member
+
+
+def _is_own_join(event: Event) -> bool:
+    return (
+        event.type == "m.room.member"
+        and event.state_key == event.sender
+        and event.content.get("membership") == "join"
+    )
+
+
+def _cited_member(event: Event, user_id: str, find: Callable[[str], Event | None]) -> Event | None:
+    """Return the membership of a user that an event cites in its auth events."""
+    for event_id in event.auth_event_ids:
+        cited = find(event_id)
+        if cited is not None and cited.state_key == user_id and cited.type == "m.room.member":
+            return cited
+    return None
+
+
+def is_covered(event: Event, *, in_force: bool, spare_control_state: bool = True) -> bool:
+    """Return whether an event of a redacted stay loses its content.
+
+    `in_force`: the event is part of the room's current state. Everything is covered but, when
+    `spare_control_state`, control state in force.
+
+    MSC4293#proposal
+    """
+    spared = spare_control_state and in_force and event.is_state and is_control_state(event.type)
+    return not spared
+
+
+def is_control_state(event_type: str) -> bool:
+    """Return whether state of this type keeps a room safe: see `CONTROL_STATE`."""
+    return event_type in CONTROL_STATE or event_type.startswith("m.policy.")
+
+
+def read_flag(body: Mapping[str, object]) -> bool | unstable.Disagreement | None:
+    """Return the flag that the body of `/kick` or `/ban` gives; absent is False.
+
+    None is `400 M_BAD_JSON`: a value that is no boolean. A disagreement of the two spellings is
+    `400 M_INVALID_PARAM`.
+
+    MSC4293#proposal
+    """
+    if not unstable.REDACT_EVENTS.is_in(body):
+        return False
+    value = unstable.read(body, unstable.REDACT_EVENTS)
+    return value if isinstance(value, unstable.Disagreement | bool) else None
