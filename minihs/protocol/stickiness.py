@@ -87,7 +87,7 @@ def read_sticky_duration(value: str) -> int | None:
 
 
 def sticky_members(duration_ms: int) -> dict[str, object]:
-    """Return what a sticky PDU has at its top level: `{"msc4354_sticky": {"duration_ms": …}}`.
+    """Return what a sticky PDU has at its top level, as names and values.
 
     Outside `content`, so that encrypted events can be sticky; hashed and signed with the rest.
 
