@@ -48,7 +48,7 @@ EVENT_GROUP = re.compile(r"\{\{% *event-group group_name=\"([^\"]+)\"")
 DEFINITION = re.compile(r"\{\{% *definition path=\"([^\"]+)\"")
 FENCE = re.compile(r"^ {0,3}(```|~~~).*?^ {0,3}\1[^\n]*$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^ {0,3}#{1,6} +(.+?)(?: +#+)? *$", re.MULTILINE)
-EXPLICIT_ID = re.compile(r"\{ *#([\w-]+) *\} *$")
+EXPLICIT_ID = re.compile(r"\{ *(?:#|id=\")([\w-]+)\"? *\} *$")
 EVENT_SCHEMAS = "data/event-schemas/schema"
 
 

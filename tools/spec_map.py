@@ -5,8 +5,9 @@
 
 A reference is `page#anchor` (client-server-api, server-server-api, rooms/v11, appendices …) or
 `MSC4354#heading`, in a docstring, a comment or a `spec` marker, in minihs/ or tests/. After
-`Spec:` nothing else is accepted, but for the page of a room version as a whole. Anchors are checked against
-docs/spec/anchors.txt, endpoints against docs/spec/operations.txt; so this needs no network.
+`Spec:` nothing else is accepted, but for the page of a room version as a whole. Anchors are
+checked against docs/spec/anchors.txt, endpoints against docs/spec/operations.txt; so this needs
+no network.
 `todo MSC4354#heading: why` marks a passage that is left out, and is listed as such.
 
 Endpoints come from `minihs.api.routes.ROUTES`: a handler is named as the operationId in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.attacks_page import IDS, page, problems, read_attacks, proofs_by_attack
+from tools.attacks_page import IDS, page, problems, proofs_by_attack, read_attacks
 
 
 def test_the_page_is_what_the_tests_say() -> None:
