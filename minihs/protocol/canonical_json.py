@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 import canonicaljson
 import orjson
@@ -134,6 +135,27 @@ def decode_lenient(data: bytes | str) -> object:
         return json.loads(text)  # noqa: TID251  This module is the wrapper.
     except (ValueError, RecursionError) as error:
         raise JsonError(str(error)) from error
+
+
+def canonicalize(text: bytes | str) -> bytes:
+    """Return the Canonical JSON of a JSON text, its numbers taken by their value.
+
+    So `1e10` is 10000000000, as in the examples of the specification. Servers may not rely on it:
+    in events such a number is refused, by us (`decode_strict`) and by others.
+
+    Raises:
+        JsonError: If the text is not JSON.
+        CanonicalJsonError: If the value is outside Canonical JSON.
+    """
+    decode(text)  # Refuses what Python's parser is too kind to.
+    return encode_strict(json.loads(text, parse_float=_integer_if_one))  # noqa: TID251  As above.
+
+
+def _integer_if_one(numeral: str) -> int | float:
+    value = Decimal(numeral)
+    if abs(value) <= INTEGER_MAX and value == value.to_integral_value():
+        return int(value)
+    return float(numeral)
 
 
 def _refuse_floats(value: object) -> None:

@@ -53,6 +53,7 @@ def run(paths: Sequence[str | Path], explain_event: str | None = None) -> tuple[
     Raises:
         OSError: If a file cannot be read.
         ValueError: If it is not in a format that we know.
+        LookupError: If it refers to something that it does not hold.
     """
     if explain_event is not None:
         return "\n".join(_explain(_load(Path(path)), explain_event) for path in paths), True
@@ -62,6 +63,17 @@ def run(paths: Sequence[str | Path], explain_event: str | None = None) -> tuple[
     if len(outputs) == 1:
         ((shown, _),) = outputs.values()
     return orjson.dumps(shown).decode(), every_ok
+
+
+def main(paths: Sequence[str | Path], explain_event: str | None = None) -> int:
+    """Print about the files; return the exit status: 1 if answers differ, 2 for faulty files."""
+    try:
+        output, agrees = run(paths, explain_event)
+    except (OSError, ValueError, LookupError) as error:
+        sys.stderr.write(f"minihs dag: {error!r}\n")
+        return 2
+    sys.stdout.write(output + "\n")
+    return 0 if agrees else 1
 
 
 def _load(path: Path) -> Json:
@@ -267,8 +279,7 @@ def _canonical_answers(file: Json) -> tuple[Answers, bool]:
     answers: list[object] = []
     for case in _as(list, file["cases"]):
         try:
-            value = canonical_json.decode_strict(case["json"])
-            answers.append(canonical_json.encode(value).decode())
+            answers.append(canonical_json.canonicalize(case["json"]).decode())
         except (canonical_json.JsonError, canonical_json.CanonicalJsonError):
             answers.append(None)
     return answers, answers == [case["canonical"] for case in _as(list, file["cases"])]
@@ -380,6 +391,4 @@ def _as(kind: type[_T], value: object) -> _T:
 
 
 if __name__ == "__main__":
-    output, agrees = run(sys.argv[1:])
-    sys.stdout.write(output + "\n")
-    sys.exit(0 if agrees else 1)
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 import canonicaljson
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from minihs.protocol.canonical_json import (
     INTEGER_MAX,
     CanonicalJsonError,
     JsonError,
+    canonicalize,
     check,
     decode,
     decode_lenient,
@@ -92,6 +96,21 @@ def test_old_rooms_keep_their_numbers_exactly() -> None:
     assert encode_lenient(decode_lenient(text)) == text
     assert decode_lenient("[18446744073709551616]") == [2**64]
     assert decode_lenient("1.5") == 1.5
+
+
+@pytest.mark.spec("appendices#canonical-json")
+def test_the_examples_of_the_specification() -> None:
+    path = Path(__file__).parent / "vectors" / "public-canonical-json.json.gz"
+    cases = decode(gzip.decompress(path.read_bytes()))
+    assert isinstance(cases, list)
+    for case in cases:
+        assert canonicalize(case["json"]).decode() == case["canonical"]
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-1", "9007199254740992.0", "1e300", "2e999999999"])
+def test_numbers_that_are_no_integers_have_no_canonical_form(text: str) -> None:
+    with pytest.raises(ValueError, match=r"integer|infinity"):
+        canonicalize(text)
 
 
 def test_negative_zero_is_zero() -> None:

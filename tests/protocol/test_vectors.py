@@ -132,3 +132,15 @@ def test_public_cases_of_redaction() -> None:
             assert redact(pdu, ROOM_VERSIONS[version]) == {
                 "type": case["type"], "content": case["kept"], **kept,
             }, (version, case)  # fmt: skip
+
+
+def test_the_command_prints_and_tells_by_its_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dag.main([OWN / "create.json.gz"]) == 0
+    assert canonical_json.decode(capsys.readouterr().out)
+    (tmp_path / "odd.json").write_text('{"format":"odd/1"}')
+    (tmp_path / "broken.json").write_text("{")
+    for name in ("odd.json", "broken.json", "absent.json"):
+        assert dag.main([tmp_path / name]) == 2
+        assert capsys.readouterr().err.startswith("minihs dag: ")

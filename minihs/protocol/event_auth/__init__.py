@@ -5,7 +5,7 @@ Two questions are asked of an event. Do the events that it names as its `auth_ev
 state before the event, or the current state? Every rejection is an `EventAuthError` that names the
 rule and the passage.
 
-Spec: server-server-api#authorization-rules,
+Spec: server-server-api#authorisation-rules,
 rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
 """
 
