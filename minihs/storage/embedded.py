@@ -156,7 +156,9 @@ class Cluster:
 
     def dsn(self, database: str) -> str:
         """Return the DSN of one of the cluster's databases."""
-        return f"postgresql://{ROLE}@/{database}?host={quote(str(self.socket_directory))}"
+        # With its port, lest a PGPORT of the environment be taken for it.
+        host = quote(str(self.socket_directory))
+        return f"postgresql://{ROLE}@/{database}?host={host}&port={PORT}"
 
     async def answers(self) -> bool:
         """Return whether a server runs on this cluster; waits while one recovers or stops."""

@@ -51,6 +51,16 @@ def test_it_starts_and_stops_on_the_loop_that_the_server_runs_on(tmp_path: Path)
     assert uvloop.run(answer()) == 1
 
 
+async def test_the_environment_of_other_programs_does_not_mislead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA"):
+        monkeypatch.setenv(variable, "1")
+    postgres = await start_embedded(tmp_path)
+    assert await value(postgres.dsn, "SELECT 1") == 1
+    await postgres.stop()
+
+
 async def test_nobody_else_can_reach_the_data_or_the_socket(tmp_path: Path) -> None:
     postgres = await start_embedded(tmp_path)
     assert stat.S_IMODE(postgres.cluster.data.stat().st_mode) == 0o700
