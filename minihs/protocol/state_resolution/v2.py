@@ -68,8 +68,7 @@ def resolve(
 
     # Authorize them one by one. Since v12 from an empty state.
     state = {} if is_v2_1 else dict(result.unconflicted)
-    checks = iterative_auth_checks("power events", ordering, state, events, rejected)
-    result.checks += checks
+    result.checks += iterative_auth_checks("power events", ordering, state, events, rejected)
 
     # Order the remaining events by the power levels in the partially resolved state.
     remaining = full_conflicted_set - selected
