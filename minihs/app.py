@@ -18,6 +18,7 @@ from aiohttp import web
 
 from minihs.api.server import build_application
 from minihs.base.batching import Batcher
+from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.config import Config, ConfigError, parse_address
 from minihs.base.limits import EVENT_CACHE_BYTES
@@ -34,8 +35,9 @@ from minihs.protocol.signatures import (
 from minihs.services.context import Services
 from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
+from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.views import Views
-from minihs.storage import facts, sessions
+from minihs.storage import account_data, facts, sessions, unread
 from minihs.storage.database import Database
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75
+PARSED_FILTERS_MAX = 10_000
 SHUTDOWN_S = 5
 
 
@@ -129,6 +132,12 @@ async def build_services(
             heads=RoomHeads(),
             rulesets=rulesets,
             views=Views(db, follower),
+            shared_parts=SharedParts(),
+            unread=Batcher(lambda asked: unread.list_unread(db, asked)),
+            ignored_lists=Batcher(
+                lambda users: account_data.list_of_type(db, users, "m.ignored_user_list")
+            ),
+            parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.views.follow, services.views.reset)

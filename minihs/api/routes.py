@@ -20,6 +20,7 @@ from minihs.api.client import (
     profile,
     push_rules,
     registration,
+    sync,
     versions,
     well_known,
 )
@@ -101,6 +102,8 @@ ROUTES: list[Route] = [
     Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/enabled", push_rules.set_push_rule_enabled, "setPushRuleEnabled", "user", "write"),
     Route("GET", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.get_push_rule_actions, "getPushRuleActions", "user", "read"),
     Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.set_push_rule_actions, "setPushRuleActions", "user", "write"),
+    # Syncing
+    Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),

@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -36,6 +36,12 @@ class Batcher(Generic[K, V]):
             if self._running is None:
                 self._running = loop.create_task(self._run())  # noqa: TID251  (owned: see below)
         return await asyncio.shield(waiter)
+
+    async def load_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Return the values of those keys that have one."""
+        wanted = list(keys)
+        found = await asyncio.gather(*map(self.load, wanted))
+        return {key: value for key, value in zip(wanted, found, strict=True) if value is not None}
 
     async def _run(self) -> None:
         """Serve batches until nobody waits. Failures go to those who asked."""

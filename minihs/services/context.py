@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minihs.base.batching import Batcher
+    from minihs.base.caching import BoundedCache
     from minihs.base.clock import Clock
     from minihs.base.config import Config
     from minihs.base.randomness import Randomness
     from minihs.base.tasks import TaskOwner
+    from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import ServerName
     from minihs.protocol.signatures import SigningKey
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
+    from minihs.services.sync.joined_rooms import SharedParts
     from minihs.services.sync.views import Views
     from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from minihs.storage.sessions import TokenOwner
     from minihs.storage.state import StateStore
     from minihs.storage.streams import StreamFollower
+    from minihs.storage.unread import UnreadCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class Services:
     heads: RoomHeads
     rulesets: Rulesets
     views: Views
+    shared_parts: SharedParts
+    unread: Batcher[tuple[str, str], UnreadCounts]
+    ignored_lists: Batcher[str, str]
+    parsed_filters: BoundedCache[tuple[str, str], Filter]
 
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""

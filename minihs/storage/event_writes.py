@@ -16,7 +16,7 @@ from minihs.storage.stream_rows import array_literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
+    from minihs.protocol.identifiers import EventId, RoomAlias, RoomId, StateKey, UserId
     from minihs.storage.database import Queries
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import StateRow
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RoomWrite:
-    """What becomes of a room. `expected_version` is None for a room that is made now."""
+    """What becomes of a room. `expected_version` is None for a room that is made now.
+
+    `alias`, of such a room only, is its first alias and who makes it.
+    """
 
     room_nid: int
     room_id: RoomId
@@ -34,6 +37,7 @@ class RoomWrite:
     state_id: int
     main_count: int
     published: bool = False
+    alias: tuple[RoomAlias, UserId] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,9 @@ _STATE = """
         unnest($67::bigint[], $68::text[], $69::text[], $70::bigint[])
           AS new (room_nid, user_id, thread_root, ordinal)
       ON CONFLICT (room_nid, user_id, thread_root) DO UPDATE SET position = excluded.position
+    ), new_aliases AS (
+      INSERT INTO room_aliases (alias, room_id, creator)
+      SELECT new.* FROM last, unnest($71::text[], $72::text[], $73::text[]) AS new
     )
 """
 
@@ -407,6 +414,10 @@ def _state_arguments(
         if w.read_by is not None and w.stored.thread_root is not None
     }
     arguments += _columns([(*key, ordinal) for key, ordinal in threads.items()], 4)
+    arguments += _columns(
+        [(r.alias[0], r.room_id, r.alias[1]) for r in batch.rooms.values() if r.alias is not None],
+        3,
+    )
     return arguments
 
 

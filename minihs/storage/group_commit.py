@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import Unavailable
-from minihs.storage import event_writes, stream_rows
+from minihs.storage import directory, event_writes, stream_rows
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
 
@@ -90,7 +90,8 @@ class GroupCommitter:
         `generation` is the cursor's at the time when the events were built.
 
         Raises:
-            Conflict: the room has moved, or a transaction id has been used already.
+            Conflict: the room has moved, or a transaction id (or the new room's alias) has been
+                used already.
             Unavailable: the database did not answer: the events may or may not be there.
         """
         return await self._submit(events, room, cursor, generation, ())
@@ -209,6 +210,8 @@ class GroupCommitter:
             used = await event_writes.find_transactions(
                 connection, [w for u in units for w in u.events]
             )
+            aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
+            taken = set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
             lost: set[int] = set()
             winners: list[_Unit] = []
             for unit in units:
@@ -217,10 +220,18 @@ class GroupCommitter:
                     continue
                 nid = unit.room.room_nid
                 moved = unit.cursor.version is not None and versions.get(nid) != unit.cursor.version
-                if nid in lost or moved or any(w.stored.event_nid in used for w in unit.events):
+                alias = unit.room.alias[0] if unit.room.alias is not None else None
+                if (
+                    nid in lost
+                    or moved
+                    or alias in taken
+                    or any(w.stored.event_nid in used for w in unit.events)
+                ):
                     lost.add(nid)
                 else:
                     winners.append(unit)
+                    if alias is not None:
+                        taken.add(alias)
             if winners:
                 batch, rows = _gather(winners)
                 base = await self._write_all(batch, key_nids, rows)

@@ -10,6 +10,7 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from minihs.protocol.identifiers import RoomId
     from minihs.storage.database import Queries, Row
 
 # Index memberships_user_id. The stream's position says as of when this is true.
@@ -32,6 +33,53 @@ FETCH_MEMBERSHIP = statement(
     FROM rooms r
     JOIN memberships m ON m.room_nid = r.room_nid
     WHERE r.room_id = $1 AND m.user_id = $2
+    """,
+)
+
+# Index memberships_user_id.
+LIST_ROOMS = statement(
+    "membership.list_rooms",
+    """
+    SELECT r.room_id
+    FROM memberships m
+    JOIN rooms r ON r.room_nid = m.room_nid
+    WHERE m.user_id = $1 AND m.membership = ANY($2::text[])
+    ORDER BY m.position
+    """,
+)
+
+# Unique index rooms_room_id_key and primary key of memberships.
+IS_JOINED_TO_ANY = statement(
+    "membership.is_joined_to_any",
+    """
+    SELECT EXISTS (
+      SELECT 1
+      FROM rooms r
+      JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $1
+      WHERE r.room_id = ANY($2::text[]) AND m.membership = 'join'
+    )
+    """,
+)
+
+# Primary key of memberships.
+MARK_FORGOTTEN = statement(
+    "membership.mark_forgotten",
+    """
+    UPDATE memberships m
+    SET forgotten = true
+    FROM rooms r
+    WHERE r.room_id = $1 AND m.room_nid = r.room_nid AND m.user_id = $2
+      AND m.membership = ANY(ARRAY['leave', 'ban'])
+    """,
+)
+
+# Index memberships_user_id.
+MARK_ALL_FORGOTTEN = statement(
+    "membership.mark_all_forgotten",
+    """
+    UPDATE memberships
+    SET forgotten = true
+    WHERE user_id = $1 AND membership = ANY(ARRAY['leave', 'ban']) AND NOT forgotten
     """,
 )
 
@@ -64,3 +112,23 @@ async def fetch_membership(queries: Queries, room_id: str, user_id: str) -> Memb
     """Return a user's membership in a room, or None when the room's state does not name them."""
     row = await queries.fetchrow(FETCH_MEMBERSHIP, room_id, user_id)
     return None if row is None else MembershipRow(*row)
+
+
+async def list_rooms(queries: Queries, user_id: str, memberships: Sequence[str]) -> list[RoomId]:
+    """Return the rooms in which a user has one of these memberships, the oldest first."""
+    return [row[0] for row in await queries.fetch(LIST_ROOMS, user_id, memberships)]
+
+
+async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[str]) -> bool:
+    """Return whether a user is joined to at least one of these rooms."""
+    return await queries.fetchval(IS_JOINED_TO_ANY, user_id, room_ids) is True
+
+
+async def mark_forgotten(queries: Queries, room_id: str, user_id: str) -> bool:
+    """Note that a user has forgotten a room; False when they have not left it (or were never in)."""
+    return await queries.execute(MARK_FORGOTTEN, room_id, user_id) != "UPDATE 0"
+
+
+async def mark_all_forgotten(queries: Queries, user_id: str) -> None:
+    """Note that a user has forgotten every room that they are not in."""
+    await queries.execute(MARK_ALL_FORGOTTEN, user_id)

@@ -58,6 +58,12 @@ LIST_LOCAL_MEMBERS = statement(
     """,
 )
 
+# Unique index rooms_room_id_key.
+LIST_CURRENT_STATES = statement(
+    "rooms.list_current_states",
+    "SELECT room_id, state_id FROM rooms WHERE room_id = ANY($1::text[])",
+)
+
 
 async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
     """Return a room as its writers need it, or None when this server does not know it."""
@@ -71,3 +77,8 @@ async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
 async def list_local_members(queries: Queries, room_nid: int) -> dict[str, str | None]:
     """Return the display name of each user of this server who is joined."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_LOCAL_MEMBERS, room_nid)}
+
+
+async def list_current_states(queries: Queries, room_ids: Sequence[str]) -> dict[str, int]:
+    """Return the id of each room's current state."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_CURRENT_STATES, room_ids)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import BadJson, MatrixError, NotFound
+from minihs.base.errors import BadJson, InvalidParam, MatrixError, NotFound
 from minihs.protocol import canonical_json
-from minihs.protocol.filters import InvalidFilterError, parse_filter
+from minihs.protocol.filters import Filter, InvalidFilterError, parse_filter
 from minihs.storage import filters
 
 if TYPE_CHECKING:
@@ -52,3 +52,36 @@ async def get_filter(services: Services, user_id: UserId, filter_id: str) -> dic
     if not isinstance(definition, dict):
         raise NotFound("No such filter.")
     return definition
+
+
+async def load_filter(services: Services, user_id: UserId, filter_id: str) -> Filter:
+    """Return a stored filter, parsed. Filters never change, so parsed ones are kept.
+
+    Raises:
+        NotFound: the user has no such filter.
+    """
+    key = (user_id, filter_id)
+    parsed = services.parsed_filters.get(key)
+    if parsed is None:
+        parsed = parse_filter(await get_filter(services, user_id, filter_id))
+        services.parsed_filters.put(key, parsed)
+    return parsed
+
+
+def read_filter(services: Services, text: str) -> Filter:
+    """Return a filter that is given inline, as JSON.
+
+    Raises:
+        BadJson: it is not a filter; the message says where.
+        InvalidParam: it is not JSON.
+    """
+    parsed = services.parsed_filters.get(("", text))
+    if parsed is None:
+        try:
+            parsed = parse_filter(canonical_json.decode(text))
+        except InvalidFilterError as error:
+            raise BadJson(str(error)) from None
+        except ValueError as error:
+            raise InvalidParam(f"The filter is not JSON: {error}") from None
+        services.parsed_filters.put(("", text), parsed)
+    return parsed

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.protocol.identifiers import EventId, RoomAlias, StateKey, UserId
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
 
@@ -67,11 +67,16 @@ class PlannedEvent:
 
 @dataclass(slots=True)
 class Plan:
-    """Events of one room, chained, on their way to the committer."""
+    """Events of one room, chained, on their way to the committer.
+
+    `published` and `alias` (with its creator) are of a room that is being made: a room and its alias
+    come into being together, and an alias that is taken is a `Conflict`.
+    """
 
     head: RoomHead
     writes: list[EventWrite] = field(default_factory=list)
     published: bool = False
+    alias: tuple[RoomAlias, UserId] | None = None
 
     def submit(self, services: Services) -> Future[int]:
         """Hand the events to the committer; the answer comes when they are durable.
@@ -88,6 +93,7 @@ class Plan:
             head.state.state_id,
             head.main_count,
             self.published,
+            self.alias,
         )
         return services.committer.commit_events(self.writes, room, head.cursor, head.generation)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
 
 ATTEMPTS = 20
+CREATE = ("m.room.create", "")
 DEPTH_MAX = 2**53 - 1
 
 # Asked under the room's turn, before each attempt: returns the draft to send, or the id of an event
@@ -113,7 +114,11 @@ async def plan_draft(
     """
     head = plan.head
     version = head.room_version
+    if draft.type == "m.room.create" and head.extremities:
+        raise BadJson("A room is created only once.")
     keys = select_auth_keys(version, draft.sender, draft.type, draft.state_key, draft.content)
+    if version.room_id_is_create_event_id:  # Since v12 it is implied; the rules look at it.
+        keys.append(CREATE)
     auth = await load_state_events(services, head, keys)
     extremities = head.extremities[-PREV_EVENTS_MAX:]
     try:

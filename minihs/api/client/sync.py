@@ -1,0 +1,55 @@
+"""Syncing. Spec: client-server-api#syncing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import InvalidParam
+from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
+from minihs.protocol import unstable
+from minihs.protocol.filters import Filter
+from minihs.services.accounts import filters
+from minihs.services.sync import v3
+from minihs.services.sync.positions import parse_token
+from minihs.services.sync.spans import SyncRequest
+
+if TYPE_CHECKING:
+    from minihs.api.requests import Request
+
+NO_FILTER = Filter()
+
+
+async def sync(request: Request) -> object:
+    """GET /_matrix/client/v3/sync.
+
+    Spec: client-server-api#get_matrixclientv3sync
+    """
+    services, requester = request.services, request.requester
+    await services.follower.wait_for(requester.position)
+    since = request.query("since")
+    presence = request.query("set_presence")
+    if presence not in (None, "online", "offline", "unavailable"):
+        raise InvalidParam("set_presence must be online, offline or unavailable.")
+    return await v3.sync(
+        services,
+        SyncRequest(
+            requester,
+            await _filter(request),
+            parse_token(since, services.follower.head) if since is not None else None,
+            full_state=request.query_flag("full_state"),
+            use_state_after=any(
+                request.query_flag(name) for name in unstable.USE_STATE_AFTER_PARAMETER.spellings
+            ),
+            timeout_ms=request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS),
+        ),
+    )
+
+
+async def _filter(request: Request) -> Filter:
+    """Return the filter that is given inline or by its id."""
+    given = request.query("filter")
+    if not given:
+        return NO_FILTER
+    if given.startswith("{"):
+        return filters.read_filter(request.services, given)
+    return await filters.load_filter(request.services, request.requester.user_id, given)

@@ -1,0 +1,68 @@
+"""Joining a restricted room: who may, and who vouches for them.
+
+Spec: client-server-api#restricted-rooms, rooms/v8#authorisation-rules
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import Forbidden
+from minihs.protocol.power_levels import PowerLevels
+from minihs.services.rooms.standing import CREATE, POWER_LEVELS, current_events
+from minihs.storage.membership import is_joined_to_any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from minihs.protocol.identifiers import StateKey
+    from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
+
+JOIN_RULES: StateKey = ("m.room.join_rules", "")
+
+
+async def find_authorising_user(services: Services, head: RoomHead, user_id: str) -> str | None:
+    """Return a local member who vouches for a join; None where the join rule asks for nobody.
+
+    Asked of users who are neither in the room nor invited to it.
+
+    Raises:
+        Forbidden: the user meets no condition of the room, or nobody here may invite.
+    """
+    state = await current_events(services, head, [CREATE, POWER_LEVELS, JOIN_RULES])
+    rules = state.get(JOIN_RULES)
+    rule = None if rules is None else rules.content.get("join_rule")
+    version = head.room_version
+    if rules is None or not (
+        (rule == "restricted" and version.knows_restricted_joins)
+        or (rule == "knock_restricted" and version.knows_knock_restricted)
+    ):
+        return None
+    allowed = allowed_rooms(rules.content)
+    if not allowed or not await is_joined_to_any(services.db, user_id, allowed):
+        raise Forbidden("You are in none of the rooms whose members may join.")
+    levels = PowerLevels.of(state.get(POWER_LEVELS), state.get(CREATE), version)
+    return _local_inviter(head, levels)
+
+
+def allowed_rooms(join_rules: Mapping[str, object]) -> list[str]:
+    """Return the rooms whose members may join; what is malformed allows nobody."""
+    allow = join_rules.get("allow")
+    rooms: list[str] = []
+    for condition in allow if isinstance(allow, list) else ():
+        match condition:
+            case {"type": "m.room_membership", "room_id": str(room_id)}:
+                rooms.append(room_id)
+            case _:
+                pass
+    return rooms
+
+
+def _local_inviter(head: RoomHead, levels: PowerLevels) -> str:
+    """Return a local member who may invite: those with a level of their own come first."""
+    named = (*levels.creators, *levels.section("users"))
+    for user_id in (*named, *head.local_members):
+        if user_id in head.local_members and levels.user_level(user_id) >= levels.invite:
+            return user_id
+    raise Forbidden("Nobody of this server may let you into the room.")

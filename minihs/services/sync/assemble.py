@@ -1,0 +1,109 @@
+"""From what the streams found to the JSON of a sync answer.
+
+Events are put in as bytes made once for everybody; nothing is parsed here.
+Spec: client-server-api#get_matrixclientv3sync
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.protocol import canonical_json, unstable
+from minihs.protocol.filters import Filter, select_fields
+from minihs.services.rooms.client_events import as_shown, client_event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from minihs.services.sync.streams.timeline import Timeline
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.unread import UnreadCounts
+
+Json = dict[str, object]
+
+
+def timeline_json(
+    timeline: Timeline, filter_: Filter, now_ms: int, device_nid: int | None
+) -> Json:
+    """Return a room's `timeline`; its events must have been prepared."""
+    return {
+        "events": [
+            _event(stored, filter_, now_ms, device_nid, membership)
+            for stored, membership in zip(timeline.events, timeline.memberships, strict=True)
+        ],
+        "limited": timeline.limited,
+        "prev_batch": timeline.prev_batch,
+    }
+
+
+def state_json(events: Sequence[StoredEvent], filter_: Filter, now_ms: int) -> Json:
+    """Return a room's `state`; its events must have been prepared."""
+    return {"events": [_event(stored, filter_, now_ms, None, None) for stored in events]}
+
+
+def _event(
+    stored: StoredEvent,
+    filter_: Filter,
+    now_ms: int,
+    device_nid: int | None,
+    membership: str | None,
+) -> object:
+    if not filter_.shapes_events:
+        return orjson.Fragment(
+            client_event(
+                stored, now_ms, with_room_id=False, device_nid=device_nid, membership=membership
+            )
+        )
+    if filter_.event_format == "federation":
+        event: object = dict(as_shown(stored).pdu)
+    else:
+        event = canonical_json.decode(
+            client_event(
+                stored, now_ms, with_room_id=False, device_nid=device_nid, membership=membership
+            )
+        )
+    if filter_.event_fields is not None and isinstance(event, dict):
+        event = select_fields(event, filter_.event_fields)
+    return event
+
+
+def unread_json(counts: UnreadCounts, *, by_thread: bool) -> Json:
+    """Return `unread_notifications`, and `unread_thread_notifications` where it was asked for."""
+    if by_thread:
+        answer: Json = {"unread_notifications": _counts(counts.notifications, counts.highlights)}
+        if counts.threads:
+            threads = {root: _counts(*numbers) for root, numbers in counts.threads.items()}
+            for name in unstable.UNREAD_THREAD_NOTIFICATIONS.written:
+                answer[name] = threads
+        return answer
+    return {
+        "unread_notifications": _counts(
+            counts.notifications + sum(n for n, _ in counts.threads.values()),
+            counts.highlights + sum(n for _, n in counts.threads.values()),
+        )
+    }
+
+
+def _counts(notifications: int, highlights: int) -> Json:
+    return {"notification_count": notifications, "highlight_count": highlights}
+
+
+def answer_json(
+    next_batch: str,
+    join: Mapping[str, Json],
+    invite: Mapping[str, Json],
+    knock: Mapping[str, Json],
+    leave: Mapping[str, Json],
+    account_data: Sequence[Json],
+) -> Json:
+    """Return the whole answer; what is empty is left out."""
+    answer: Json = {"next_batch": next_batch}
+    sections = {"join": join, "invite": invite, "knock": knock, "leave": leave}
+    rooms = {name: rooms for name, rooms in sections.items() if rooms}
+    if rooms:
+        answer["rooms"] = rooms
+    if account_data:
+        answer["account_data"] = {"events": account_data}
+    return answer

@@ -1,0 +1,209 @@
+"""The joined rooms of a sync answer.
+
+What happened in a room between two positions is the same for all who were joined all the while. So it is
+computed once for a hundred waiting clients, kept for as long as they come to fetch it, and completed with what is
+each reader's own: counts, account data, transaction ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.base.caching import BoundedCache
+from minihs.services.rooms import client_events
+from minihs.services.sync import assemble
+from minihs.services.sync.streams import ephemeral, state, summary, timeline
+from minihs.storage import rooms
+from minihs.storage.event_store import StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.services.context import Services
+    from minihs.services.sync.assemble import Json
+    from minihs.services.sync.spans import Span, SyncRequest
+    from minihs.services.sync.streams.timeline import Timeline
+
+SHARED_BYTES = 16 * 1_048_576
+AGE_GRAIN_MS = 5_000  # `age` in a shared part is at most this old.
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPart:
+    """A room's part of an answer that is the same for everybody: JSON members, and facts about it."""
+
+    json: Json
+    senders: frozenset[str]
+    devices: frozenset[int]
+    members_changed: bool
+
+
+class SharedParts:
+    """The parts computed lately, by room, span and filter."""
+
+    def __init__(self) -> None:
+        self.cache: BoundedCache[tuple[object, ...], SharedPart | None] = BoundedCache(SHARED_BYTES)
+
+
+async def joined_rooms(
+    services: Services, request: SyncRequest, spans: Sequence[Span], account_data: set[str]
+) -> dict[str, Json]:
+    """Return the JSON of each joined room in which something happened.
+
+    `account_data` are the rooms in which the reader's account data changed.
+    """
+    parts: dict[str, Json] = {}
+    changed_members: set[str] = set()
+    from_database: list[Span] = []
+    for span in spans:
+        if request.since is None or request.full_state or not timeline.in_memory(services, span):
+            from_database.append(span)
+            continue
+        part = await _shared(services, request, span)
+        if part is not None:
+            parts[span.room_id] = dict(part.json)
+            if part.members_changed:
+                changed_members.add(span.room_id)
+        events = ephemeral.read_window(services, request, span)
+        if events:
+            parts.setdefault(span.room_id, {})["ephemeral"] = {"events": events}
+    if from_database:
+        found, changed = await _from_database(services, request, from_database)
+        parts |= found
+        changed_members |= changed
+    for span in spans:
+        if span.room_id in account_data:
+            parts.setdefault(span.room_id, {})
+    await _add_summaries(services, request, parts, changed_members)
+    await _add_counts(services, request, parts)
+    for part_json in parts.values():
+        part_json.setdefault(
+            "timeline", {"events": [], "limited": False, "prev_batch": _here(spans)}
+        )
+    return parts
+
+
+def _here(spans: Sequence[Span]) -> str:
+    return f"s{max(span.upto for span in spans)}"
+
+
+async def _shared(services: Services, request: SyncRequest, span: Span) -> SharedPart | None:
+    """Return the part of a span in memory, computed by whoever asks first."""
+    first = last = None
+    for position, item in reversed(services.follower.room_items(span.room_id)):
+        if position <= span.after:
+            break
+        if position <= span.upto and isinstance(item, StoredEvent):
+            first, last = position, last or position
+    if last is None:
+        return None
+    now_ms = services.clock.now_ms()
+    key = (
+        span.room_id, first, last, request.filter.signature, request.use_state_after,
+        request.ignored, now_ms // AGE_GRAIN_MS,
+        request.user_id if request.filter.room.state.lazy_load_members else "",
+    )  # fmt: skip
+    cache = services.shared_parts.cache
+    part = cache.get(key)
+    if part is None:
+        found = timeline.read_window(services, request, span)
+        if found is None:
+            return None
+        part = await _part(services, request, span, found, None)
+        cache.put(key, part, 1_000 + 1_000 * len(found.events))
+    if request.requester.device_nid in part.devices:
+        found = timeline.read_window(services, request, span)
+        if found is not None:
+            return await _part(services, request, span, found, request.requester.device_nid)
+    return part
+
+
+async def _part(
+    services: Services,
+    request: SyncRequest,
+    span: Span,
+    found: Timeline,
+    device_nid: int | None,
+) -> SharedPart:
+    states = await state.state_sections(services, request, [(span, found)])
+    await client_events.prepare(services, [*found.events, *states[span.room_id]])
+    return _written(services, request, found, states[span.room_id], device_nid)
+
+
+def _written(
+    services: Services,
+    request: SyncRequest,
+    found: Timeline,
+    states: Sequence[StoredEvent],
+    device_nid: int | None,
+) -> SharedPart:
+    now_ms = services.clock.now_ms()
+    json: Json = {
+        "timeline": _fragment(
+            assemble.timeline_json(found, request.filter, now_ms, device_nid)
+        ),
+    }
+    name = "state_after" if request.use_state_after else "state"
+    if states or request.use_state_after:
+        json[name] = _fragment(assemble.state_json(states, request.filter, now_ms))
+    everything = [*found.events, *states]
+    return SharedPart(
+        json,
+        frozenset(stored.event.sender for stored in found.events),
+        frozenset(s.device_nid for s in found.events if s.device_nid is not None and s.txn_id),
+        any(stored.event.type == "m.room.member" for stored in everything),
+    )
+
+
+def _fragment(value: object) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps(value))
+
+
+async def _from_database(
+    services: Services, request: SyncRequest, spans: Sequence[Span]
+) -> tuple[dict[str, Json], set[str]]:
+    """Return parts of spans that the window does not hold, and those whose members changed."""
+    found = await timeline.read_database(services, request, spans)
+    pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found]
+    states = await state.state_sections(services, request, pairs)
+    await client_events.prepare(
+        services,
+        [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
+    )
+    parts: dict[str, Json] = {}
+    changed: set[str] = set()
+    for span, of_room in pairs:
+        part = _written(
+            services, request, of_room, states[span.room_id], request.requester.device_nid
+        )
+        parts[span.room_id] = part.json
+        if part.members_changed or span.is_new:
+            changed.add(span.room_id)
+    for room_id, events in (await ephemeral.read_database(services, request, spans)).items():
+        if events:
+            parts.setdefault(room_id, {})["ephemeral"] = {"events": events}
+    return parts, changed
+
+
+async def _add_summaries(
+    services: Services, request: SyncRequest, parts: dict[str, Json], changed: set[str]
+) -> None:
+    if not changed:
+        return
+    ids = await rooms.list_current_states(services.db, list(changed))
+    states = await services.states.get_many(ids.values())
+    current = {room_id: states[state_id] for room_id, state_id in ids.items()}
+    for room_id, of_room in (await summary.summaries(services, request.user_id, current)).items():
+        parts[room_id]["summary"] = of_room
+
+
+async def _add_counts(
+    services: Services, request: SyncRequest, parts: dict[str, Json]
+) -> None:
+    by_thread = request.filter.room.timeline.unread_thread_notifications
+    counts = await services.unread.load_many((request.user_id, room_id) for room_id in parts)
+    for (_, room_id), of_room in counts.items():
+        parts[room_id] |= assemble.unread_json(of_room, by_thread=by_thread)

@@ -1,0 +1,49 @@
+"""Spans: which part of which room a sync answer shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minihs.protocol.filters import Filter
+    from minihs.protocol.identifiers import RoomId, UserId
+    from minihs.services.accounts.authentication import Requester
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What happened in a room in (`after`, `upto`]; `after` is 0 where the reader has seen nothing.
+
+    `joined_at` is a position since which the reader has been joined (None: not joined now), so that they
+    may see everything from there on. `is_new`: the reader needs the whole state.
+    """
+
+    room_id: RoomId
+    after: int
+    upto: int
+    joined_at: int | None
+    is_new: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the reader was joined all the while: nothing need be hidden."""
+        return self.joined_at is not None and self.joined_at <= self.after
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Who syncs, and how. `since` is None for an initial sync."""
+
+    requester: Requester
+    filter: Filter
+    since: int | None
+    full_state: bool
+    use_state_after: bool
+    timeout_ms: int
+    ignored: frozenset[str] = frozenset()
+
+    @property
+    def user_id(self) -> UserId:
+        """Who syncs."""
+        return self.requester.user_id

@@ -1,0 +1,240 @@
+"""GET /sync: snapshot, collect, wait, assemble.
+
+1. The follower must have seen what was committed before the request came (read your writes).
+2. Everything the client has not seen up to the follower's head is collected.
+3. If that is nothing, wait for the user's view to change, and begin again.
+
+Spec: client-server-api#syncing
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from minihs.protocol import canonical_json
+from minihs.services.rooms import client_events
+from minihs.services.sync import assemble
+from minihs.services.sync.joined_rooms import joined_rooms
+from minihs.services.sync.positions import format_token
+from minihs.services.sync.spans import Span
+from minihs.services.sync.streams import account_data, state, timeline
+from minihs.storage import timelines
+from minihs.storage.event_store import StoredEvent
+from minihs.storage.event_writes import Membership
+
+if TYPE_CHECKING:
+    from minihs.services.context import Services
+    from minihs.services.sync.assemble import Json
+    from minihs.services.sync.spans import SyncRequest
+    from minihs.services.sync.views import RoomMembership, UserView
+
+
+async def sync(services: Services, request: SyncRequest) -> Json:
+    """Return what the client has not seen; wait for it, up to `timeout_ms`, if there is nothing."""
+    deadline_ms = services.clock.monotonic_ms() + request.timeout_ms
+    while True:
+        view = await services.views.get(request.user_id)
+        upto = services.follower.head
+        since = request.since
+        if since is None or request.full_state or view.changed_at > since:
+            answer, has_news = await _collect(services, request, view, upto)
+            if has_news or since is None or request.full_state:
+                return answer
+        left_ms = deadline_ms - services.clock.monotonic_ms()
+        if left_ms <= 0:
+            return {"next_batch": format_token(upto)}
+        await _wait(services, request.user_id, upto, left_ms)
+
+
+async def _wait(services: Services, user_id: str, seen: int, timeout_ms: int) -> None:
+    """Return when something new concerns the user, or after `timeout_ms`."""
+    view = await services.views.get(user_id)
+    if view.changed_at > seen:
+        return
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = services.clock.call_later_ms(timeout_ms, wake)
+    view.waiters.add(waiter)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        view.waiters.discard(waiter)
+
+
+async def _collect(
+    services: Services, request: SyncRequest, view: UserView, upto: int
+) -> tuple[Json, bool]:
+    """Return the answer up to `upto`, and whether there is anything in it."""
+    since = request.since
+    rooms = dict(view.rooms)  # As of `upto`: no await has happened since it was read.
+    in_window = since is not None and services.follower.floor <= since
+    changed = _changed_in_window(services, request, rooms, since) if in_window else None
+    left = _left_in_window(services, request, since, upto) if in_window else None
+    request = await _with_ignored(services, request)
+    if changed is None:
+        changed = set(rooms)
+        if since is not None and not request.full_state:
+            listed = await timelines.list_changed_rooms(services.db, request.user_id, since, upto)
+            changed = {r for r, m in rooms.items() if m.position > since} | set(listed)
+    if left is None:
+        left = await _left_in_database(services, request, since, upto)
+    data = await account_data.read(services, request, upto)
+    spans = [
+        _span(request, room_id, membership, upto)
+        for room_id, membership in rooms.items()
+        if membership.membership == "join"
+        and request.filter.room.has_room(room_id)
+        and (room_id in changed or room_id in data)
+    ]
+    join = await joined_rooms(services, request, spans, data.keys() & rooms.keys()) if spans else {}
+    for room_id, part in join.items():
+        if room_id in data:
+            part["account_data"] = {"events": data[room_id]}
+    invite = await _shown_from_outside(services, request, rooms, "invite", "invite_state")
+    knock = await _shown_from_outside(services, request, rooms, "knock", "knock_state")
+    leave = await _left_rooms(services, request, left)
+    global_data = data.get("", [])
+    has_news = bool(join or invite or knock or leave or global_data)
+    answer = assemble.answer_json(
+        format_token(upto), join, invite, knock, leave, global_data
+    )
+    return answer, has_news
+
+
+def _changed_in_window(
+    services: Services, request: SyncRequest, rooms: dict[str, RoomMembership], since: int | None
+) -> set[str]:
+    """Return the rooms in which something happened since the client's position, from memory."""
+    if since is None or request.full_state:
+        return set(rooms)
+    changed: set[str] = set()
+    for item in services.follower.items_after(since):
+        changed.add(item.event.room_id if isinstance(item, StoredEvent) else item.room_id)
+    return changed
+
+
+def _span(request: SyncRequest, room_id: str, membership: RoomMembership, upto: int) -> Span:
+    """Return what of a joined room the client lacks."""
+    is_new = request.since is None or membership.joined_at > request.since
+    after = 0 if is_new or request.since is None else request.since
+    return Span(room_id, after, upto, membership.joined_at, is_new)  # type: ignore[arg-type]
+
+
+async def _with_ignored(services: Services, request: SyncRequest) -> SyncRequest:
+    """Return the request with the users whom the reader ignores."""
+    json = await services.ignored_lists.load(request.user_id)
+    if json is None:
+        return request
+    match canonical_json.decode(json):
+        case {"ignored_users": dict(ignored)} if ignored:
+            return replace(request, ignored=frozenset(ignored))
+        case _:
+            return request
+
+
+async def _shown_from_outside(
+    services: Services,
+    request: SyncRequest,
+    rooms: dict[str, RoomMembership],
+    kind: str,
+    section: str,
+) -> dict[str, Json]:
+    """Return rooms that the user is invited to, or knocks on. Spec: client-server-api#stripped-state."""
+    new = [
+        room_id
+        for room_id, membership in rooms.items()
+        if membership.membership == kind
+        and (request.since is None or request.full_state or membership.position > request.since)
+        and request.filter.room.has_room(room_id)
+    ]
+    if not new:
+        return {}
+    states = await timelines.list_invite_states(services.db, request.user_id, new)
+    found: dict[str, Json] = {}
+    for room_id, json in states.items():
+        events = canonical_json.decode(json)
+        if isinstance(events, list) and not _from_ignored(request, events):
+            found[room_id] = {section: {"events": events}}
+    return found
+
+
+def _from_ignored(request: SyncRequest, stripped: list[object]) -> bool:
+    """Return whether an invite comes from somebody whom the user ignores."""
+    return any(
+        isinstance(event, dict)
+        and event.get("type") == "m.room.member"
+        and event.get("state_key") == request.user_id
+        and event.get("sender") in request.ignored
+        for event in stripped
+    )
+
+
+def _left_in_window(
+    services: Services, request: SyncRequest, since: int | None, upto: int
+) -> list[tuple[str, int, str]]:
+    """Return room, position and event id of the user's own departures, from memory."""
+    newest: dict[str, Membership] = {}
+    for item in services.follower.items_after(since or 0):
+        if isinstance(item, Membership) and item.user_id == request.user_id:
+            newest[item.room_id] = item
+    left: list[tuple[str, int, str]] = []
+    for room_id, item in newest.items():
+        if item.membership in ("leave", "ban"):
+            stored = services.events.cached(item.event_id)
+            position = stored.position if stored is not None else None
+            left.append((room_id, position or upto, item.event_id))
+    return left
+
+
+async def _left_in_database(
+    services: Services, request: SyncRequest, since: int | None, upto: int
+) -> list[tuple[str, int, str]]:
+    """Return the user's departures since the client's position; all of them if the filter asks so."""
+    if since is None and not request.filter.room.include_leave:
+        return []
+    rows = await timelines.list_left_rooms(services.db, request.user_id, since or 0, upto)
+    return [
+        (row[0], row[1], row[2])
+        for row in rows
+        if since is not None or not row[5]  # What is forgotten is told once more, then never.
+    ]
+
+
+async def _left_rooms(
+    services: Services, request: SyncRequest, left: list[tuple[str, int, str]]
+) -> dict[str, Json]:
+    """Return rooms that the user has left, up to where they left them."""
+    spans = [
+        Span(room_id, request.since or 0, position, None, request.since is None)  # type: ignore[arg-type]
+        for room_id, position, _ in left
+        if request.filter.room.has_room(room_id)
+    ]
+    if not spans:
+        return {}
+    found = await timeline.read_database(services, request, spans)
+    pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found]
+    states = await state.state_sections(services, request, pairs)
+    await client_events.prepare(
+        services,
+        [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
+    )
+    now_ms = services.clock.now_ms()
+    name = "state_after" if request.use_state_after else "state"
+    return {
+        span.room_id: {
+            "timeline": assemble.timeline_json(
+                of_room, request.filter, now_ms, request.requester.device_nid
+            ),
+            name: assemble.state_json(states[span.room_id], request.filter, now_ms),
+            "account_data": {"events": []},
+        }
+        for span, of_room in pairs
+    }
+
