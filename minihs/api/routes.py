@@ -16,6 +16,7 @@ from minihs.api.client import (
     capabilities,
     devices,
     filters,
+    history,
     login,
     profile,
     push_rules,
@@ -104,6 +105,16 @@ ROUTES: list[Route] = [
     Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.set_push_rule_actions, "setPushRuleActions", "user", "write"),
     # Syncing
     Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
+    # Reading rooms
+    Route("GET", V3 + "/rooms/{roomId}/event/{eventId}", history.get_one_room_event, "getOneRoomEvent", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/joined_members", history.get_joined_members_by_room, "getJoinedMembersByRoom", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/members", history.get_members_by_room, "getMembersByRoom", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/state", history.get_room_state, "getRoomState", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/state/{eventType}", history.get_room_state_with_key, "getRoomStateWithKey", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", history.get_room_state_with_key, "getRoomStateWithKey", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/messages", history.get_room_events, "getRoomEvents", "user_or_guest", "read"),
+    Route("GET", V3 + "/rooms/{roomId}/context/{eventId}", history.get_event_context, "getEventContext", "user_or_guest", "read"),
+    Route("GET", "/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", history.get_event_by_timestamp, "getEventByTimestamp", "user_or_guest", "costly"),
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),

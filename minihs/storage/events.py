@@ -98,6 +98,45 @@ LIST_ERASED = statement(
 )
 
 
+# Primary key of memberships, by its first column.
+LIST_JOINED_MEMBERS = statement(
+    "events.list_joined_members",
+    """
+    SELECT user_id, display_name, avatar_url
+    FROM memberships
+    WHERE room_nid = $1 AND membership = 'join'
+    ORDER BY user_id
+    """,
+)
+
+# Index events_order: every event of the room is looked at, as its time is only in its JSON. Who
+# writes a second time stamp into an event's content misleads about no event but their own.
+_TIME = "substring(e.json FROM '\"origin_server_ts\":([0-9]{1,18})')::bigint"
+LIST_SENT_BEFORE = statement(
+    "events.list_sent_before",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} <= $2
+    ORDER BY {_TIME} DESC, e.order_major DESC, e.order_minor DESC
+    LIMIT $3
+    """,  # noqa: S608  (a constant)
+)
+
+LIST_SENT_AFTER = statement(
+    "events.list_sent_after",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} >= $2
+    ORDER BY {_TIME}, e.order_major, e.order_minor
+    LIMIT $3
+    """,  # noqa: S608  (a constant)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ReaderRow:
     """A room as one reader finds it.
@@ -156,3 +195,29 @@ async def list_joined_among(
 async def list_erased(queries: Queries, user_ids: Collection[str]) -> Sequence[str]:
     """Return those of the users who were erased when their accounts were deactivated."""
     return [row[0] for row in await queries.fetch(LIST_ERASED, list(user_ids))]
+
+
+async def list_joined_members(
+    queries: Queries, room_nid: int
+) -> Sequence[tuple[str, str | None, str | None]]:
+    """Return user id, display name and avatar of everyone who is joined, by user id."""
+    rows = await queries.fetch(LIST_JOINED_MEMBERS, room_nid)
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def list_by_time(
+    queries: Queries,
+    store: EventStore,
+    room_nid: int,
+    ts_ms: int,
+    *,
+    backward: bool,
+    limit: int,
+) -> list[StoredEvent]:
+    """Return the events sent at or nearest before (or after) a moment, nearest first.
+
+    Of those with one time stamp the last in the room's order counts as nearest before, the first
+    as nearest after. Cost: O(events of the room).
+    """
+    text = LIST_SENT_BEFORE if backward else LIST_SENT_AFTER
+    return store.from_rows(await queries.fetch(text, room_nid, ts_ms, limit))
