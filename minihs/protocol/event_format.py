@@ -100,12 +100,9 @@ def _check_json(pdu: Mapping[str, object], room_version: RoomVersion) -> None:
 def _check_identifiers(pdu: Mapping[str, object], room_version: RoomVersion) -> None:
     if parse_user_id(pdu.get("sender")) is None:
         raise EventFormatError("sender is missing or not a user ID")
-    names_its_room = not (
-        room_version.room_id_is_create_event_id
-        and pdu.get("type") == "m.room.create"
-        and pdu.get("state_key") == ""
-    )  # Since v12 a create event has no room ID: it becomes one. rooms/v12#event-format
-    if names_its_room and parse_room_id(pdu.get("room_id")) is None:
+    # Since v12 a create event has no room ID: it becomes one. Spec: rooms/v12#event-format
+    becomes_room_id = room_version.room_id_is_create_event_id and pdu.get("type") == "m.room.create"
+    if not becomes_room_id and parse_room_id(pdu.get("room_id")) is None:
         raise EventFormatError("room_id is missing or not a room ID")
     if room_version.event_id_source == "server" and parse_event_id(pdu.get("event_id")) is None:
         raise EventFormatError("event_id is missing or not an event ID")

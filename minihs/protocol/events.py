@@ -131,7 +131,7 @@ class Event:
         self.auth_event_ids = _event_ids(pdu.get("auth_events"))
         self.room_id = RoomId(_text(pdu.get("room_id")))
         if room_version.room_id_is_create_event_id:  # Since v12.
-            if self.key == ("m.room.create", "") and self.is_state:
+            if self.type == "m.room.create":
                 self.room_id = RoomId("!" + self.event_id[1:])
             else:
                 self.auth_event_ids += (EventId("$" + self.room_id[1:]),)

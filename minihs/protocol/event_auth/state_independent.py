@@ -104,9 +104,9 @@ def _check_auth_events(
     named = [by_id[event_id] for event_id in event.auth_event_ids]
     if event.create_event_id is not None:  # Since v12 the create event, implied, comes last.
         create = named.pop()
-        if create.key != CREATE or create.event_id in rejected:
+        if create.key != CREATE or not create.is_state or create.event_id in rejected:
             raise rejection(event, "room_id.create", "the room ID is not that of a create event")
-    elif CREATE not in [auth_event.key for auth_event in named]:  # v1–v11.
+    elif not any(named_event.key == CREATE for named_event in named):  # v1–v11.
         raise rejection(event, "auth_events.create", "auth_events do not name the create event")
     _check_named(event, named, rejected)
 
