@@ -1,7 +1,7 @@
 """The composition root: the only place that knows every room of the house.
 
-`build_services` opens the database and wires the parts; `serve` adds the HTTP listeners. Tests use the
-former with a clock of their own.
+`build_services` opens the database and wires the parts; `serve` adds the HTTP listeners. Tests use
+the former with a clock of their own.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ async def build_services(
         rulesets = Rulesets(db)
         services = Services(
             config=config,
-            server_name=config.server_name,  # type: ignore[arg-type]  (checked)
+            server_name=config.server_name,  # type: ignore[arg-type]  # checked
             signing_key=load_signing_key(config, randomness),
             clock=clock,
             randomness=randomness,
@@ -167,9 +167,7 @@ def _bind(address: str) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serve(
-    services: Services, sockets: Sequence[socket.socket | None]
-) -> AsyncIterator[None]:
+async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> AsyncIterator[None]:
     """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
     application = build_application(services)
     runner = web.AppRunner(

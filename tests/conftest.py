@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.homeserver import Homeserver, running_homeserver
-from tests.helpers.postgres import TestServers, requested_versions
+from tests.helpers.postgres import TestServers, cluster_directory, requested_versions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
     from pathlib import Path
 
 
@@ -31,11 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
+def postgres_servers() -> Iterator[TestServers]:
     """The PostgreSQL servers of this run, started when first asked for."""
-    servers = TestServers(tmp_path_factory.mktemp("postgres"))
-    yield servers
-    asyncio.run(servers.stop())
+    with cluster_directory() as directory:
+        servers = TestServers(directory)
+        yield servers
+        asyncio.run(servers.stop())
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory that a server may start an embedded PostgreSQL in, unlike `tmp_path`."""
+    with cluster_directory() as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What a handler is given, and what it may answer.
 
-A handler is `async def handler(request: Request) -> object`: it returns the JSON body of a 200, or an
-`Answer` for anything else, and raises `MatrixError` for errors.
+A handler is `async def handler(request: Request) -> object`: it returns the JSON body of a 200, or
+an `Answer` for anything else, and raises `MatrixError` for errors.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ class Request:
             raise MissingParam(f"Query parameter {name} is missing.")
         return value
 
-    def query_integer(
-        self, name: str, default: int, *, low: int = 0, high: int = 2**53 - 1
-    ) -> int:
+    def query_integer(self, name: str, default: int, *, low: int = 0, high: int = 2**53 - 1) -> int:
         """Return a numeric query parameter, capped at `high`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The aiohttp application: one handler that routes, authenticates, answers and turns errors into JSON.
+"""The aiohttp application: one handler that routes, authenticates, and answers in JSON.
 
 Every response carries the CORS headers (Spec: client-server-api#web-browser-clients); unknown paths
 are 404 and wrong methods 405, both `M_UNRECOGNIZED` (Spec: client-server-api#api-standards).
@@ -29,6 +29,8 @@ from minihs.base.limits import BODY_BYTES_MAX
 from minihs.services.accounts.authentication import Requester, authenticate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minihs.services.context import Services
 
 logger = logging.getLogger(__name__)
@@ -124,9 +126,7 @@ class _Server:
         return requester
 
 
-def _respond(
-    body: object, status: int = 200, headers: object = None
-) -> web.Response:
+def _respond(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     if not isinstance(body, bytes):
         body = orjson.dumps(body)
     all_headers = _HEADERS.copy()

@@ -34,7 +34,7 @@ class Batcher(Generic[K, V]):
             loop = asyncio.get_running_loop()
             waiter = self._waiting[key] = loop.create_future()
             if self._running is None:
-                self._running = loop.create_task(self._run())  # noqa: TID251  (owned: see below)
+                self._running = loop.create_task(self._run())  # owned: see below
         return await asyncio.shield(waiter)
 
     async def load_many(self, keys: Iterable[K]) -> dict[K, V]:
@@ -54,12 +54,10 @@ class Batcher(Generic[K, V]):
         finally:
             self._running = None
 
-    async def _serve(
-        self, keys: list[K], waiting: Mapping[K, asyncio.Future[V | None]]
-    ) -> None:
+    async def _serve(self, keys: list[K], waiting: Mapping[K, asyncio.Future[V | None]]) -> None:
         try:
             found = await self._fetch(keys)
-        except Exception as error:  # noqa: BLE001  (handed to every caller)
+        except Exception as error:  # handed to every caller
             for key in keys:
                 if not waiting[key].done():
                     waiting[key].set_exception(error)

@@ -41,9 +41,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "in `data_dir` is started."
         ),
     ] = ""
-    data_dir: Annotated[
-        str, _option("Where keys, media and the embedded database live.")
-    ] = "data"
+    data_dir: Annotated[str, _option("Where keys, media and the embedded database live.")] = "data"
     listen: Annotated[
         str, _option("`host:port` of the plain HTTP listener: client and federation API.")
     ] = "127.0.0.1:8008"

@@ -16,7 +16,11 @@ class MatrixError(Exception):
     errcode: ClassVar[str] = "M_UNKNOWN"
 
     def __init__(
-        self, message: str, *, status: int | None = None, errcode: str | None = None,
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        errcode: str | None = None,
         **fields: object,
     ) -> None:
         super().__init__(message)

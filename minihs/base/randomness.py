@@ -16,7 +16,7 @@ class Randomness:
 
     def __init__(self, seed: int | None = None) -> None:
         self._source: random.Random = (
-            random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  (tests)
+            random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  # tests
         )
 
     def token(self, length: int) -> str:

@@ -38,9 +38,7 @@ async def fetch_account_data(
     return content if isinstance(content, str) else None
 
 
-async def list_of_type(
-    queries: Queries, user_ids: Sequence[str], data_type: str
-) -> dict[str, str]:
+async def list_of_type(queries: Queries, user_ids: Sequence[str], data_type: str) -> dict[str, str]:
     """Return the global account data of one type, as JSON, of those users who have it."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_OF_TYPE, user_ids, data_type)}
 

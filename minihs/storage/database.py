@@ -17,7 +17,7 @@ import asyncpg
 from minihs.base.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     Row: TypeAlias = asyncpg.Record
 
@@ -48,7 +48,7 @@ class Queries(Protocol):
 
 
 @contextlib.contextmanager
-def _connection_errors() -> object:  # type: ignore[misc]
+def _connection_errors() -> Iterator[None]:
     """Turn a lost connection into the 503 that a client can retry."""
     try:
         yield
@@ -140,7 +140,7 @@ class Database:
         """Open a READ COMMITTED transaction; it commits when the block ends without an error."""
         with _connection_errors():
             async with self._pool.acquire() as connection, connection.transaction():
-                token = _open.set(True)  # noqa: FBT003
+                token = _open.set(True)
                 try:
                     yield Transaction(connection)
                 finally:
@@ -154,7 +154,7 @@ class Database:
                 self._pool.acquire() as connection,
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
-                token = _open.set(True)  # noqa: FBT003
+                token = _open.set(True)
                 try:
                     yield Transaction(connection)
                 finally:
@@ -187,7 +187,7 @@ async def wait_until_ready(dsn: str) -> None:
         except (OSError, asyncpg.CannotConnectNowError):
             if attempt == READY_ATTEMPTS - 1:
                 raise
-            await asyncio.sleep(READY_PAUSE_S)  # noqa: TID251  (before there is a clock to ask)
+            await asyncio.sleep(READY_PAUSE_S)  # noqa: TID251  # before there is a clock to ask
         else:
             await connection.close()
             return

@@ -90,7 +90,7 @@ async def upsert_device(
 ) -> int:
     """Return the surrogate key of a device in use, made with this name if it was not there."""
     nid = await queries.fetchval(UPSERT, user_id, device_id, display_name, now_ms, ip)
-    assert isinstance(nid, int)  # noqa: S101  (an upsert returns its row)
+    assert isinstance(nid, int)  # noqa: S101  # an upsert returns its row
     return nid
 
 

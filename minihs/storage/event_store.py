@@ -1,8 +1,8 @@
 """Reading events by id, and the cache of what was read.
 
 An event never changes, so it may stay in memory (D4). Whether it is redacted does change: the
-stream's follower reports each redaction in commit order to `note_redaction`, and whatever was read from
-the database while that happened is checked against the recent ones.
+stream's follower reports each redaction in commit order to `note_redaction`, and whatever was read
+from the database while that happened is checked against the recent ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOAD_EVENTS = statement(
     FROM events e
     JOIN rooms r ON r.room_nid = e.room_nid
     WHERE e.event_id = ANY($1::text[])
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 # Unique index events_transaction_key.
@@ -83,7 +83,7 @@ class StoredEvent:
         "txn_id",
     )
 
-    def __init__(  # noqa: PLR0913  (a row)
+    def __init__(  # a row
         self,
         event: Event,
         event_nid: int,
@@ -170,7 +170,7 @@ class EventStore:
         self, room_id: str, device_nid: int, txn_id: str, scope: str
     ) -> EventId | None:
         """Return the event that a device sent to a room with a transaction id, or None."""
-        return await self._queries.fetchval(  # type: ignore[return-value]  (a text column)
+        return await self._queries.fetchval(  # type: ignore[return-value]  # a text column
             FIND_BY_TRANSACTION, device_nid, txn_id, scope, room_id
         )
 
@@ -211,6 +211,10 @@ class EventStore:
     def remember(self, stored: StoredEvent) -> None:
         """Keep an event that was read or committed."""
         self._cache.put(stored.event_id, stored, len(stored.event.json) * 3 + 1_000)
+
+    def forget(self, event_id: EventId) -> None:
+        """Drop an event that was not committed after all."""
+        self._cache.discard(event_id)
 
     def note_redaction(self, event_id: EventId, redaction_id: EventId) -> None:
         """Take notice of a committed redaction."""

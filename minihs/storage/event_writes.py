@@ -1,8 +1,9 @@
 """Writing events: one statement for a whole batch of rooms, senders and effects (D2).
 
-The statement verifies and bumps the version of every room concerned, takes the batch's positions last,
-and inserts everything that depends on them. Where a room has moved it does nothing at all, and says so
-by returning no row. Values go in as arrays, so its cost hardly depends on the size of the batch.
+The statement verifies and bumps the version of every room concerned, takes the batch's positions
+last, and inserts everything that depends on them. Where a room has moved it does nothing at all,
+and says so by returning no row. Values go in as arrays, so its cost hardly depends on the size of
+the batch.
 """
 
 from __future__ import annotations
@@ -324,7 +325,14 @@ async def write_batch(
     )
     arguments += _columns(
         [
-            (p.user_id, w.room_nid, ordinal, w.stored.thread_root or "", p.notify_delta, p.highlight)
+            (
+                p.user_id,
+                w.room_nid,
+                ordinal,
+                w.stored.thread_root or "",
+                p.notify_delta,
+                p.highlight,
+            )
             for ordinal, w in enumerate(events, 1)
             for p in w.pushes
         ],

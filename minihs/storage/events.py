@@ -33,7 +33,7 @@ LIST_BACKWARD = statement(
       AND (e.order_major, e.order_minor) > ($4::bigint, $5::integer)
     ORDER BY e.order_major DESC, e.order_minor DESC
     LIMIT $6
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 LIST_FORWARD = statement(
@@ -48,7 +48,7 @@ LIST_FORWARD = statement(
       AND (e.order_major, e.order_minor) <= ($4::bigint, $5::integer)
     ORDER BY e.order_major, e.order_minor
     LIMIT $6
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 # Unique index rooms_room_id_key; primary keys of memberships and account_data.
@@ -77,7 +77,7 @@ LIST_MEMBER_EVENTS = statement(
     WHERE r.room_id = $1 AND e.status = 0 AND e.position IS NOT NULL
     ORDER BY e.position DESC
     LIMIT $3
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 # Unique index rooms_room_id_key; primary key of memberships.
@@ -121,7 +121,7 @@ LIST_SENT_BEFORE = statement(
     WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} <= $2
     ORDER BY {_TIME} DESC, e.order_major DESC, e.order_minor DESC
     LIMIT $3
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 LIST_SENT_AFTER = statement(
@@ -133,7 +133,7 @@ LIST_SENT_AFTER = statement(
     WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} >= $2
     ORDER BY {_TIME}, e.order_major, e.order_minor
     LIMIT $3
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 
@@ -184,9 +184,7 @@ async def list_member_events(
     return store.from_rows(await queries.fetch(LIST_MEMBER_EVENTS, room_id, user_id, limit))
 
 
-async def list_joined_among(
-    queries: Queries, room_ids: Collection[str], user_id: str
-) -> set[str]:
+async def list_joined_among(queries: Queries, room_ids: Collection[str], user_id: str) -> set[str]:
     """Return those of the rooms that the user is joined to now."""
     rows = await queries.fetch(LIST_JOINED_ROOMS_AMONG, list(room_ids), user_id)
     return {row[0] for row in rows}

@@ -1,17 +1,20 @@
 """Group commit: one writer in each process, one transaction for whatever is ready (D2).
 
-Writers hand in units: the events of one room with everything they cause, or rows of other tables. While
-one batch is being flushed the next one gathers. Usually a batch is a single statement. When that finds a
-room moved (another process was faster) or a transaction id used, the batch is written again in a
-transaction that locks its rooms and leaves the losers out; they hear `Conflict` and decide again.
+Writers hand in units: the events of one room with everything they cause, or rows of other tables.
+While one batch is being flushed the next one gathers. Usually a batch is a single statement. When
+that finds a room moved (another process was faster) or a transaction id used, the batch is written
+again in a transaction that locks its rooms and leaves the losers out; they hear `Conflict` and
+decide again.
 
-Events of one room may be chained: a unit can be built upon another that is still waiting. A `RoomCursor`
-ties them together: when a unit fails, its cursor's generation moves on and those chained to it fail too.
+Events of one room may be chained: a unit can be built upon another that is still waiting. A
+`RoomCursor` ties them together: when a unit fails, its cursor's generation moves on and those
+chained to it fail too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,9 +26,10 @@ from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from minihs.base.tasks import TaskOwner
+    from minihs.protocol.identifiers import StateKey
     from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
     from minihs.storage.state import StateStore
@@ -82,10 +86,10 @@ class GroupCommitter:
         """Begin to commit."""
         self._tasks.spawn("group-committer", self._run())
 
-    async def commit_events(
+    def commit_events(
         self, events: Sequence[EventWrite], room: RoomWrite, cursor: RoomCursor, generation: int
-    ) -> int:
-        """Commit events of one room, all or none; return the position of the last one.
+    ) -> asyncio.Future[int]:
+        """Queue events of one room, all or none; the answer is the position of the last one.
 
         `generation` is the cursor's at the time when the events were built.
 
@@ -94,7 +98,7 @@ class GroupCommitter:
                 used already.
             Unavailable: the database did not answer: the events may or may not be there.
         """
-        return await self._submit(events, room, cursor, generation, ())
+        return self._submit(events, room, cursor, generation, ())
 
     async def commit_rows(self, rows: Sequence[StreamRow]) -> int:
         """Commit rows of other tables, all or none; return the position of the last one."""
@@ -117,7 +121,7 @@ class GroupCommitter:
         try:
             while True:
                 await self._ready.wait()
-                await asyncio.sleep(0)  # noqa: TID251  (lets the requests of this turn join)
+                await asyncio.sleep(0)  # noqa: TID251  # lets the requests of this turn join
                 units = self._waiting[:UNITS_PER_BATCH]
                 del self._waiting[:UNITS_PER_BATCH]
                 if not self._waiting:
@@ -144,24 +148,24 @@ class GroupCommitter:
         except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
             self._connection = None
             self._fail(units, Unavailable("The database is not available at the moment."), error)
-        except Exception as error:  # noqa: BLE001  (handed to every writer)
+        except Exception as error:  # handed to every writer
             self._fail(units, error, None)
         finally:
             self._follower.commit_ends()
 
     def _fails_already(self, unit: _Unit) -> bool:
         if unit.cursor is not None and unit.cursor.generation != unit.generation:
-            unit.done.set_exception(Conflict())
+            self._fail([unit], Conflict(), None)
             return True
         return False
 
-    def _fail(
-        self, units: Sequence[_Unit], error: Exception, cause: BaseException | None
-    ) -> None:
+    def _fail(self, units: Sequence[_Unit], error: Exception, cause: BaseException | None) -> None:
         error.__cause__ = cause
         for unit in units:
             if unit.cursor is not None:
                 unit.cursor.generation += 1
+            for write in unit.events:
+                self._events.forget(write.stored.event_id)
             if not unit.done.done():
                 unit.done.set_exception(error)
 
@@ -173,36 +177,25 @@ class GroupCommitter:
         keys += [k for u in units for w in u.events if w.state for k in w.state.changes]
         key_nids = await self._states.key_nids(keys) if keys else {}
         batch, rows = _gather(units)
-        try:
+        base: int | None = None
+        with contextlib.suppress(asyncpg.UniqueViolationError, Conflict):
             if rows:
                 async with connection.transaction():
-                    base = await self._write_all(batch, key_nids, rows)
+                    base = await _write_all(connection, batch, key_nids, rows)
             else:
                 base = await event_writes.write_batch(connection, batch, key_nids, 0)
-        except (asyncpg.UniqueViolationError, Conflict):
-            base = None
         if base is None:
-            units = await self._write_without_losers(units, key_nids)
+            await self._write_without_losers(connection, units, key_nids)
         else:
             self._succeed(units, base)
 
-    async def _write_all(
-        self, batch: EventBatch, key_nids: dict[tuple[str, str], int], rows: Sequence[StreamRow]
-    ) -> int:
-        """Write events and rows inside a transaction that is open; return the base position."""
-        connection = self._connection
-        base = await event_writes.write_batch(connection, batch, key_nids, len(rows))
-        if base is None:
-            raise Conflict
-        start = base + len(batch.events) + 1
-        await stream_rows.write_rows(connection, list(enumerate(rows, start)))
-        return base
-
     async def _write_without_losers(
-        self, units: Sequence[_Unit], key_nids: dict[tuple[str, str], int]
-    ) -> Sequence[_Unit]:
-        """Write those units whose rooms have not moved, under lock; return them."""
-        connection = self._connection
+        self,
+        connection: asyncpg.Connection,
+        units: Sequence[_Unit],
+        key_nids: Mapping[StateKey, int],
+    ) -> None:
+        """Write those units whose rooms have not moved, under lock; the others hear `Conflict`."""
         base: int | None = None
         async with connection.transaction():
             nids = {u.room.room_nid for u in units if u.room is not None}
@@ -211,7 +204,9 @@ class GroupCommitter:
                 connection, [w for u in units for w in u.events]
             )
             aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
-            taken = set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
+            taken = (
+                set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
+            )
             lost: set[int] = set()
             winners: list[_Unit] = []
             for unit in units:
@@ -234,12 +229,11 @@ class GroupCommitter:
                         taken.add(alias)
             if winners:
                 batch, rows = _gather(winners)
-                base = await self._write_all(batch, key_nids, rows)
+                base = await _write_all(connection, batch, key_nids, rows)
         losers = [unit for unit in units if unit not in winners]
         if base is not None:
             self._succeed(winners, base)
         self._fail(losers, Conflict(), None)
-        return winners
 
     def _succeed(self, units: Sequence[_Unit], base: int) -> None:
         """Note what has been committed, let readers know, and answer the writers."""
@@ -272,6 +266,25 @@ class GroupCommitter:
                     self._tasks.spawn("rebase-state", self._states.rebase(write.state))
 
 
+async def _write_all(
+    connection: asyncpg.Connection,
+    batch: EventBatch,
+    key_nids: Mapping[StateKey, int],
+    rows: Sequence[StreamRow],
+) -> int:
+    """Write events and rows inside a transaction that is open; return the base position.
+
+    Raises:
+        Conflict: a room has moved.
+    """
+    base = await event_writes.write_batch(connection, batch, key_nids, len(rows))
+    if base is None:
+        raise Conflict
+    start = base + len(batch.events) + 1
+    await stream_rows.write_rows(connection, list(enumerate(rows, start)))
+    return base
+
+
 def _gather(units: Sequence[_Unit]) -> tuple[EventBatch, list[StreamRow]]:
     """Return the events of all units as one batch, and their other rows."""
     batch = EventBatch()
@@ -280,7 +293,9 @@ def _gather(units: Sequence[_Unit]) -> tuple[EventBatch, list[StreamRow]]:
     for unit in units:
         if unit.room is not None and unit.cursor is not None:
             unit.room.expected_version = unit.cursor.version
-            batch.rooms[unit.room.room_nid] = unit.room  # The last unit of a room has its last word.
+            batch.rooms[unit.room.room_nid] = (
+                unit.room
+            )  # The last unit of a room has its last word.
         for write in unit.events:
             by_id[write.stored.event_id] = write
             if write.redacts in by_id:

@@ -3,8 +3,8 @@
 Theory, in the order in which a reader needs it:
 
 * **The stream** (D1). `stream.position` is one number for the whole server. A row that `/sync` or
-  federation must notice carries the position it got in its transaction, so `position` columns of all
-  tables together are one sequence without gaps, in commit order.
+  federation must notice carries the position it got in its transaction, so `position` columns of
+  all tables together are one sequence without gaps, in commit order.
 * **Order in a room.** An event that arrived while the server was in the room has
   `order_major = position` and `order_minor = 0`. History fetched later takes the major of the event
   before which it belongs, and negative minors, so every page of history has one fixed order that
@@ -85,7 +85,10 @@ rooms = Table(
     _text("room_version", "From our copy of the create event"),
     _bigint("version", "Counts changes of the forward extremities; writers verify it (D2)"),
     Column(
-        "extremities", ARRAY(BigInteger), nullable=False, comment="event_nid of each forward extremity"
+        "extremities",
+        ARRAY(BigInteger),
+        nullable=False,
+        comment="event_nid of each forward extremity",
     ),
     _bigint("state_id", "The current state: the state after the extremities, resolved"),
     _bigint("main_count", "How many events outside threads notified by default rules so far"),
@@ -102,7 +105,10 @@ events = Table(
     metadata,
     _bigint("event_nid", "Surrogate key", primary_key=True, autoincrement=False),
     _text("event_id", "As in Matrix"),
-    _bigint("room_nid", "The room", ),
+    _bigint(
+        "room_nid",
+        "The room",
+    ),
     _bigint("position", "In the stream; null: an outlier or fetched history", null=True),
     _bigint("order_major", "Order in the room (see above); null: an outlier", null=True),
     Column("order_minor", Integer, nullable=False, server_default="0", comment="See order_major"),
@@ -128,7 +134,9 @@ events = Table(
     _flag("notifies", "It counts as unread for users with default push rules"),
     _bigint("device_nid", "The local device that sent it", null=True),
     _text("txn_id", "That device's transaction id", null=True),
-    _text("txn_scope", "What else of the request's path must be equal to be a repetition", null=True),
+    _text(
+        "txn_scope", "What else of the request's path must be equal to be a repetition", null=True
+    ),
     _text("redacted_by", "Event id of the redaction that applies", null=True),
     _text("json", "The PDU: the exact text that was signed"),
     Index("events_event_id_key", "event_id", unique=True),
@@ -361,9 +369,7 @@ profiles = Table(
 devices = Table(
     "devices",
     metadata,
-    Column(
-        "device_nid", BigInteger, primary_key=True, autoincrement=True, comment="Surrogate key"
-    ),
+    Column("device_nid", BigInteger, primary_key=True, autoincrement=True, comment="Surrogate key"),
     _text("user_id", "Whose"),
     _text("device_id", "As in Matrix"),
     _text("display_name", "For people", null=True),

@@ -1,10 +1,10 @@
 """States of rooms: immutable maps in memory, deltas on one another in the database (D3).
 
-A state is the map (type, state_key) -> event id at some moment of a room. In memory it is a persistent
-map, so a room with 10,000 members costs one path of nodes per change, not a copy. In the database it is
-a row that says which entries differ from its parent. A chain of deltas that has grown as long as the
-state itself is re-based: the youngest state of the chain becomes a full snapshot. So a change costs
-O(1) rows, amortised, and loading a state reads at most twice its size.
+A state is the map (type, state_key) -> event id at some moment of a room. In memory it is a
+persistent map, so a room with 10,000 members costs one path of nodes per change, not a copy. In the
+database it is a row that says which entries differ from its parent. A chain of deltas that has
+grown as long as the state itself is re-based: the youngest state of the chain becomes a full
+snapshot. So a change costs O(1) rows, amortised, and loading a state reads at most twice its size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from minihs.protocol.identifiers import EventId, StateKey
-    from minihs.storage.database import Queries
+    from minihs.storage.database import Queries, Row
     from minihs.storage.numbers import Numbers
 
 EMPTY_STATE_ID = 0
@@ -228,13 +228,13 @@ class StateStore:
         if missing:
             missing.sort()
             columns = [t for t, _ in missing], [k for _, k in missing]
-            rows: Sequence[object] = await self._queries.fetch(FETCH_KEYS, *columns)
+            rows: Sequence[Row] = await self._queries.fetch(FETCH_KEYS, *columns)
             if len(rows) < len(missing):
                 await self._queries.execute(UPSERT_KEYS, *columns)
                 rows = await self._queries.fetch(FETCH_KEYS, *columns)
-            for nid, event_type, state_key in rows:  # type: ignore[misc]
-                found[event_type, state_key] = nid
-                self._keys.put((event_type, state_key), nid)
+            for row in rows:
+                found[row[1], row[2]] = row[0]
+                self._keys.put((row[1], row[2]), row[0])
         return found
 
 

@@ -1,7 +1,7 @@
 """Rows of the stream that are not events: values that the group committer writes.
 
-Each class is one table; `write` puts many rows of it, with the positions they got, in one statement.
-What a writer hands in and what the stream's follower hands out are the same values.
+Each class is one table; `write` puts many rows of it, with the positions they got, in one
+statement. What a writer hands in and what the stream's follower hands out are the same values.
 """
 
 from __future__ import annotations

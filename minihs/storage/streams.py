@@ -1,12 +1,12 @@
 """Following the stream: how a process sees what any process has committed (D1).
 
-The follower keeps a window of the newest items, in memory, in commit order. A commit of this process is
-handed over directly; those of others are announced by NOTIFY and read from the tables; a poll covers lost
-notifications. Whoever has seen `head` has seen everything up to it. What is older than `floor`
-must be asked of the database.
+The follower keeps a window of the newest items, in memory, in commit order. A commit of this
+process is handed over directly; those of others are announced by NOTIFY and read from the tables; a
+poll covers lost notifications. Whoever has seen `head` has seen everything up to it. What is older
+than `floor` must be asked of the database.
 
-Subscribers are called with every run of new items, synchronously and in order, so that whatever they derive
-from the stream is true as of `head` at any time.
+Subscribers are called with every run of new items, synchronously and in order, so that whatever
+they derive from the stream is true as of `head` at any time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LIST_EVENTS = statement(
     JOIN rooms r ON r.room_nid = e.room_nid
     WHERE e.position > $1 AND e.position <= $2
     ORDER BY e.position
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 # Found through the events that changed them.

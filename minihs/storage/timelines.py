@@ -31,7 +31,7 @@ LIST_NEWEST = statement(
       LIMIT $4
     ) e
     ORDER BY asked.ordinal, e.order_major, e.order_minor
-    """,  # noqa: S608  (a constant)
+    """,  # noqa: S608  # a constant
 )
 
 # Index events_order: the room's current state as of a position.
@@ -184,24 +184,18 @@ async def list_newest(
     return found
 
 
-async def list_states_at(
-    queries: Queries, places: Sequence[tuple[str, int]]
-) -> dict[str, int]:
+async def list_states_at(queries: Queries, places: Sequence[tuple[str, int]]) -> dict[str, int]:
     """Return the id of each room's current state as of a position; rooms not yet there are left out."""
     rows = await queries.fetch(LIST_STATES_AT, [p[0] for p in places], [p[1] for p in places])
     return {row[0]: row[1] for row in rows}
 
 
-async def list_changed_rooms(
-    queries: Queries, user_id: str, after: int, upto: int
-) -> list[str]:
+async def list_changed_rooms(queries: Queries, user_id: str, after: int, upto: int) -> list[str]:
     """Return the rooms a user is joined to in which something happened in (after, upto]."""
     return [row[0] for row in await queries.fetch(LIST_CHANGED_ROOMS, user_id, after, upto)]
 
 
-async def list_left_rooms(
-    queries: Queries, user_id: str, after: int, upto: int
-) -> Sequence[Row]:
+async def list_left_rooms(queries: Queries, user_id: str, after: int, upto: int) -> Sequence[Row]:
     """Return room, position, event, membership, sender and forgotten of rooms left in (after, upto]."""
     return await queries.fetch(LIST_LEFT_ROOMS, user_id, after, upto)
 
@@ -231,16 +225,12 @@ async def list_typing(
     return {row[0]: row[1] for row in rows}
 
 
-async def list_account_data(
-    queries: Queries, user_id: str, after: int, upto: int
-) -> Sequence[Row]:
+async def list_account_data(queries: Queries, user_id: str, after: int, upto: int) -> Sequence[Row]:
     """Return room (empty: global), type and JSON of a user's account data set in (after, upto]."""
     return await queries.fetch(LIST_ACCOUNT_DATA, user_id, after, upto)
 
 
-async def list_summaries(
-    queries: Queries, room_ids: Sequence[str]
-) -> dict[str, tuple[int, int]]:
+async def list_summaries(queries: Queries, room_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return how many are joined and how many invited."""
     rows = await queries.fetch(LIST_SUMMARIES, room_ids)
     return {row[0]: (row[1], row[2]) for row in rows}

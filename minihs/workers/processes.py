@@ -1,7 +1,7 @@
 """The server's processes: one, or several that share sockets and database (D4).
 
-With N workers the parent binds the sockets, hands them to N children, and starts a child anew that dies.
-Children need nothing from one another but PostgreSQL.
+With N workers the parent binds the sockets, hands them to N children, and starts a child anew that
+dies. Children need nothing from one another but PostgreSQL.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def _supervise(
                 await ended
                 return
             logger.error("a worker ended with status %s; starting another", ended.result())
-            await asyncio.sleep(RESTART_PAUSE_S)  # noqa: TID251  (no services here to ask)
+            await asyncio.sleep(RESTART_PAUSE_S)  # noqa: TID251  # no services here to ask
 
     async with asyncio.TaskGroup() as group:
         for _ in range(workers):

@@ -329,7 +329,7 @@ async def test_C09_tokens_are_long_and_only_their_hashes_are_stored(homeserver: 
 
     stored = ""
     for table in ("access_tokens", "refresh_tokens", "devices", "accounts"):
-        query = f"SELECT string_agg(t::text, ' ') FROM {table} t"  # noqa: S608  (names above)
+        query = f"SELECT string_agg(t::text, ' ') FROM {table} t"  # noqa: S608  # names above
         stored += str(await homeserver.services.db.fetchval(query))
 
     assert all(len(token) == 43 and token.isalnum() for token in tokens)  # 43 * log2(62) = 256

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 CLIENT = "/_matrix/client/v3"
-PASSWORD = "correct horse battery staple"  # noqa: S105  (of users who live for one test)
+PASSWORD = "correct horse battery staple"  # noqa: S105  # of users who live for one test
 
 
 class Response:

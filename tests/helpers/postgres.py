@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from minihs.storage.embedded import Cluster, EmbeddedPostgres, packaged_binaries
 from minihs.storage.migrate import upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 EMBEDDED_VERSION = "18"
 SYSTEM_INSTALLATIONS = Path("/usr/lib/postgresql")  # where Debian puts each version's programs
@@ -55,6 +55,17 @@ def requested_versions() -> list[str]:
         here = ", ".join(available)
         raise ValueError(f"PostgreSQL {', '.join(missing)} is not on this machine; here: {here}")
     return versions
+
+
+@contextlib.contextmanager
+def cluster_directory() -> Iterator[Path]:
+    """Yield a directory of our own for clusters, and remove it afterwards.
+
+    Not one of pytest's: every run of pytest takes the right to pass through its directories away
+    from others, also from the user who runs PostgreSQL for root.
+    """
+    with tempfile.TemporaryDirectory(prefix="minihs-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 @dataclass
@@ -98,7 +109,6 @@ class TestServers:
             await connection.close()
 
     async def stop(self) -> None:
-        """Stop every server and remove what they kept."""
+        """Stop every server."""
         for server in self.running.values():
             await server.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)

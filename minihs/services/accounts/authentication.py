@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 LAST_SEEN_INTERVAL_MS = 300_000
+LAST_SEEN_TASK = "note that a device was seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ async def authenticate(services: Services, token: str | None, ip: str) -> Reques
             await sessions.mark_access_token_used(tx, token_hash, owner.device_nid, owner.retires)
     if owner.last_seen_ms is None or now_ms - owner.last_seen_ms >= LAST_SEEN_INTERVAL_MS:
         seen = devices.mark_device_seen(services.db, owner.device_nid, now_ms, ip)
-        services.tasks.spawn("note that a device was seen", seen)
+        services.tasks.spawn(LAST_SEEN_TASK, seen)
     return Requester(
         owner.user_id,  # type: ignore[arg-type]  # stored user IDs are valid
         owner.device_id,

@@ -112,7 +112,7 @@ def _hasher_for(memory_kib: int, iterations: int) -> PasswordHasher:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    global _queued  # noqa: PLW0603  (how full the process's queue is)
+    global _queued  # noqa: PLW0603  # how full the process's queue is
     if _queued >= QUEUE_MAX:
         raise LimitExceeded(RETRY_AFTER_MS)
     _queued += 1

@@ -67,9 +67,7 @@ async def register_user(
             tx, token, now_ms
         ):
             message = "This registration token has just been used up."
-            raise await user_interactive_auth.refuse(
-                services, operation, "M_UNAUTHORIZED", message
-            )
+            raise await user_interactive_auth.refuse(services, operation, "M_UNAUTHORIZED", message)
         session = None
         if device is not None:
             session = await sessions.begin_session(services, tx, user_id, device)

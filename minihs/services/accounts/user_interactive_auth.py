@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 DUMMY = "m.login.dummy"
-PASSWORD = "m.login.password"  # noqa: S105  (the name of a stage)
+PASSWORD = "m.login.password"  # noqa: S105  # the name of a stage
 REGISTRATION_TOKEN = "m.login.registration_token"  # noqa: S105
 
 SESSION_ID_LENGTH = 43  # letters and digits: 256 bits

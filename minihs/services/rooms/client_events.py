@@ -1,8 +1,9 @@
 """Events as clients see them: PDU -> JSON bytes, with what this server adds in `unsigned`.
 
-What is the same for every reader is made once and kept with the event: `prepare` loads what that takes (the
-redaction, the state event that was replaced) for many events with one statement each. What depends on the
-reader (age, transaction id, membership) is put in by `client_event`, without parsing anything.
+What is the same for every reader is made once and kept with the event: `prepare` loads what that
+takes (the redaction, the state event that was replaced) for many events with one statement each.
+What depends on the reader (age, transaction id, membership) is put in by `client_event`, without
+parsing anything.
 
 Spec: client-server-api#room-event-format
 """

@@ -1,17 +1,16 @@
 """THE ONLY WRITER OF EVENTS, for local and remote alike (one of the three laws).
 
-An accepted event becomes one `EventWrite`: the row, the state after it, and every effect that `effects_of`
-lists, carried out in one `match`. What is handed to the group committer is written whole or not at all.
-Nothing is called back afterwards: readers follow the stream.
+An accepted event becomes one `EventWrite`: the row, the state after it, and every effect that
+`effects_of` lists, carried out in one `match`. What is handed to the group committer is written
+whole or not at all. Nothing is called back afterwards: readers follow the stream.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import orjson
-from typing_extensions import assert_never
 
 from minihs.protocol.client_format import stripped_state
 from minihs.services.rooms import effects as consequences
@@ -69,8 +68,8 @@ class PlannedEvent:
 class Plan:
     """Events of one room, chained, on their way to the committer.
 
-    `published` and `alias` (with its creator) are of a room that is being made: a room and its alias
-    come into being together, and an alias that is taken is a `Conflict`.
+    `published` and `alias` (with its creator) are of a room that is being made: a room and its
+    alias come into being together, and an alias that is taken is a `Conflict`.
     """
 
     head: RoomHead
@@ -210,7 +209,7 @@ def _thread_root(event: Event) -> EventId | None:
     """Return the root of the thread that an event is in. Spec: client-server-api#threading."""
     match event.content.get("m.relates_to"):
         case {"rel_type": "m.thread", "event_id": str(root)} if not event.is_state:
-            return root  # type: ignore[return-value]  (any text may be an event id)
+            return root  # type: ignore[return-value]  # any text may be an event id
         case _:
             return None
 
@@ -222,4 +221,3 @@ async def find_by_transaction(
     return await services.events.find_by_transaction(
         room_id, transaction.device_nid, transaction.txn_id, transaction.scope
     )
-

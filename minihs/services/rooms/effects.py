@@ -1,7 +1,7 @@
 """What does an event cause? The index of every consequence of an accepted event.
 
-`effects_of` is pure: it looks at the event and at the room's state before and after it, and returns values.
-`commit` turns them into rows of the same transaction. Whoever asks "where is it decided
+`effects_of` is pure: it looks at the event and at the room's state before and after it, and returns
+values. `commit` turns them into rows of the same transaction. Whoever asks "where is it decided
 that ..." begins here.
 """
 
@@ -71,8 +71,8 @@ def effects_of(
 ) -> list[Effect]:
     """Return what an accepted event causes.
 
-    `is_current`: a state event is part of the room's current state with it. `may_redact`: its sender had
-    the power to redact the event it names (or is its sender).
+    `is_current`: a state event is part of the room's current state with it. `may_redact`: its
+    sender had the power to redact the event it names (or is its sender).
     """
     effects: list[Effect] = []
     local_sender = server_name_of(event.sender) == server_name

@@ -1,6 +1,7 @@
 """Forgetting a room: its history is out of reach, and it no longer appears in a sync.
 
-The mark is in the user's membership, so a later invite or join, which writes that anew, takes it away.
+The mark is in the user's membership, so a later invite or join, which writes that anew, takes it
+away.
 Spec: client-server-api#post_matrixclientv3roomsroomidforget
 """
 

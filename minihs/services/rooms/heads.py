@@ -1,8 +1,9 @@
 """The head of a room: what its next event is built upon.
 
-Each process keeps heads of the rooms it writes to. A head is never trusted: the commit verifies the room's
-version, and when another process was faster the head is dropped and read again (D4). Within the
-process, builders take turns on `lock`, and may build upon an event that still waits for its commit.
+Each process keeps heads of the rooms it writes to. A head is never trusted: the commit verifies the
+room's version, and when another process was faster the head is dropped and read again (D4). Within
+the process, builders take turns on `lock`, and may build upon an event that still waits for its
+commit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class RoomHead:
     """A room as the next builder finds it.
 
     `local_members` maps the user ids of joined local users to their display names in the room;
-    `joined_count` counts all joined users. `member_names` and `power` are kept for as long as they hold.
+    `joined_count` counts all joined users. `member_names` and `power` are kept for as long as they
+    hold.
     """
 
     room_id: RoomId
@@ -84,7 +86,7 @@ class RoomHeads:
         self.slot(head.room_id).head = head
 
 
-class building:  # noqa: N801  (reads as a statement: `async with building(services, room_id) as head`)
+class building:  # noqa: N801  # reads as a statement: `async with building(services, room_id as head`)
     """Take the room's turn: yields its head, or None when this server does not know the room."""
 
     __slots__ = ("_room_id", "_services", "_slot")
@@ -147,7 +149,7 @@ async def new_head(services: Services, room_version: RoomVersion) -> RoomHead:
     if not room_version.room_id_is_create_event_id:
         room_id = f"!{services.randomness.token(18)}:{services.server_name}"
     return RoomHead(
-        room_id,  # type: ignore[arg-type]  (of its grammar)
+        room_id,  # type: ignore[arg-type]  # of its grammar
         room_version,
         RoomCursor(services.room_numbers.take(), None),
         [],

@@ -385,9 +385,7 @@ async def _room_state_after(services: Services, stored: StoredEvent) -> Mapping[
     return await _state_after(services, stored)
 
 
-async def state(
-    services: Services, requester: Requester, room_id: RoomId
-) -> list[orjson.Fragment]:
+async def state(services: Services, requester: Requester, room_id: RoomId) -> list[orjson.Fragment]:
     """Return every state event of a room, now or when the requester left.
 
     Raises:
@@ -463,9 +461,7 @@ def _is_asked_for(value: object, membership: str | None, not_membership: str | N
     )
 
 
-async def _state_at(
-    services: Services, access: Access, place: Place
-) -> Mapping[StateKey, EventId]:
+async def _state_at(services: Services, access: Access, place: Place) -> Mapping[StateKey, EventId]:
     """Return the room's state at a place.
 
     A token from before anybody was in the room, such as the `prev_batch` of a timeline that begins

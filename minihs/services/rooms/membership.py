@@ -133,9 +133,7 @@ async def join_room(
     Raises:
         NotFound, Forbidden: see `change_membership`.
     """
-    change = MembershipChange(
-        room_id, user_id, user_id, "join", content, once=True, guest=guest
-    )
+    change = MembershipChange(room_id, user_id, user_id, "join", content, once=True, guest=guest)
     return await change_membership(services, change)
 
 
@@ -224,13 +222,12 @@ async def leave_all_rooms(services: Services, user_id: UserId, *, deactivated: b
 async def update_profile_in_rooms(services: Services, user_id: UserId) -> None:
     """Repeat a user's member event, with their present profile, in every room they are joined to.
 
-    Rooms in which nothing changes are left alone. Spec: client-server-api#events-on-change-of-profile-information
+    Rooms in which nothing changes are left alone. Spec:
+    client-server-api#events-on-change-of-profile-information
     """
 
     async def repeat(room_id: RoomId) -> None:
-        change = MembershipChange(
-            room_id, user_id, user_id, "join", only_from=frozenset({"join"})
-        )
+        change = MembershipChange(room_id, user_id, user_id, "join", only_from=frozenset({"join"}))
         await change_membership(services, change)
 
     await _in_each_room(await memberships.list_rooms(services.db, user_id, ["join"]), repeat)
@@ -315,7 +312,7 @@ def _content(change: MembershipChange, profile: Mapping[str, object]) -> dict[st
     content = {**profile, **given} if own else {**given, **profile}
     content["membership"] = change.membership
     if change.deactivation:
-        content |= dict.fromkeys(DEACTIVATED.written, True)  # noqa: FBT003  (a value)
+        content |= dict.fromkeys(DEACTIVATED.written, True)  # a value
     return content
 
 

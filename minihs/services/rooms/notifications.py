@@ -1,8 +1,8 @@
 """Which events count as unread, and for whom. Spec: client-server-api#receiving-notifications.
 
 Nearly every user has the default push rules, and for them an event either counts or does not. So a
-room keeps one running count, and what differs for a user (a mention, rules of their own) is a row. A room
-of a thousand members costs one number for a message, not a thousand rows.
+room keeps one running count, and what differs for a user (a mention, rules of their own) is a row.
+A room of a thousand members costs one number for a message, not a thousand rows.
 
 Rules of users' own are read when first needed and then followed through the stream.
 """

@@ -7,7 +7,7 @@ Spec: client-server-api#sending-events-to-a-room
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
@@ -24,6 +24,7 @@ from minihs.services.rooms.heads import RoomHead, building
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
+    from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
@@ -141,7 +142,11 @@ async def plan_draft(
         check_state_dependent(event, state)
     except EventAuthError as error:
         raise Forbidden(error.message) from error
-    may_redact = event.redacts is not None and await _may_redact(services, head, event, state)
+    may_redact = (
+        event.type == "m.room.redaction"
+        and event.redacts is not None
+        and await _may_redact(services, head, event, event.redacts, state)
+    )
     return await commit.add_event(
         services, plan, PlannedEvent(event, auth, may_redact, transaction)
     )
@@ -167,7 +172,13 @@ async def load_state_events(
     return found
 
 
-async def _may_redact(services: Services, head: RoomHead, event, state) -> bool:  # type: ignore[no-untyped-def]
+async def _may_redact(
+    services: Services,
+    head: RoomHead,
+    event: Event,
+    redacts: EventId,
+    state: Mapping[StateKey, Event],
+) -> bool:
     """Return whether a redaction takes effect. Spec: rooms/v11#handling-redactions."""
     levels = PowerLevels.of(
         state.get(("m.room.power_levels", "")),
@@ -176,7 +187,7 @@ async def _may_redact(services: Services, head: RoomHead, event, state) -> bool:
     )
     if levels.user_level(event.sender) >= levels.redact:
         return True
-    target = await services.events.get(event.redacts)
+    target = await services.events.get(redacts)
     return (
         target is not None
         and target.event.room_id == event.room_id

@@ -13,7 +13,7 @@ from minihs.services.rooms.send import load_state_events
 
 if TYPE_CHECKING:
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import RoomId, StateKey
+    from minihs.protocol.identifiers import StateKey
     from minihs.protocol.power_levels import Level
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
@@ -63,19 +63,21 @@ async def load_known_room(services: Services, room_id: str) -> RoomHead:
     Raises:
         NotFound: this server does not know the room.
     """
-    head = await load_head(services, room_id)  # type: ignore[arg-type]  (any text may be asked for)
+    head = await load_head(services, room_id)  # type: ignore[arg-type]  # any text may be asked for
     if head is None:
         raise NotFound("Unknown room.")
     return head
 
 
-async def require_joined(services: Services, room_id: str, user_id: str) -> tuple[RoomHead, Standing]:
+async def require_joined(
+    services: Services, room_id: str, user_id: str
+) -> tuple[RoomHead, Standing]:
     """Return a room's head and the standing of a user who is joined to it.
 
     Raises:
         Forbidden: they are not, or there is no such room: outsiders cannot tell which.
     """
-    head = await load_head(services, room_id)  # type: ignore[arg-type]  (any text may be asked for)
+    head = await load_head(services, room_id)  # type: ignore[arg-type]  # any text may be asked for
     standing = None if head is None else await standing_of(services, head, user_id)
     if head is None or standing is None or standing.membership != "join":
         raise Forbidden("You are not joined to the room.")

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 Json = dict[str, object]
 
 
-def timeline_json(
-    timeline: Timeline, filter_: Filter, now_ms: int, device_nid: int | None
-) -> Json:
+def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, device_nid: int | None) -> Json:
     """Return a room's `timeline`; its events must have been prepared."""
     return {
         "events": [

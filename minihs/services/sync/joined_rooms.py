@@ -1,8 +1,8 @@
 """The joined rooms of a sync answer.
 
-What happened in a room between two positions is the same for all who were joined all the while. So it is
-computed once for a hundred waiting clients, kept for as long as they come to fetch it, and completed with what is
-each reader's own: counts, account data, transaction ids.
+What happened in a room between two positions is the same for all who were joined all the while. So
+it is computed once for a hundred waiting clients, kept for as long as they come to fetch it, and
+completed with what is each reader's own: counts, account data, transaction ids.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def _written(
 ) -> SharedPart:
     now_ms = services.clock.now_ms()
     json: Json = {
-        "timeline": _fragment(
-            assemble.timeline_json(found, request.filter, now_ms, device_nid)
-        ),
+        "timeline": _fragment(assemble.timeline_json(found, request.filter, now_ms, device_nid)),
     }
     name = "state_after" if request.use_state_after else "state"
     if states or request.use_state_after:
@@ -200,9 +198,7 @@ async def _add_summaries(
         parts[room_id]["summary"] = of_room
 
 
-async def _add_counts(
-    services: Services, request: SyncRequest, parts: dict[str, Json]
-) -> None:
+async def _add_counts(services: Services, request: SyncRequest, parts: dict[str, Json]) -> None:
     by_thread = request.filter.room.timeline.unread_thread_notifications
     counts = await services.unread.load_many((request.user_id, room_id) for room_id in parts)
     for (_, room_id), of_room in counts.items():

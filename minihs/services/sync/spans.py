@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minihs.protocol.filters import Filter
-    from minihs.protocol.identifiers import RoomId, UserId
+    from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
 
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 class Span:
     """What happened in a room in (`after`, `upto`]; `after` is 0 where the reader has seen nothing.
 
-    `joined_at` is a position since which the reader has been joined (None: not joined now), so that they
-    may see everything from there on. `is_new`: the reader needs the whole state.
+    `joined_at` is a position since which the reader has been joined (None: not joined now), so that
+    they may see everything from there on. `is_new`: the reader needs the whole state.
     """
 
-    room_id: RoomId
+    room_id: str
     after: int
     upto: int
     joined_at: int | None

@@ -102,9 +102,7 @@ async def _collect(
     leave = await _left_rooms(services, request, left)
     global_data = data.get("", [])
     has_news = bool(join or invite or knock or leave or global_data)
-    answer = assemble.answer_json(
-        format_token(upto), join, invite, knock, leave, global_data
-    )
+    answer = assemble.answer_json(format_token(upto), join, invite, knock, leave, global_data)
     return answer, has_news
 
 
@@ -124,7 +122,7 @@ def _span(request: SyncRequest, room_id: str, membership: RoomMembership, upto: 
     """Return what of a joined room the client lacks."""
     is_new = request.since is None or membership.joined_at > request.since
     after = 0 if is_new or request.since is None else request.since
-    return Span(room_id, after, upto, membership.joined_at, is_new)  # type: ignore[arg-type]
+    return Span(room_id, after, upto, membership.joined_at, is_new)
 
 
 async def _with_ignored(services: Services, request: SyncRequest) -> SyncRequest:
@@ -212,7 +210,7 @@ async def _left_rooms(
 ) -> dict[str, Json]:
     """Return rooms that the user has left, up to where they left them."""
     spans = [
-        Span(room_id, request.since or 0, position, None, request.since is None)  # type: ignore[arg-type]
+        Span(room_id, request.since or 0, position, None, request.since is None)
         for room_id, position, _ in left
         if request.filter.room.has_room(room_id)
     ]
@@ -237,4 +235,3 @@ async def _left_rooms(
         }
         for span, of_room in pairs
     }
-

@@ -1,11 +1,11 @@
 """Views: which rooms a user is in, kept true by following the stream.
 
-A view is loaded once, as of some position, and then every membership that passes in the stream is applied
-to it. So at any time it says what was true at the follower's `head`: no invalidation is needed,
-because nothing is cached; it is a reader that has seen everything up to a position.
+A view is loaded once, as of some position, and then every membership that passes in the stream is
+applied to it. So at any time it says what was true at the follower's `head`: no invalidation is
+needed, because nothing is cached; it is a reader that has seen everything up to a position.
 
-`changed_at` is the position of the last item that could concern the user: a `/sync` that has seen it has
-nothing to do but wait.
+`changed_at` is the position of the last item that could concern the user: a `/sync` that has seen
+it has nothing to do but wait.
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ class Views:
                 break
         # No await from here on: nothing can pass in the stream between the last step and the next.
         rooms = {
-            room_id: RoomMembership(kind, at, event_id, at)
-            for room_id, kind, at, event_id in rows
+            room_id: RoomMembership(kind, at, event_id, at) for room_id, kind, at, event_id in rows
         }
         view = UserView(user_id, rooms, self._follower.head)
         for item in self._follower.items_after(position):
@@ -135,9 +134,7 @@ class Views:
         for view in concerned:
             view.wake()
 
-    def _touch(
-        self, views: set[UserView] | None, position: int, concerned: set[UserView]
-    ) -> None:
+    def _touch(self, views: set[UserView] | None, position: int, concerned: set[UserView]) -> None:
         if views:
             for view in views:
                 view.changed_at = position

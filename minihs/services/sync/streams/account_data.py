@@ -40,7 +40,9 @@ async def read(
         filter_ = request.filter.room.account_data if room_id else request.filter.account_data
         if not filter_.has_type(kind):
             continue
-        found.setdefault(room_id, []).append({"type": kind, "content": _content(request, kind, json)})
+        found.setdefault(room_id, []).append(
+            {"type": kind, "content": _content(request, kind, json)}
+        )
     return found
 
 

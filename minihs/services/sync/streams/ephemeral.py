@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 Receipt = tuple[str, str, str, str, int]
 
 
-def read_window(
-    services: Services, request: SyncRequest, span: Span
-) -> list[dict[str, object]]:
+def read_window(services: Services, request: SyncRequest, span: Span) -> list[dict[str, object]]:
     """Return the ephemeral events of a span that is in memory."""
     receipts: list[Receipt] = []
     typing: list[str] | None = None

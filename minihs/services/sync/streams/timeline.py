@@ -63,7 +63,11 @@ def in_memory(services: Services, span: Span) -> bool:
 def read_window(services: Services, request: SyncRequest, span: Span) -> Timeline | None:
     """Return the timeline of a span that is in memory and open; None when nothing happened."""
     chosen: list[StoredEvent] = []
-    filter_, limit, limited = request.filter.room.timeline, limit_of(request.filter.room.timeline), False
+    filter_, limit, limited = (
+        request.filter.room.timeline,
+        limit_of(request.filter.room.timeline),
+        False,
+    )
     newest = oldest = None
     for position, item in reversed(services.follower.room_items(span.room_id)):
         if position <= span.after:
@@ -169,7 +173,10 @@ async def _visible(
     """Return, of each page, the events that the reader may see, with their membership then."""
     joined_at = {s.room_id: s.joined_at for s in spans if s.joined_at is not None}
     asked = [
-        stored for span, page in zip(spans, pages, strict=True) if not span.is_open for stored in page
+        stored
+        for span, page in zip(spans, pages, strict=True)
+        if not span.is_open
+        for stored in page
     ]
     found = await visibility.visible(services, request.user_id, asked, joined_at=joined_at)
     allowed = {seen[0].event_id: seen for seen in found}
