@@ -13,7 +13,6 @@ from tests.helpers.postgres import TestServers, cluster_directory, requested_ver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
-    from pathlib import Path
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
