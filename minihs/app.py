@@ -33,6 +33,7 @@ from minihs.protocol.signatures import (
     write_signing_key,
 )
 from minihs.services.context import Services
+from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
 from minihs.services.sync.joined_rooms import SharedParts
@@ -138,6 +139,7 @@ async def build_services(
                 lambda users: account_data.list_of_type(db, users, "m.ignored_user_list")
             ),
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
+            typing=TypingRooms(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.views.follow, services.views.reset)

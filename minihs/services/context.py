@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import ServerName
     from minihs.protocol.signatures import SigningKey
+    from minihs.services.ephemeral.typing_notifications import TypingRooms
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
     from minihs.services.sync.joined_rooms import SharedParts
@@ -58,6 +59,7 @@ class Services:
     unread: Batcher[tuple[str, str], UnreadCounts]
     ignored_lists: Batcher[str, str]
     parsed_filters: BoundedCache[tuple[str, str], Filter]
+    typing: TypingRooms
 
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""

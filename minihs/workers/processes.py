@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from minihs import app
+from minihs.workers import housekeeping, runner
 
 if TYPE_CHECKING:
     from minihs.base.config import Config
@@ -39,6 +40,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     if workers > 1 and inherited is None:
         return await _supervise(dsn, workers, sockets, stop)
     async with app.build_services(config, dsn) as services, app.serve(services, sockets):
+        runner.start(services, housekeeping.LOOPS)
         if inherited is None:
             logger.info("%s answers at http://%s", config.server_name, config.listen)
         await stop.wait()

@@ -10,7 +10,7 @@ Spec: client-server-api#getting-events-for-a-room
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from minihs.base.errors import Forbidden, NotFound
 from minihs.base.limits import CONTEXT_LIMIT_MAX, PAGE_LIMIT_MAX
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
     import orjson
 
-    from minihs.protocol.identifiers import EventId, RoomId, StateKey
-    from minihs.services.accounts.authentication import Requester
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
 
@@ -45,6 +44,17 @@ SCANNED_EVENTS_MAX = 2_000  # Of one request whose filter lets little through; t
 FILTERED_BATCH = 200
 FIRST_EVENTS = 10
 NEAR_IN_TIME_MAX = 50
+
+
+class Reader(Protocol):
+    """Who reads. `position` is one of the stream that is no older than the request."""
+
+    @property
+    def user_id(self) -> UserId: ...  # noqa: D102
+    @property
+    def device_nid(self) -> int: ...  # noqa: D102
+    @property
+    def position(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +74,21 @@ class Access:
     ignored: Collection[str]
 
 
-async def open_room(services: Services, requester: Requester, room_id: RoomId) -> Access:
-    """Return how the requester may look at a room.
+async def open_room(services: Services, reader: Reader, room_id: RoomId) -> Access:
+    """Return how the reader may look at a room.
 
     Raises:
         Forbidden: not at all: they never joined it, or have forgotten it, and it is not
             world-readable; or it does not exist.
     """
-    row = await event_reads.fetch_reader(services.db, room_id, requester.user_id)
+    row = await event_reads.fetch_reader(services.db, room_id, reader.user_id)
     if row is None:
         raise Forbidden("You are not in this room.")
     upto, left = Place(row.position), None
     joined = row.membership == "join"
     if not joined:
         if row.membership is not None and not row.forgotten:
-            left = await end_of_last_stay(services, room_id, requester.user_id)
+            left = await end_of_last_stay(services, room_id, reader.user_id)
         if left is not None:
             upto = place_after(left)
         elif not await _is_world_readable(services, row.state_id):
@@ -117,7 +127,7 @@ class _Stretch:
 
 async def _read(
     services: Services,
-    requester: Requester,
+    reader: Reader,
     access: Access,
     start: Place,
     stop: Place,
@@ -126,7 +136,7 @@ async def _read(
     limit: int,
     event_filter: EventFilter = ALL,
 ) -> _Stretch:
-    """Return up to `limit` events from `start` towards `stop` that the requester may see."""
+    """Return up to `limit` events from `start` towards `stop` that the reader may see."""
     stretch = _Stretch([], start, more=True)
     if event_filter.matches_nothing or not event_filter.has_room(access.room_id):
         stretch.more = False
@@ -142,7 +152,7 @@ async def _read(
             backward=backward, limit=asked,
         )  # fmt: skip
         scanned += len(batch)
-        seen = await visible(services, requester.user_id, batch, ignored=access.ignored)
+        seen = await visible(services, reader.user_id, batch, ignored=access.ignored)
         if not event_filter.matches_all:
             seen = [pair for pair in seen if _passes(event_filter, pair[0])]
         if len(seen) > free:
@@ -167,7 +177,7 @@ def _passes(event_filter: EventFilter, stored: StoredEvent) -> bool:
 
 async def messages(
     services: Services,
-    requester: Requester,
+    reader: Reader,
     room_id: RoomId,
     *,
     start: str | None,
@@ -179,13 +189,13 @@ async def messages(
     """Return a page of a room's history: `chunk`, `start`, `end` unless nothing is left, `state`.
 
     Raises:
-        Forbidden: the requester may not look at the room.
+        Forbidden: the reader may not look at the room.
         InvalidParam: `start` or `stop` is no token of ours.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidmessages
     """
-    access = await open_room(services, requester, room_id)
-    newest = max(requester.position, access.upto.major)
+    access = await open_room(services, reader, room_id)
+    newest = max(reader.position, access.upto.major)
     first = _place(start, newest) if start is not None else None
     last = _place(stop, newest) if stop is not None else None
     if backward:
@@ -193,11 +203,11 @@ async def messages(
     else:
         begin, end = first or START, min(last or access.upto, access.upto)
     stretch = await _read(
-        services, requester, access, begin, end,
+        services, reader, access, begin, end,
         backward=backward, limit=min(limit, PAGE_LIMIT_MAX), event_filter=event_filter,
     )  # fmt: skip
     answer: dict[str, object] = {
-        "chunk": await _shown(services, requester, stretch.seen),
+        "chunk": await _shown(services, reader, stretch.seen),
         "start": start if start is not None else format_place(begin),
     }
     if stretch.more:
@@ -205,7 +215,7 @@ async def messages(
     if event_filter.lazy_load_members and stretch.seen:
         newest_event = stretch.seen[0 if backward else -1][0]
         senders = {stored.event.sender for stored, _ in stretch.seen}
-        answer["state"] = await _members(services, requester, newest_event, senders)
+        answer["state"] = await _members(services, reader, newest_event, senders)
     return answer
 
 
@@ -214,7 +224,7 @@ def _place(token: str, newest: int) -> Place:
 
 
 async def _members(
-    services: Services, requester: Requester, newest: StoredEvent, user_ids: Iterable[str]
+    services: Services, reader: Reader, newest: StoredEvent, user_ids: Iterable[str]
 ) -> list[orjson.Fragment]:
     """Return the member events of users in the state after an event.
 
@@ -227,36 +237,36 @@ async def _members(
     ]
     if newest.event.is_state and newest.event.key in keys:
         entries[newest.event.key] = newest.event_id
-    return await _show_state(services, requester, entries.values())
+    return await _show_state(services, reader, entries.values())
 
 
 async def _shown(
-    services: Services, requester: Requester, seen: Sequence[Seen]
+    services: Services, reader: Reader, seen: Sequence[Seen]
 ) -> list[orjson.Fragment]:
     return await shown(
         services,
         [stored for stored, _ in seen],
-        device_nid=requester.device_nid,
+        device_nid=reader.device_nid,
         memberships=[membership for _, membership in seen],
     )
 
 
 async def _show_state(
-    services: Services, requester: Requester, event_ids: Iterable[EventId]
+    services: Services, reader: Reader, event_ids: Iterable[EventId]
 ) -> list[orjson.Fragment]:
     ids = list(event_ids)
     known = await services.events.get_many(ids)
     events = [known[event_id] for event_id in ids if event_id in known]
-    return await shown(services, events, device_nid=requester.device_nid)
+    return await shown(services, events, device_nid=reader.device_nid)
 
 
 # --- single events -----------------------------------------------------------------------------
 
 
 async def _open_event(
-    services: Services, requester: Requester, room_id: RoomId, event_id: EventId
+    services: Services, reader: Reader, room_id: RoomId, event_id: EventId
 ) -> tuple[Access, Seen]:
-    """Return an event that the requester may see.
+    """Return an event that the reader may see.
 
     Raises:
         NotFound: there is none, or it is not for them: they cannot tell.
@@ -266,32 +276,32 @@ async def _open_event(
     if stored is None or stored.event.room_id != room_id:
         raise refusal
     try:
-        access = await open_room(services, requester, room_id)
+        access = await open_room(services, reader, room_id)
     except Forbidden:
         raise refusal from None
-    seen = await visible(services, requester.user_id, [stored])
+    seen = await visible(services, reader.user_id, [stored])
     if not seen:
         raise refusal
     return access, seen[0]
 
 
 async def one_event(
-    services: Services, requester: Requester, room_id: RoomId, event_id: EventId
+    services: Services, reader: Reader, room_id: RoomId, event_id: EventId
 ) -> orjson.Fragment:
     """Return one event.
 
     Raises:
-        NotFound: there is none, or the requester may not see it.
+        NotFound: there is none, or the reader may not see it.
 
     Spec: client-server-api#get_matrixclientv3roomsroomideventeventid
     """
-    _, seen = await _open_event(services, requester, room_id, event_id)
-    return (await _shown(services, requester, [seen]))[0]
+    _, seen = await _open_event(services, reader, room_id, event_id)
+    return (await _shown(services, reader, [seen]))[0]
 
 
 async def context(
     services: Services,
-    requester: Requester,
+    reader: Reader,
     room_id: RoomId,
     event_id: EventId,
     *,
@@ -301,18 +311,18 @@ async def context(
     """Return an event, what came just before and after it, and the state at the end of that.
 
     Raises:
-        NotFound: there is none, or the requester may not see it.
+        NotFound: there is none, or the reader may not see it.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidcontexteventid
     """
-    access, seen = await _open_event(services, requester, room_id, event_id)
+    access, seen = await _open_event(services, reader, room_id, event_id)
     limit = min(limit, CONTEXT_LIMIT_MAX)
     before = await _read(
-        services, requester, access, place_before(seen[0]), START,
+        services, reader, access, place_before(seen[0]), START,
         backward=True, limit=limit // 2, event_filter=event_filter,
     )  # fmt: skip
     after = await _read(
-        services, requester, access, place_after(seen[0]), access.upto,
+        services, reader, access, place_after(seen[0]), access.upto,
         backward=False, limit=limit - limit // 2, event_filter=event_filter,
     )  # fmt: skip
     around = [*before.seen, seen, *after.seen]
@@ -329,30 +339,30 @@ async def context(
     return {
         "start": format_place(before.place),
         "end": format_place(after.place),
-        "events_before": await _shown(services, requester, before.seen),
-        "event": (await _shown(services, requester, [seen]))[0],
-        "events_after": await _shown(services, requester, after.seen),
-        "state": await _show_state(services, requester, state_ids),
+        "events_before": await _shown(services, reader, before.seen),
+        "event": (await _shown(services, reader, [seen]))[0],
+        "events_after": await _shown(services, reader, after.seen),
+        "state": await _show_state(services, reader, state_ids),
     }
 
 
 async def event_by_time(
-    services: Services, requester: Requester, room_id: RoomId, ts_ms: int, *, backward: bool
+    services: Services, reader: Reader, room_id: RoomId, ts_ms: int, *, backward: bool
 ) -> dict[str, object]:
     """Return id and time of the event nearest to a moment, in one direction.
 
     Raises:
-        Forbidden: the requester may not look at the room.
+        Forbidden: the reader may not look at the room.
         NotFound: no event lies there.
 
     Spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
     """
-    access = await open_room(services, requester, room_id)
+    access = await open_room(services, reader, room_id)
     near = await event_reads.list_by_time(
         services.db, services.events, access.room_nid, ts_ms,
         backward=backward, limit=NEAR_IN_TIME_MAX,
     )  # fmt: skip
-    for stored, _ in await visible(services, requester.user_id, near):
+    for stored, _ in await visible(services, reader.user_id, near):
         if place_after(stored) <= access.upto:
             event = stored.event
             return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
@@ -385,31 +395,31 @@ async def _room_state_after(services: Services, stored: StoredEvent) -> Mapping[
     return await _state_after(services, stored)
 
 
-async def state(services: Services, requester: Requester, room_id: RoomId) -> list[orjson.Fragment]:
-    """Return every state event of a room, now or when the requester left.
+async def state(services: Services, reader: Reader, room_id: RoomId) -> list[orjson.Fragment]:
+    """Return every state event of a room, now or when the reader left.
 
     Raises:
-        Forbidden: the requester may not look at the room.
+        Forbidden: the reader may not look at the room.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidstate
     """
-    access = await open_room(services, requester, room_id)
+    access = await open_room(services, reader, room_id)
     entries = await _current_state(services, access)
-    return await _show_state(services, requester, entries.values())
+    return await _show_state(services, reader, entries.values())
 
 
 async def state_event(
-    services: Services, requester: Requester, room_id: RoomId, key: StateKey
+    services: Services, reader: Reader, room_id: RoomId, key: StateKey
 ) -> StoredEvent:
-    """Return the event that holds a key of the room's state, now or when the requester left.
+    """Return the event that holds a key of the room's state, now or when the reader left.
 
     Raises:
-        Forbidden: the requester may not look at the room.
+        Forbidden: the reader may not look at the room.
         NotFound: nothing holds the key.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidstateeventtypestatekey
     """
-    access = await open_room(services, requester, room_id)
+    access = await open_room(services, reader, room_id)
     event_id = (await _current_state(services, access)).get(key)
     stored = await services.events.get(event_id) if event_id is not None else None
     if stored is None:
@@ -419,28 +429,28 @@ async def state_event(
 
 async def members(
     services: Services,
-    requester: Requester,
+    reader: Reader,
     room_id: RoomId,
     *,
     at: str | None,
     membership: str | None,
     not_membership: str | None,
 ) -> list[orjson.Fragment]:
-    """Return the member events of a room, now, at a token's place, or when the requester left.
+    """Return the member events of a room, now, at a token's place, or when the reader left.
 
     With both `membership` and `not_membership`, either is enough.
 
     Raises:
-        Forbidden: the requester may not look at the room.
+        Forbidden: the reader may not look at the room.
         InvalidParam: `at` is no token of ours.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidmembers
     """
-    access = await open_room(services, requester, room_id)
+    access = await open_room(services, reader, room_id)
     if at is None:
         entries = await _current_state(services, access)
     else:
-        newest = max(requester.position, access.upto.major)
+        newest = max(reader.position, access.upto.major)
         entries = await _state_at(services, access, min(_place(at, newest), access.upto))
     ids = [event_id for (kind, _), event_id in entries.items() if kind == "m.room.member"]
     known = await services.events.get_many(ids)
@@ -450,7 +460,7 @@ async def members(
         if (stored := known.get(event_id)) is not None
         and _is_asked_for(stored.event.content.get("membership"), membership, not_membership)
     ]
-    return await shown(services, chosen, device_nid=requester.device_nid)
+    return await shown(services, chosen, device_nid=reader.device_nid)
 
 
 def _is_asked_for(value: object, membership: str | None, not_membership: str | None) -> bool:
@@ -484,16 +494,16 @@ async def _state_at(services: Services, access: Access, place: Place) -> Mapping
 
 
 async def joined_members(
-    services: Services, requester: Requester, room_id: RoomId
+    services: Services, reader: Reader, room_id: RoomId
 ) -> dict[str, dict[str, str]]:
     """Return the names and avatars of a room's members, by user id; only for members.
 
     Raises:
-        Forbidden: the requester is not joined.
+        Forbidden: the reader is not joined.
 
     Spec: client-server-api#get_matrixclientv3roomsroomidjoined_members
     """
-    access = await open_room(services, requester, room_id)
+    access = await open_room(services, reader, room_id)
     if not access.joined:
         raise Forbidden("You are not in this room.")
     # Clients look for both keys, and the specification wants strings.

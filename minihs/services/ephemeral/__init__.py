@@ -1,0 +1,1 @@
+"""What passes: who has read how far, and who types."""

@@ -1,0 +1,120 @@
+"""Typing notifications: who types where, until they stop or their time runs out.
+
+What is kept of a room is the whole list, as that is what clients are told; each change of it is
+news in the stream, also when the list becomes empty. Changes of one room take turns within the
+process, so that none is lost. The process that accepted a change looks again when the first user's
+time runs out; should it die before, `expire_overdue` (leased housekeeping) does.
+
+Spec: client-server-api#typing-notifications
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import Forbidden
+from minihs.base.limits import TYPING_TIMEOUT_MAX_MS
+from minihs.protocol.identifiers import RoomId, UserId
+from minihs.storage import typing_notifications as typing_reads
+from minihs.storage.stream_rows import TypingWrite
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from minihs.services.context import Services
+
+TIMEOUT_DEFAULT_MS = 30_000
+OVERDUE_GRACE_MS = 3_000  # The accepting process comes first.
+
+
+class TypingRooms:
+    """The rooms in which this process is changing, or will end, somebody's typing."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self.timed: dict[str, int] = {}
+        """When this process will look at a room again, for those in which somebody types."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self, room_id: str) -> AsyncIterator[None]:
+        """Wait for, and hold, the turn to change who types in a room."""
+        lock, users = self._turns.get(room_id, (None, 0))
+        lock = lock or asyncio.Lock()
+        self._turns[room_id] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            _, users = self._turns[room_id]
+            if users == 1:
+                del self._turns[room_id]
+            else:
+                self._turns[room_id] = lock, users - 1
+
+
+async def set_typing(
+    services: Services, user_id: UserId, room_id: RoomId, *, timeout_ms: int | None
+) -> None:
+    """Note that a user types for `timeout_ms` from now, or (None) has stopped.
+
+    Raises:
+        Forbidden: the user is not in the room.
+
+    Spec: client-server-api#put_matrixclientv3roomsroomidtypinguserid
+    """
+    async with services.typing.turn(room_id):
+        now_ms = services.clock.now_ms()
+        joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
+        if not joined:
+            raise Forbidden("You are not in this room.")
+        new = {user: until_ms for user, until_ms in old.items() if until_ms > now_ms}
+        new.pop(user_id, None)
+        if timeout_ms is not None:
+            new[user_id] = now_ms + min(timeout_ms, TYPING_TIMEOUT_MAX_MS)
+        if new != old:
+            await _write(services, room_id, new)
+
+
+async def expire(services: Services, room_id: RoomId) -> None:
+    """Take those out of a room's list whose time has run out."""
+    async with services.typing.turn(room_id):
+        now_ms = services.clock.now_ms()
+        _, old = await typing_reads.fetch_typing(services.db, room_id, "")
+        new = {user: until_ms for user, until_ms in old.items() if until_ms > now_ms}
+        if new != old:
+            await _write(services, room_id, new)
+        elif new:
+            _look_again(services, room_id, min(new.values()))
+
+
+async def expire_overdue(services: Services) -> None:
+    """Do the same in every room that was left alone by the process that should have."""
+    before_ms = services.clock.now_ms() - OVERDUE_GRACE_MS
+    for room_id in await typing_reads.list_overdue(services.db, before_ms):
+        await expire(services, RoomId(room_id))
+
+
+async def _write(services: Services, room_id: RoomId, until_ms: dict[str, int]) -> None:
+    await services.committer.commit_rows(
+        [TypingWrite(room_id, tuple(map(UserId, until_ms)), tuple(until_ms.values()))]
+    )
+    if until_ms:
+        _look_again(services, room_id, min(until_ms.values()))
+
+
+def _look_again(services: Services, room_id: RoomId, at_ms: int) -> None:
+    """See to it that this process looks at the room at a moment, or before."""
+    timed = services.typing.timed
+    planned = timed.get(room_id)
+    if planned is None or at_ms < planned:
+        timed[room_id] = at_ms
+        services.tasks.spawn("typing runs out", _expire_at(services, room_id, at_ms))
+
+
+async def _expire_at(services: Services, room_id: RoomId, at_ms: int) -> None:
+    await services.clock.sleep_ms(max(at_ms - services.clock.now_ms(), 0))
+    if services.typing.timed.get(room_id) == at_ms:  # Else somebody looks earlier, and again.
+        del services.typing.timed[room_id]
+        await expire(services, room_id)

@@ -1,0 +1,73 @@
+"""Runs loops beside requests, each in one process of the server at a time (D4).
+
+Every process tries to take the lease of every loop; who has it does the work. A lease lasts several
+intervals, so a slow round does not lose it, and a process that died is replaced soon after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.storage import jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+LEASE_INTERVALS = 4
+HOLDER_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedLoop:
+    """Work that is done every `interval_ms` by one process."""
+
+    name: str
+    interval_ms: int
+    work: Callable[[Services], Awaitable[None]]
+
+
+def start(services: Services, loops: Iterable[LeasedLoop]) -> None:
+    """Begin to take part in the loops; they end with the services' tasks."""
+    holder = services.randomness.token(HOLDER_BYTES)
+    for loop in loops:
+        services.tasks.spawn(f"loop {loop.name}", _run(services, loop, holder))
+
+
+async def _run(services: Services, loop: LeasedLoop, holder: str) -> None:
+    try:
+        while True:
+            await run_once(services, loop, holder)
+            await services.clock.sleep_ms(loop.interval_ms)
+    except asyncio.CancelledError:
+        await _give_back(services, loop, holder)
+        raise
+
+
+async def run_once(services: Services, loop: LeasedLoop, holder: str) -> bool:
+    """Do a loop's work once if the lease can be had; return whether it was.
+
+    Failures are logged: the next round tries again.
+    """
+    now_ms = services.clock.now_ms()
+    until_ms = now_ms + LEASE_INTERVALS * loop.interval_ms
+    try:
+        if not await jobs.take_lease(services.db, loop.name, holder, now_ms, until_ms):
+            return False
+        await loop.work(services)
+    except Exception:
+        logger.exception("a round of %s failed", loop.name)
+    return True
+
+
+async def _give_back(services: Services, loop: LeasedLoop, holder: str) -> None:
+    try:
+        await jobs.delete_lease(services.db, loop.name, holder)
+    except Exception:  # The lease runs out by itself.
+        logger.debug("could not give back the lease of %s", loop.name)
