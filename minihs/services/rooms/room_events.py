@@ -1,0 +1,192 @@
+"""Events that clients send: messages, state, redactions. Members have `membership`.
+
+Spec: client-server-api#sending-events-to-a-room
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.base.errors import BadAlias, BadJson, Forbidden, InvalidParam, NotFound
+from minihs.protocol.event_assembly import EventDraft
+from minihs.protocol.identifiers import parse_room_alias
+from minihs.protocol.power_levels import creators_of
+from minihs.services.rooms.membership import set_member_event
+from minihs.services.rooms.send import load_state_events, send_decided, send_event
+from minihs.services.rooms.standing import CREATE, current_events, standing_of
+from minihs.storage.directory import list_taken_aliases
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
+    from minihs.services.context import Services
+    from minihs.services.rooms.commit import ClientTransaction
+    from minihs.services.rooms.heads import RoomHead
+
+CANONICAL_ALIAS = "m.room.canonical_alias"
+
+
+async def send_message(
+    services: Services,
+    sender: UserId,
+    room_id: RoomId,
+    event_type: str,
+    content: Mapping[str, object],
+    transaction: ClientTransaction,
+) -> EventId:
+    """Send a message event; return its id, or that of the first request with this transaction.
+
+    A redaction names its target in `content.redacts`, whatever the room version.
+    Spec: client-server-api#put_matrixclientv3roomsroomidsendeventtypetxnid
+
+    Raises:
+        NotFound, Forbidden, TooLarge, BadJson: see `send_event` and `redact_event`.
+    """
+    if event_type == "m.room.redaction":
+        target = content.get("redacts")
+        if not isinstance(target, str):
+            raise BadJson("A redaction names the event that it redacts in `redacts`.")
+        others = {key: value for key, value in content.items() if key != "redacts"}
+        return await redact_event(services, sender, room_id, target, others, transaction)
+    draft = EventDraft(
+        room_id=room_id,
+        sender=sender,
+        type=event_type,
+        content=content,
+        origin_server_ts=services.clock.now_ms(),
+    )
+    return await send_event(services, draft, transaction=transaction)
+
+
+async def redact_event(
+    services: Services,
+    sender: UserId,
+    room_id: RoomId,
+    event_id: str,
+    content: Mapping[str, object],
+    transaction: ClientTransaction | None,
+) -> EventId:
+    """Redact an event of one's own, or with the power for it anybody's; return the redaction.
+
+    Spec: client-server-api#put_matrixclientv3roomsroomidredacteventidtxnid
+
+    Raises:
+        NotFound: there is no such event in the room.
+        Forbidden: it is somebody else's, and the user lacks the power.
+    """
+
+    async def decide(head: RoomHead) -> EventDraft:
+        standing = await standing_of(services, head, sender)
+        if standing.membership != "join":
+            raise Forbidden("You are not joined to the room.")
+        target = await services.events.get(event_id)  # type: ignore[arg-type]  # of a client
+        if target is None or target.event.room_id != room_id:
+            raise NotFound("There is no such event in the room.")
+        if target.event.sender != sender and standing.level < standing.levels.redact:
+            raise Forbidden("You may not redact the events of others.")
+        return EventDraft(
+            room_id=room_id,
+            sender=sender,
+            type="m.room.redaction",
+            content=content,
+            origin_server_ts=services.clock.now_ms(),
+            redacts=target.event_id,
+        )
+
+    return await send_decided(services, room_id, decide, transaction=transaction)
+
+
+async def set_room_state(
+    services: Services,
+    sender: UserId,
+    room_id: RoomId,
+    event_type: str,
+    state_key: str,
+    content: Mapping[str, object],
+    *,
+    guest: bool = False,
+) -> EventId:
+    """Set an entry of a room's state; return the event, the present one if nothing would change.
+
+    Spec: client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
+
+    Raises:
+        BadAlias, InvalidParam: a new alias of `m.room.canonical_alias` is not one of the room's.
+        NotFound, Forbidden, TooLarge, BadJson: see `send_event`.
+    """
+    if event_type == "m.room.member":
+        return await set_member_event(services, sender, room_id, state_key, content, guest=guest)
+    key = (event_type, state_key)
+
+    async def decide(head: RoomHead) -> EventDraft | EventId:
+        stored = (await load_state_events(services, head, [key])).get(key)
+        current = None if stored is None else stored.event
+        if stored is not None and stored.redacted_by is None:
+            if stored.event.sender == sender and stored.event.content == content:
+                standing = await standing_of(services, head, sender)
+                if standing.membership == "join":
+                    return stored.event_id
+        if key == (CANONICAL_ALIAS, ""):
+            await check_new_aliases(services, room_id, content, known=aliases_of(current))
+        if event_type == "m.room.power_levels":
+            await _check_creators_keep_out(services, head, content)
+        return EventDraft(
+            room_id=room_id,
+            sender=sender,
+            type=event_type,
+            content=content,
+            origin_server_ts=services.clock.now_ms(),
+            state_key=state_key,
+        )
+
+    return await send_decided(services, room_id, decide)
+
+
+def aliases_of(event: Event | None) -> set[str]:
+    """Return the aliases that a canonical alias event lists; what is malformed is left out."""
+    content: Mapping[str, object] = {} if event is None else event.content
+    others = content.get("alt_aliases")
+    listed = [content.get("alias"), *(others if isinstance(others, list) else ())]
+    return {alias for alias in listed if isinstance(alias, str)}
+
+
+async def check_new_aliases(
+    services: Services, room_id: str, content: Mapping[str, object], *, known: Collection[str]
+) -> None:
+    """Check that each alias of a canonical alias event, beside those known, points to the room.
+
+    Raises:
+        InvalidParam: it is no alias.
+        BadAlias: it does not exist, or is another room's.
+    """
+    others = content.get("alt_aliases")
+    if others is not None and not isinstance(others, list):
+        raise InvalidParam("alt_aliases is a list of aliases.")
+    main = content.get("alias")
+    listed = [*(() if main in (None, "") else (main,)), *(others or ())]
+    new = [alias for alias in listed if not isinstance(alias, str) or alias not in known]
+    for alias in new:
+        if parse_room_alias(alias) is None:
+            raise InvalidParam(f"{alias!r} is not a room alias.")
+    if new:
+        rooms = await list_taken_aliases(services.db, [str(alias) for alias in new])
+        for alias in new:
+            if rooms.get(str(alias)) != room_id:
+                raise BadAlias(f"{alias} does not point to the room.")
+
+
+async def _check_creators_keep_out(
+    services: Services, head: RoomHead, content: Mapping[str, object]
+) -> None:
+    """Refuse power levels that give creators one. Spec: rooms/v12#authorisation-rules."""
+    create = (await current_events(services, head, [CREATE])).get(CREATE)
+    users = content.get("users")
+    if (
+        create is not None
+        and head.room_version.creators_are_privileged
+        and isinstance(users, dict)
+        and not creators_of(create).isdisjoint(users)
+    ):
+        raise BadJson("The creators of the room have no power level: theirs is infinite.")
