@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from minihs.base.config import Config
 from minihs.base.randomness import Randomness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from minihs.base.clock import Clock
@@ -106,13 +107,18 @@ class User:
 
 
 class Homeserver:
-    """One server under test."""
+    """One server under test: one or several `Services` over one database, as its processes are.
 
-    def __init__(self, services: Services, client: TestClient) -> None:
-        self.services = services
-        self.client = client
-        self.clock = services.clock
-        self.name = services.server_name
+    Requests go to the workers in turn, so that with two of them every test also tells whether what
+    one has written is there for the next.
+    """
+
+    def __init__(self, workers: Sequence[tuple[Services, TestClient]]) -> None:
+        self.workers = [services for services, _ in workers]
+        self.services, self.client = workers[0]
+        self.clock = self.services.clock
+        self.name = self.services.server_name
+        self._turns = itertools.cycle([client for _, client in workers])
 
     async def request(
         self,
@@ -126,7 +132,7 @@ class Homeserver:
         if not path.startswith("/_") and not path.startswith("/.well-known"):
             path = CLIENT + path
         data = body if isinstance(body, bytes) or body is None else orjson.dumps(body)
-        async with self.client.request(
+        async with next(self._turns).request(
             method, path, data=data, params=query or {}, headers=headers or {}
         ) as answer:
             return Response(answer.status, await answer.read(), answer.headers)
@@ -148,6 +154,9 @@ class Homeserver:
         return User(self, "", None)
 
 
+WORKERS = "MINIHS_TEST_WORKERS"
+
+
 @contextlib.asynccontextmanager
 async def running_homeserver(
     database_url: str,
@@ -155,9 +164,14 @@ async def running_homeserver(
     *,
     clock: Clock | None = None,
     seed: int | None = 1,
+    workers: int | None = None,
     **options: object,
 ) -> AsyncIterator[Homeserver]:
-    """Run a homeserver on a database; options are those of the configuration."""
+    """Run a homeserver on a database; options are those of the configuration.
+
+    `workers` is how many share it: by default what the environment says, else one. Rate limits are
+    each worker's own, so a test about them gets one.
+    """
     settings: dict[str, object] = {
         "server_name": "hs1",
         "data_dir": str(directory),
@@ -169,12 +183,17 @@ async def running_homeserver(
         "registration_shared_secret": "shared secret",
     }
     config = Config(**(settings | options))  # type: ignore[arg-type]
-    async with build_services(
-        config, database_url, clock=clock, randomness=Randomness(seed)
-    ) as services:
-        client = TestClient(TestServer(build_application(services)))
-        await client.start_server()
-        try:
-            yield Homeserver(services, client)
-        finally:
-            await client.close()
+    if workers is None:
+        workers = 1 if config.rate_limits_on else int(os.environ.get(WORKERS, "1"))
+    async with contextlib.AsyncExitStack() as stack:
+        running = []
+        for number in range(workers):
+            randomness = Randomness(None if seed is None else seed + 1_000 * number)
+            services = await stack.enter_async_context(
+                build_services(config, database_url, clock=clock, randomness=randomness)
+            )
+            client = TestClient(TestServer(build_application(services)))
+            stack.push_async_callback(client.close)
+            await client.start_server()
+            running.append((services, client))
+        yield Homeserver(running)
