@@ -3,8 +3,8 @@
     python -m tools.attacks_page            rewrite it
     python -m tools.attacks_page --check    fail if it is out of date, or a test names no attack
 
-A test defends against an attack when its name carries the id: `test_j05_integers_out_of_range…`,
-`test_c06_c12_…`. What a test of that name leaves open is said in its docstring.
+A test defends against an attack when its name carries the id: `test_J05_integers_out_of_range…`,
+`test_C06_C12_…`. What a test of that name leaves open is said in its docstring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "docs/security/attacks.txt"
 PAGE = ROOT / "docs/security/attacks.md"
-IDS = re.compile(r"(?<=_)([acdefjlmprs]\d\d)(?=_)")
+IDS = re.compile(r"(?<=_)([acdefjlmprs]\d\d)(?=_)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ INCLUDED_FROM = {
 EVENT = re.compile(r"\{\{% *event event=\"([^\"]+)\"")
 EVENT_GROUP = re.compile(r"\{\{% *event-group group_name=\"([^\"]+)\"")
 DEFINITION = re.compile(r"\{\{% *definition path=\"([^\"]+)\"")
+PREFIXED_API = re.compile(
+    r"\{\{% *http-api spec=\"([^\"]+)\" api=\"([^\"]+)\" anchor_base=\"([^\"]+)\""
+)
 FENCE = re.compile(r"^ {0,3}(```|~~~).*?^ {0,3}\1[^\n]*$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^ {0,3}#{1,6} +(.+?)(?: +#+)? *$", re.MULTILINE)
 EXPLICIT_ID = re.compile(r"\{ *(?:#|id=\")([\w-]+)\"? *\} *$")
@@ -102,6 +105,20 @@ def page_text(spec: Repository, file: str) -> str:
     return INCLUDE.sub(lambda m: page_text(spec, f"{INCLUDED_FROM[m[1] or m[2]]}/{m[3]}.md"), text)
 
 
+def endpoint_anchors(text: str) -> list[str]:
+    """Return the ids of an API description's endpoints, read by their indentation."""
+    base = re.search(r"^ +default: *(/\S+)$", text, re.MULTILINE)
+    prefix = base[1] if base else ""
+    found = []
+    path = ""
+    for line in text.splitlines():
+        if match := re.match(r"  \"?(/[^\":]*)\"?: *$", line):
+            path = prefix + match[1]
+        elif match := re.match(r"    (get|put|post|delete): *$", line):
+            found.append(match[1] + re.sub(r"[^\w-]", "", path.lower()))
+    return found
+
+
 def page_anchors(spec: Repository, file: str) -> list[str]:
     """Return every id of a page: its headings, then its events and definitions."""
     text = page_text(spec, file)
@@ -112,6 +129,9 @@ def page_anchors(spec: Repository, file: str) -> list[str]:
     if "{{% msgtypes" in text:
         names += [name.split("$")[1] for name in schemas if name.startswith("m.room.message$")]
     found = headings(text) + [slug(name) for name in names]
+    for spec_name, api, prefix in PREFIXED_API.findall(text):
+        endpoints = endpoint_anchors(spec.read(f"data/api/{spec_name}/{api}.yaml"))
+        found += [f"{prefix}_{anchor}" for anchor in endpoints]
     for path in DEFINITION.findall(text):
         if title := re.search(
             r"^title: *[\"']?(.+?)[\"']? *$", spec.read(f"data/{path}.yaml"), re.M

@@ -163,7 +163,8 @@ def find_references(files: Iterable[Path], anchors: Mapping[str, list[str]]) -> 
         file = path.relative_to(ROOT).as_posix()
         text = path.read_text()
         spans = scopes(ast.parse(text))
-        for number, line in enumerate(text.splitlines(), start=1):
+        lines = text.splitlines()
+        for number, line in enumerate(lines, start=1):
             place = place_of(number, file, spans)
             for reference in REFERENCE.findall(line):
                 page, anchor = reference.split("#")
@@ -176,7 +177,9 @@ def find_references(files: Iterable[Path], anchors: Mapping[str, list[str]]) -> 
                     finding.problems.append(f"{file}:{number}: no anchor {reference}")
                 elif place not in finding.references[reference]:
                     finding.references[reference].append(place)
-            finding.problems.extend(misspelt(line, file, number, known.keys()))
+            following = lines[number].strip() if number < len(lines) else ""
+            wrapped = line.rstrip() + " " + following if line.rstrip().endswith("Spec:") else line
+            finding.problems.extend(misspelt(wrapped, file, number, known.keys()))
             if todo := TODO.search(line):
                 finding.todos.append((todo[1], todo[2], place))
     return finding
@@ -293,7 +296,8 @@ def answers(route: Route, operation: Operation) -> bool:
     """Return whether a route is the endpoint, under its present or an older version prefix."""
 
     def versionless(path: str) -> str:
-        path = shape(path).rstrip("/")  # The site has `/pushrules/`; clients ask for either.
+        # The site has `/pushrules/`, clients ask for either; an empty state key may be left out.
+        path = shape(path.removesuffix("/{stateKey}")).rstrip("/")
         return re.sub(r"^(/_matrix/\w+/)(r0|v\d+|unstable)/", r"\1*/", path)
 
     return route.method == operation.method and (

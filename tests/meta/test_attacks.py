@@ -25,6 +25,6 @@ def test_an_attack_is_open_until_a_test_carries_its_name() -> None:
 
 
 def test_ids_are_read_from_names() -> None:
-    assert IDS.findall("test_c06_c12_deactivated_users_stay_out") == ["c06", "c12"]
+    assert IDS.findall("test_C06_C12_deactivated_users_stay_out") == ["C06", "C12"]
     assert IDS.findall("test_room_v11_redactions") == []
     assert all(tests for tests in proofs_by_attack().values())
