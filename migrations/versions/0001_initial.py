@@ -177,6 +177,12 @@ def upgrade() -> None:
             "state_before", sa.BigInteger(), nullable=True, comment="The state before the event"
         ),
         sa.Column(
+            "state_after",
+            sa.BigInteger(),
+            nullable=True,
+            comment="The state after the event: with it, if it is state",
+        ),
+        sa.Column(
             "room_state_before",
             sa.BigInteger(),
             nullable=True,

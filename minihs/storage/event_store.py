@@ -27,11 +27,11 @@ RECENT_REDACTIONS_MAX = 10_000
 
 COLUMNS = """
       e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
-      e.order_minor, e.status, e.state_before, e.room_state_before, e.room_state_after,
+      e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before, e.room_state_after,
       e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies
 """
 
-COLUMN_COUNT = 17
+COLUMN_COUNT = 18
 
 # Unique index events_event_id_key.
 LOAD_EVENTS = statement(
@@ -59,8 +59,8 @@ FIND_BY_TRANSACTION = statement(
 class StoredEvent:
     """An event with what this server knows of it.
 
-    `order` is its place in the room (None: an outlier); `state_before` the state before the event;
-    `room_state_before` and `room_state_after` the room's current state without and with it;
+    `order` is its place in the room (None: an outlier); `state_before` and `state_after` the state
+    before and after the event; `room_state_before` and `room_state_after` the room's current state without and with it;
     `notifies` whether it counts as unread for users with default push rules.
     """
 
@@ -77,6 +77,7 @@ class StoredEvent:
         "redacted_by",
         "room_state_after",
         "room_state_before",
+        "state_after",
         "state_before",
         "status",
         "thread_root",
@@ -93,6 +94,7 @@ class StoredEvent:
         order: tuple[int, int] | None = None,
         status: int = ACCEPTED,
         state_before: int | None = None,
+        state_after: int | None = None,
         room_state_before: int | None = None,
         room_state_after: int | None = None,
         main_count: int | None = None,
@@ -108,6 +110,7 @@ class StoredEvent:
         self.order = order
         self.status = status
         self.state_before = state_before
+        self.state_after = state_after
         self.room_state_before = room_state_before
         self.room_state_after = room_state_after
         self.main_count = main_count
@@ -185,8 +188,8 @@ class EventStore:
         """
         (
             event_id, json, room_version, event_nid, redacted_by, position, major, minor, status,
-            state_before, room_state_before, room_state_after, main_count, thread_root, device_nid,
-            txn_id, notifies,
+            state_before, state_after, room_state_before, room_state_after, main_count, thread_root,
+            device_nid, txn_id, notifies,
         ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
         if known is not None and known.status == status and known.order is not None:
@@ -199,6 +202,7 @@ class EventStore:
             order=None if major is None else (major, minor),
             status=status,
             state_before=state_before,
+            state_after=state_after,
             room_state_before=room_state_before,
             room_state_after=room_state_after,
             main_count=main_count,

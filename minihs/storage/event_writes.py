@@ -73,7 +73,7 @@ class EventWrite:
     room_nid: int
     auth_nids: Sequence[int] | None = None
     txn_scope: str | None = None
-    state: StateRow | None = None
+    states: Sequence[StateRow] = ()
     memberships: Sequence[Membership] = ()
     invite_state: tuple[UserId, str] | None = None  # who, and the stripped state as JSON
     pushes: Sequence[Push] = ()
@@ -107,33 +107,42 @@ _VERIFY = """
     ), new_events AS (
       INSERT INTO events (
         event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
-        room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
+        state_after, room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
         device_nid, txn_id, txn_scope, redacted_by, json
       )
       SELECT
         new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
-        last.base + new.ordinal, new.status, new.key_nid, new.state_before, new.room_state_before,
+        last.base + new.ordinal, new.status, new.key_nid, new.state_before, new.state_after, new.room_state_before,
         new.room_state_after, new.auth_nids::bigint[], new.main_count, new.thread_root,
         new.notifies, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
       FROM
         last,
         unnest(
-          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[],
-          $13::bigint[], $14::bigint[], $15::text[], $16::bigint[], $17::text[], $18::boolean[],
-          $19::bigint[],
-          $20::text[], $21::text[], $22::text[], $23::text[]
+          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[], $13::bigint[],
+          $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[], $19::boolean[],
+          $20::bigint[],
+          $21::text[], $22::text[], $23::text[], $24::text[]
         ) WITH ORDINALITY AS new (
-          event_nid, event_id, room_nid, status, key_nid, state_before, room_state_before,
+          event_nid, event_id, room_nid, status, key_nid, state_before, state_after, room_state_before,
           room_state_after, auth_nids, main_count, thread_root, notifies, device_nid, txn_id,
           txn_scope, redacted_by, json, ordinal
         )
+      -- An outlier that takes its place in the room keeps its number.
+      ON CONFLICT (event_id) DO UPDATE
+      SET
+        position = excluded.position, order_major = excluded.order_major,
+        status = excluded.status, state_before = excluded.state_before,
+        state_after = excluded.state_after, room_state_before = excluded.room_state_before,
+        room_state_after = excluded.room_state_after, main_count = excluded.main_count,
+        thread_root = excluded.thread_root, notifies = excluded.notifies
+      WHERE events.position IS NULL
     ), read AS (
       UPDATE memberships m
       SET
         read_main_position = last.base + new.ordinal, read_main_count = new.main_count
       FROM
         last,
-        unnest($24::bigint[], $25::text[], $26::bigint[], $27::bigint[])
+        unnest($25::bigint[], $26::text[], $27::bigint[], $28::bigint[])
           AS new (room_nid, user_id, ordinal, main_count)
       WHERE m.room_nid = new.room_nid AND m.user_id = new.user_id
     ), pushed AS (
@@ -143,7 +152,7 @@ _VERIFY = """
         new.highlight
       FROM
         last,
-        unnest($28::text[], $29::bigint[], $30::bigint[], $31::text[], $32::smallint[], $33::boolean[])
+        unnest($29::text[], $30::bigint[], $31::bigint[], $32::text[], $33::smallint[], $34::boolean[])
           AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
     )
 """
@@ -159,15 +168,15 @@ _STATE = """
       FROM
         last,
         unnest(
-          $34::bigint[], $35::text[], $36::text[], $37::text[], $38::bigint[], $39::bigint[],
-          $40::boolean[]
+          $35::bigint[], $36::text[], $37::text[], $38::text[], $39::bigint[], $40::bigint[],
+          $41::boolean[]
         ) AS new (
           room_nid, room_id, room_version, extremities, state_id, main_count, published
         )
     ), new_states AS (
       INSERT INTO states (state_id, parent_id, chain, size)
       SELECT new.*
-      FROM last, unnest($41::bigint[], $42::bigint[], $43::integer[], $44::integer[]) AS new
+      FROM last, unnest($42::bigint[], $43::bigint[], $44::integer[], $45::integer[]) AS new
     ), new_entries AS (
       INSERT INTO state_entries (state_id, key_nid, event_nid)
       SELECT
@@ -177,7 +186,7 @@ _STATE = """
         )
       FROM
         last,
-        unnest($45::bigint[], $46::bigint[], $47::bigint[], $48::text[])
+        unnest($46::bigint[], $47::bigint[], $48::bigint[], $49::text[])
           AS new (state_id, key_nid, event_nid, event_id)
     ), members AS (
       INSERT INTO memberships AS old (
@@ -192,8 +201,8 @@ _STATE = """
       FROM
         last,
         unnest(
-          $49::bigint[], $50::text[], $51::text[], $52::text[], $53::text[], $54::bigint[],
-          $55::boolean[], $56::boolean[], $57::text[], $58::text[], $59::bigint[], $60::bigint[]
+          $50::bigint[], $51::text[], $52::text[], $53::text[], $54::text[], $55::bigint[],
+          $56::boolean[], $57::boolean[], $58::text[], $59::text[], $60::bigint[], $61::bigint[]
         ) AS new (
           room_nid, user_id, membership, event_id, sender, ordinal, local, forgotten,
           display_name, avatar_url, read_ordinal, read_main_count
@@ -216,28 +225,28 @@ _STATE = """
           THEN old.read_main_count ELSE excluded.read_main_count END
     ), invited AS (
       INSERT INTO invite_states (room_id, user_id, json)
-      SELECT new.* FROM last, unnest($61::text[], $62::text[], $63::text[]) AS new
+      SELECT new.* FROM last, unnest($62::text[], $63::text[], $64::text[]) AS new
       ON CONFLICT (room_id, user_id) DO UPDATE SET json = excluded.json
     ), redacting AS (
       INSERT INTO redactions (event_id, redaction_id, room_nid)
-      SELECT new.* FROM last, unnest($64::text[], $65::text[], $66::bigint[]) AS new
+      SELECT new.* FROM last, unnest($65::text[], $66::text[], $67::bigint[]) AS new
       ON CONFLICT DO NOTHING
     ), redacted AS (
       UPDATE events e
       SET redacted_by = new.redaction_id
-      FROM last, unnest($64::text[], $65::text[], $66::bigint[]) AS new (event_id, redaction_id, room_nid)
+      FROM last, unnest($65::text[], $66::text[], $67::bigint[]) AS new (event_id, redaction_id, room_nid)
       WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
     ), threads_read AS (
       INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
       SELECT new.room_nid, new.user_id, new.thread_root, last.base + new.ordinal
       FROM
         last,
-        unnest($67::bigint[], $68::text[], $69::text[], $70::bigint[])
+        unnest($68::bigint[], $69::text[], $70::text[], $71::bigint[])
           AS new (room_nid, user_id, thread_root, ordinal)
       ON CONFLICT (room_nid, user_id, thread_root) DO UPDATE SET position = excluded.position
     ), new_aliases AS (
       INSERT INTO room_aliases (alias, room_id, creator)
-      SELECT new.* FROM last, unnest($71::text[], $72::text[], $73::text[]) AS new
+      SELECT new.* FROM last, unnest($72::text[], $73::text[], $74::text[]) AS new
     )
 """
 
@@ -298,6 +307,7 @@ async def write_batch(
         [w.stored.status for w in events],
         [key_nids[w.stored.event.key] if w.stored.event.is_state else None for w in events],
         [w.stored.state_before for w in events],
+        [w.stored.state_after for w in events],
         [w.stored.room_state_before for w in events],
         [w.stored.room_state_after for w in events],
         [None if w.auth_nids is None else array_literal(w.auth_nids) for w in events],
@@ -348,7 +358,7 @@ async def write_batch(
 
 def _is_plain(write: EventWrite) -> bool:
     """Return whether an event changes nothing but the timeline of its room."""
-    return write.state is None and write.redacts is None and write.stored.thread_root is None
+    return not write.states and write.redacts is None and write.stored.thread_root is None
 
 
 def _columns(rows: Sequence[Sequence[object]], width: int) -> list[object]:
@@ -376,7 +386,7 @@ def _state_arguments(
     """Return the arguments of the second half of COMMIT_EVENTS."""
     events = batch.events
     new_nids = {w.stored.event_id: w.stored.event_nid for w in events}
-    states = [w.state for w in events if w.state is not None]
+    states = [row for w in events for row in w.states]
     arguments = _columns(
         [
             (

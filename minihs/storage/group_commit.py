@@ -174,7 +174,7 @@ class GroupCommitter:
             self._connection = await self._db.dedicated()
         connection = self._connection
         keys = [w.stored.event.key for u in units for w in u.events if w.stored.event.is_state]
-        keys += [k for u in units for w in u.events if w.state for k in w.state.changes]
+        keys += [k for u in units for w in u.events for row in w.states for k in row.changes]
         key_nids = await self._states.key_nids(keys) if keys else {}
         batch, rows = _gather(units)
         base: int | None = None
@@ -262,8 +262,8 @@ class GroupCommitter:
             if not unit.done.done():
                 unit.done.set_result(position)
             for write in unit.events:
-                if write.state is not None and needs_rebase(write.state):
-                    self._tasks.spawn("rebase-state", self._states.rebase(write.state))
+                for row in filter(needs_rebase, write.states):
+                    self._tasks.spawn("rebase-state", self._states.rebase(row))
 
 
 async def _write_all(

@@ -121,6 +121,7 @@ events = Table(
     ),
     _bigint("key_nid", "The state key of a state event", null=True),
     _bigint("state_before", "The state before the event", null=True),
+    _bigint("state_after", "The state after the event: with it, if it is state", null=True),
     _bigint("room_state_before", "The room's current state when the event came in", null=True),
     _bigint("room_state_after", "The room's current state with the event in it", null=True),
     Column(

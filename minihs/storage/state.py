@@ -140,6 +140,7 @@ class StateStore:
         self.numbers = numbers
         self._cache: BoundedCache[int, State] = BoundedCache(STATE_CACHE_ENTRIES)
         self._keys: BoundedCache[StateKey, int] = BoundedCache(50_000)
+        self.resolutions: BoundedCache[frozenset[int], int] = BoundedCache(10_000)
 
     def cached(self, state_id: int) -> State | None:
         """Return a state that is in memory, or None."""

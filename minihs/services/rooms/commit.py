@@ -14,18 +14,19 @@ import orjson
 
 from minihs.protocol.client_format import stripped_state
 from minihs.services.rooms import effects as consequences
-from minihs.services.rooms import notifications
+from minihs.services.rooms import notifications, state
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomAlias, StateKey, UserId
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
+    from minihs.storage.state import State, StateRow
 
 # What an invited user is shown of the room. Spec: client-server-api#stripped-state
 STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
@@ -55,13 +56,18 @@ class ClientTransaction:
 class PlannedEvent:
     """An event that has passed its checks, with what the commit needs to know.
 
-    `auth` are the events that its auth rules were checked against, by key.
+    `auth` are its auth events, by key. `state_before` is the state before the event (None: the
+    room's current state), `rows` the states that were made to find it; `stored` the event's former
+    self, if it was an outlier.
     """
 
     event: Event
     auth: Mapping[StateKey, StoredEvent]
     may_redact: bool = False
     transaction: ClientTransaction | None = None
+    state_before: State | None = None
+    rows: Sequence[StateRow] = ()
+    stored: StoredEvent | None = None
 
 
 @dataclass(slots=True)
@@ -98,64 +104,93 @@ class Plan:
 
 
 async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> StoredEvent:
-    """Put an accepted event upon the room's head, with everything that it causes."""
+    """Put an accepted event into the room's graph, with everything that it causes."""
     head, event = plan.head, planned.event
     if not head.room_id:
         head.room_id = event.room_id
-    await services.event_numbers.reserve(1)
-    before, state_row = head.state, None
+    room_before, before, rows = head.state, planned.state_before or head.state, list(planned.rows)
+    after = before
     if event.is_state:
         await services.states.numbers.reserve(1)
-        head.state, state_row = services.states.derive(before, {event.key: event.event_id})
-        services.states.remember(head.state)
-    stored = StoredEvent(
-        event,
-        services.event_numbers.take(),
-        state_before=before.state_id,
-        room_state_before=before.state_id,
-        room_state_after=head.state.state_id,
-        thread_root=_thread_root(event),
-    )
+        after, row = services.states.derive(before, {event.key: event.event_id})
+        services.states.remember(after)
+        rows.append(row)
+    await services.event_numbers.reserve(1)
+    stored = planned.stored or StoredEvent(event, services.event_numbers.take())
+    stored.state_before, stored.state_after = before.state_id, after.state_id
+    stored.thread_root = _thread_root(event)
     services.events.remember(stored)
-    write = EventWrite(stored, head.cursor.room_nid, state=state_row)
+    prev_event_ids = set(event.prev_event_ids)
+    head.extremities = [
+        *(e for e in head.extremities if e.event_id not in prev_event_ids), stored
+    ]  # fmt: skip
+    merged: list[StateRow] = []
+    if len(head.extremities) == 1:
+        head.state = after
+    else:
+        head.state, merged = await state.resolve(services, head.room_version, head.extremities)
+    stored.room_state_before, stored.room_state_after = room_before.state_id, head.state.state_id
+    write = EventWrite(stored, head.cursor.room_nid, states=[*rows, *merged])
     if event.is_state:
         write.auth_nids = [auth.event_nid for auth in planned.auth.values()]
     if planned.transaction is not None:
         stored.device_nid = planned.transaction.device_nid
         stored.txn_id = planned.transaction.txn_id
         write.txn_scope = planned.transaction.scope
+    became_current, lost = await _member_changes(services, room_before, head.state)
     for effect in consequences.effects_of(
         event,
-        is_current=event.is_state,
+        became_current=became_current,
+        lost=lost,
         server_name=services.server_name,
         may_redact=planned.may_redact,
     ):
-        await _carry_out(services, plan, write, planned, effect)
+        await _carry_out(services, plan, write, room_before, effect)
     stored.main_count = head.main_count
-    head.extremities = [stored]
     plan.writes.append(write)
     return stored
+
+
+async def _member_changes(
+    services: Services, before: State, after: State
+) -> tuple[list[Event], list[UserId]]:
+    """Return the member events that are current only now, and the users who lost theirs."""
+    if before.state_id == after.state_id:
+        return [], []
+    old, new = before.entries, after.entries
+    ids = [e for key, e in new.items() if key[0] == "m.room.member" and old.get(key) != e]
+    events = await services.events.get_many(ids)
+    lost = [key[1] for key in old if key[0] == "m.room.member" and key not in new]
+    return [events[e].event for e in ids], lost  # type: ignore[return-value]  # user ids
 
 
 async def _carry_out(
     services: Services,
     plan: Plan,
     write: EventWrite,
-    planned: PlannedEvent,
+    room_before: State,
     effect: consequences.Effect,
 ) -> None:
     """Turn an effect into what its tables will hold."""
     head, stored = plan.head, write.stored
     event = stored.event
     match effect:
-        case consequences.SetMembership(user_id, membership, name, avatar, local):
+        case consequences.SetMembership():
             write.memberships = [
+                *write.memberships,
                 Membership(
-                    head.room_id, user_id, membership, event.event_id, event.sender, local,
-                    False, name, avatar,
-                )
-            ]  # fmt: skip
-            _count_member(head, planned, effect)
+                    room_id=head.room_id,
+                    user_id=effect.user_id,
+                    membership=effect.membership,
+                    event_id=effect.event_id,
+                    sender=effect.sender,
+                    local=effect.local,
+                    forgotten=False,
+                    display_name=effect.display_name,
+                    avatar_url=effect.avatar_url,
+                ),
+            ]
+            await _count_member(services, head, room_before, effect)
         case consequences.ShowInvite(user_id):
             shown = await stripped_room_state(services, head, event)
             write.invite_state = user_id, orjson.dumps(shown).decode()
@@ -173,11 +208,12 @@ async def _carry_out(
             assert_never(effect)
 
 
-def _count_member(
-    head: RoomHead, planned: PlannedEvent, change: consequences.SetMembership
+async def _count_member(
+    services: Services, head: RoomHead, before: State, change: consequences.SetMembership
 ) -> None:
     """Keep the head's members true: what `load_head` would read after the commit."""
-    old = planned.auth.get(planned.event.key)
+    old_id = before.get("m.room.member", change.user_id)
+    old = await services.events.get(old_id) if old_id is not None else None
     joined_before = old is not None and old.event.content.get("membership") == "join"
     joined_now = change.membership == "join"
     head.joined_count += joined_now - joined_before

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from minihs.protocol.identifiers import server_name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, ServerName, UserId
 
@@ -26,6 +28,8 @@ class SetMembership:
 
     user_id: UserId
     membership: str
+    event_id: EventId
+    sender: UserId
     display_name: str | None
     avatar_url: str | None
     local: bool
@@ -67,17 +71,29 @@ Effect = SetMembership | ShowInvite | Redact | MarkRead | CountUnread
 
 
 def effects_of(
-    event: Event, *, is_current: bool, server_name: ServerName, may_redact: bool
+    event: Event,
+    *,
+    became_current: Sequence[Event],
+    lost: Sequence[UserId],
+    server_name: ServerName,
+    may_redact: bool,
 ) -> list[Effect]:
     """Return what an accepted event causes.
 
-    `is_current`: a state event is part of the room's current state with it. `may_redact`: its
-    sender had the power to redact the event it names (or is its sender).
+    `became_current` are the member events that are part of the room's current state only since it:
+    usually none or itself, more where state resolution changed its mind. `lost` are the users whose
+    membership the state no longer names. `may_redact`: its sender had the power to redact the event
+    it names, or is on the server of that event's sender.
     """
     effects: list[Effect] = []
     local_sender = server_name_of(event.sender) == server_name
-    if event.type == "m.room.member" and is_current and event.state_key is not None:
-        effects += _membership_effects(event, server_name)
+    for member_event in became_current:
+        effects += _membership_effects(member_event, server_name)
+    for user_id in lost:
+        local = server_name_of(user_id) == server_name
+        effects.append(
+            SetMembership(user_id, "leave", event.event_id, event.sender, None, None, local)
+        )
     if event.type == "m.room.redaction" and event.redacts is not None and may_redact:
         effects.append(Redact(event.redacts))
     if local_sender:
@@ -95,6 +111,8 @@ def _membership_effects(event: Event, server_name: ServerName) -> list[Effect]:
         SetMembership(
             user_id,
             membership,
+            event.event_id,
+            event.sender,
             name if isinstance(name, str) else None,
             avatar if isinstance(avatar, str) else None,
             local,

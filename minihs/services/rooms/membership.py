@@ -90,7 +90,7 @@ async def change_membership(services: Services, change: MembershipChange) -> Eve
     async def decide(head: RoomHead) -> EventDraft | EventId:
         nonlocal predecessor
         key: StateKey = ("m.room.member", change.user_id)
-        stored = (await load_state_events(services, head, [key])).get(key)
+        stored = (await load_state_events(services, head.state, [key])).get(key)
         current = None if stored is None else stored.event
         now = membership_of(current)
         if change.only_from is not None and now not in change.only_from:

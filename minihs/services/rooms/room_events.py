@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.commit import ClientTransaction
     from minihs.services.rooms.heads import RoomHead
+    from minihs.storage.event_store import StoredEvent
 
 CANONICAL_ALIAS = "m.room.canonical_alias"
 
@@ -121,13 +122,12 @@ async def set_room_state(
     key = (event_type, state_key)
 
     async def decide(head: RoomHead) -> EventDraft | EventId:
-        stored = (await load_state_events(services, head, [key])).get(key)
+        stored = (await load_state_events(services, head.state, [key])).get(key)
         current = None if stored is None else stored.event
-        if stored is not None and stored.redacted_by is None:
-            if stored.event.sender == sender and stored.event.content == content:
-                standing = await standing_of(services, head, sender)
-                if standing.membership == "join":
-                    return stored.event_id
+        if stored is not None and _repeats(stored, sender, content):
+            standing = await standing_of(services, head, sender)
+            if standing.membership == "join":
+                return stored.event_id
         if key == (CANONICAL_ALIAS, ""):
             await check_new_aliases(services, room_id, content, known=aliases_of(current))
         if event_type == "m.room.power_levels":
@@ -142,6 +142,12 @@ async def set_room_state(
         )
 
     return await send_decided(services, room_id, decide)
+
+
+def _repeats(stored: StoredEvent, sender: str, content: Mapping[str, object]) -> bool:
+    """Return whether a state event would only say again what its sender said already."""
+    event = stored.event
+    return stored.redacted_by is None and event.sender == sender and event.content == content
 
 
 def aliases_of(event: Event | None) -> set[str]:

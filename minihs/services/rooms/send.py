@@ -7,18 +7,23 @@ Spec: client-server-api#sending-events-to-a-room
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
 from minihs.base.limits import PREV_EVENTS_MAX
 from minihs.protocol.canonical_json import CanonicalJsonError
 from minihs.protocol.event_assembly import EventDraft, build_event
-from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys
+from minihs.protocol.event_auth import (
+    EventAuthError,
+    check_state_dependent,
+    check_state_independent,
+    select_auth_keys,
+)
 from minihs.protocol.event_format import EventTooLargeError
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.power_levels import PowerLevels
-from minihs.services.rooms import commit
+from minihs.services.rooms import commit, state
 from minihs.services.rooms.commit import ClientTransaction, Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building
 from minihs.storage.group_commit import Conflict
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
+    from minihs.storage.state import State
 
 ATTEMPTS = 20
 CREATE = ("m.room.create", "")
@@ -120,8 +126,11 @@ async def plan_draft(
     keys = select_auth_keys(version, draft.sender, draft.type, draft.state_key, draft.content)
     if version.room_id_is_create_event_id:  # Since v12 it is implied; the rules look at it.
         keys.append(CREATE)
-    auth = await load_state_events(services, head, keys)
-    extremities = head.extremities[-PREV_EVENTS_MAX:]
+    extremities, state_before, rows = head.extremities, head.state, []
+    if len(extremities) > PREV_EVENTS_MAX:  # The rest is merged by events to come.
+        extremities = extremities[-PREV_EVENTS_MAX:]
+        state_before, rows = await state.resolve(services, version, extremities)
+    auth = await load_state_events(services, state_before, keys)
     try:
         event = build_event(
             draft,
@@ -137,26 +146,27 @@ async def plan_draft(
         raise TooLarge(str(error)) from error
     except CanonicalJsonError as error:
         raise BadJson(str(error)) from error
-    state = {key: stored.event for key, stored in auth.items()}
+    auth_state = {key: stored.event for key, stored in auth.items()}
     try:
-        check_state_dependent(event, state)
+        check_state_independent(event, list(auth_state.values()))
+        check_state_dependent(event, auth_state)
     except EventAuthError as error:
         raise Forbidden(error.message) from error
     may_redact = (
         event.type == "m.room.redaction"
         and event.redacts is not None
-        and await _may_redact(services, head, event, event.redacts, state)
+        and await _may_redact(services, head, event, event.redacts, auth_state)
     )
     return await commit.add_event(
-        services, plan, PlannedEvent(event, auth, may_redact, transaction)
+        services, plan, PlannedEvent(event, auth, may_redact, transaction, state_before, rows)
     )
 
 
 async def load_state_events(
-    services: Services, head: RoomHead, keys: list[StateKey]
+    services: Services, state_: State, keys: Sequence[StateKey]
 ) -> dict[StateKey, StoredEvent]:
-    """Return the events that hold the given keys of the room's current state."""
-    entries, cached = head.state.entries, services.events.cached
+    """Return the events that hold the given keys of a state."""
+    entries, cached = state_.entries, services.events.cached
     ids = {key: entry for key in keys if (entry := entries.get(key)) is not None}
     found: dict[StateKey, StoredEvent] = {}
     missing: list[EventId] = []

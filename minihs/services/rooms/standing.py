@@ -53,7 +53,7 @@ async def current_events(
     services: Services, head: RoomHead, keys: list[StateKey]
 ) -> dict[StateKey, Event]:
     """Return the events that hold the given keys of a head's state."""
-    stored = await load_state_events(services, head, keys)
+    stored = await load_state_events(services, head.state, keys)
     return {key: found.event for key, found in stored.items()}
 
 

@@ -224,6 +224,7 @@ def _redacted(stored: StoredEvent) -> StoredEvent:
         order=stored.order,
         status=stored.status,
         state_before=stored.state_before,
+        state_after=stored.state_after,
         room_state_before=stored.room_state_before,
         room_state_after=stored.room_state_after,
         main_count=stored.main_count,
