@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
@@ -34,7 +34,7 @@ class Response:
         self.status = status
         self.body = body
         self.headers = headers
-        self.json = orjson.loads(body) if body else None
+        self.json: Any = orjson.loads(body) if body else None
 
 
 class User:

@@ -104,7 +104,7 @@ async def invite_user(request: Request) -> object:
     """POST /_matrix/client/v3/rooms/{roomId}/invite.
 
     Spec: client-server-api#post_matrixclientv3roomsroomidinvite
-    client-server-api#post_matrixclientv3roomsroomidinvite-1
+    client-server-api#thirdparty_post_matrixclientv3roomsroomidinvite
     """
     return await _change_other(request, "invite", None)
 
