@@ -125,7 +125,7 @@ async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[st
 
 
 async def mark_forgotten(queries: Queries, room_id: str, user_id: str) -> bool:
-    """Note that a user has forgotten a room; False when they have not left it (or were never in)."""
+    """Note that a user has forgotten a room; False when they have not left it."""
     return await queries.execute(MARK_FORGOTTEN, room_id, user_id) != "UPDATE 0"
 
 

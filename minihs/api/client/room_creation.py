@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.services.rooms import create
+import msgspec
+
+from minihs.services.rooms import create, upgrade
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
+
+
+class Upgrade(msgspec.Struct):
+    """Body of POST /rooms/{roomId}/upgrade."""
+
+    new_version: str
+    additional_creators: list[str] | None = None
 
 
 async def create_room(request: Request) -> object:
@@ -18,3 +27,19 @@ async def create_room(request: Request) -> object:
     options = await request.json(create.RoomOptions)
     room_id = await create.create_room(request.services, request.requester.user_id, options)
     return {"room_id": room_id}
+
+
+async def upgrade_room(request: Request) -> object:
+    """POST /_matrix/client/v3/rooms/{roomId}/upgrade.
+
+    Spec: client-server-api#post_matrixclientv3roomsroomidupgrade
+    """
+    body = await request.json(Upgrade)
+    room_id = await upgrade.upgrade_room(
+        request.services,
+        request.requester.user_id,
+        request.path["roomId"],
+        body.new_version,
+        body.additional_creators,
+    )
+    return {"replacement_room": room_id}

@@ -68,4 +68,4 @@ async def set_room_state_with_key(request: Request) -> object:
 
 
 def _room_id(request: Request) -> RoomId:
-    return request.path["roomId"]  # type: ignore[return-value]  (an unknown one is not found)
+    return request.path["roomId"]  # type: ignore[return-value]  # (an unknown one is not found)

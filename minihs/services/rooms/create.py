@@ -119,7 +119,8 @@ async def create_room(services: Services, creator: UserId, options: RoomOptions)
     events = initial_events(options, version, creator, alias)
     for event in events:
         if event.key == (CANONICAL_ALIAS, ""):
-            await check_new_aliases(services, "", event.content, known={alias} - {None})
+            known = () if alias is None else (alias,)
+            await check_new_aliases(services, "", event.content, known=known)
     for user_id in invited:
         content: Content = {"membership": "invite"} | await member_profile(services, user_id)
         if options.is_direct:

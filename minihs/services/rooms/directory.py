@@ -167,7 +167,7 @@ async def list_local_aliases(services: Services, user_id: UserId, room_id: str) 
     Raises:
         Forbidden: neither is the case.
     """
-    head = await load_head(services, room_id)  # type: ignore[arg-type]  (any text may be asked for)
+    head = await load_head(services, room_id)  # type: ignore[arg-type]  # (any text may be asked for)
     if head is not None:
         visibility = (await current_events(services, head, [HISTORY_VISIBILITY])).get(
             HISTORY_VISIBILITY
@@ -234,7 +234,9 @@ async def list_public_rooms(services: Services, query: DirectoryQuery) -> dict[s
     total = len(rooms)
     backwards, edge = _read_token(query.since)
     if edge is not None:
-        rooms = [room for room in rooms if (_place(room) < edge if backwards else _place(room) > edge)]
+        rooms = [
+            room for room in rooms if (_place(room) < edge if backwards else _place(room) > edge)
+        ]
     if backwards:
         rooms.reverse()
     page: list[tuple[PublishedRoom, dict[str, object]]] = []

@@ -1,7 +1,7 @@
 """Replacing a room by one of another version.
 
-The replacement is made whole, in one commit, before anything happens to the old room: whoever is told of
-it finds it. What comes afterwards in the old room is one event each.
+The replacement is made whole, in one commit, before anything happens to the old room: whoever is
+told of it finds it. What comes afterwards in the old room is one event each.
 
 Spec: client-server-api#room-upgrades
 """
@@ -140,12 +140,12 @@ def replacement_events(
     for (kind, key), event in state.items():
         content = dict(event.content)
         child = is_space and kind == "m.space.child" and bool(content)
-        if child or (kind in TRANSFERRED and not key) or (kind == CANONICAL_ALIAS and not key) or (kind == "m.room.member" and content.get("membership") == "ban" and key not in creators):
+        banned = kind == "m.room.member" and content.get("membership") == "ban"
+        plain = not key and (kind in TRANSFERRED or kind == CANONICAL_ALIAS)
+        if child or plain or (banned and key not in creators):
             events.append(StateEvent(kind, content, key))
-    return [
-        *events,
-        StateEvent("m.room.power_levels", replacement_levels(levels, version, creators)),
-    ]
+    power_levels = replacement_levels(levels, version, creators)
+    return [*events, StateEvent("m.room.power_levels", power_levels)]
 
 
 def replacement_levels(levels: PowerLevels, version: RoomVersion, creators: set[str]) -> Content:
@@ -184,7 +184,7 @@ async def _close(
     """Point from the old room to its replacement, and leave the old one quiet."""
     tombstone = {"body": "This room has been replaced", "replacement_room": replacement}
     await set_room_state(services, user_id, room_id, TOMBSTONE, "", tombstone)
-    old_aliases = set(await directory.list_aliases(services.db, room_id))
+    old_aliases: set[str] = set(await directory.list_aliases(services.db, room_id))
     await directory.move_to_replacement(services.db, room_id, replacement)
     alias_event = state.get((CANONICAL_ALIAS, ""))
     if alias_event is not None and not old_aliases.isdisjoint(aliases_of(alias_event)):

@@ -1,0 +1,148 @@
+"""Room aliases and the room directory. Spec: client-server-api#published-room-directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from minihs.base.errors import NotFound
+from minihs.services.rooms import directory
+from minihs.services.rooms.directory import DirectoryQuery
+
+if TYPE_CHECKING:
+    from minihs.api.requests import Request
+
+
+class AliasTarget(msgspec.Struct):
+    """Body of PUT /directory/room/{roomAlias}."""
+
+    room_id: str
+
+
+class Visibility(msgspec.Struct):
+    """Body of PUT /directory/list/room/{roomId}."""
+
+    visibility: Literal["public", "private"] = "public"
+
+
+class RoomFilter(msgspec.Struct):
+    """`filter` of POST /publicRooms."""
+
+    generic_search_term: str | None = None
+    room_types: list[str | None] | None = None
+
+
+class PublicRooms(msgspec.Struct):
+    """Body of POST /publicRooms."""
+
+    limit: int | None = None
+    since: str | None = None
+    filter: RoomFilter | None = None
+    include_all_networks: bool | None = None
+    third_party_instance_id: str | None = None
+
+
+async def set_room_alias(request: Request) -> object:
+    """PUT /_matrix/client/v3/directory/room/{roomAlias}.
+
+    Spec: client-server-api#put_matrixclientv3directoryroomroomalias
+    """
+    body = await request.json(AliasTarget)
+    await directory.set_alias(
+        request.services, request.requester.user_id, request.path["roomAlias"], body.room_id
+    )
+    return {}
+
+
+async def get_room_id_by_alias(request: Request) -> object:
+    """GET /_matrix/client/v3/directory/room/{roomAlias}.
+
+    Spec: client-server-api#get_matrixclientv3directoryroomroomalias
+    """
+    room_id, servers = await directory.resolve_alias(request.services, request.path["roomAlias"])
+    return {"room_id": room_id, "servers": servers}
+
+
+async def delete_room_alias(request: Request) -> object:
+    """DELETE /_matrix/client/v3/directory/room/{roomAlias}.
+
+    Spec: client-server-api#delete_matrixclientv3directoryroomroomalias
+    """
+    requester = request.requester
+    await directory.delete_alias(
+        request.services, requester.user_id, request.path["roomAlias"], admin=requester.admin
+    )
+    return {}
+
+
+async def get_local_aliases(request: Request) -> object:
+    """GET /_matrix/client/v3/rooms/{roomId}/aliases.
+
+    Spec: client-server-api#get_matrixclientv3roomsroomidaliases
+    """
+    aliases = await directory.list_local_aliases(
+        request.services, request.requester.user_id, request.path["roomId"]
+    )
+    return {"aliases": aliases}
+
+
+async def get_room_visibility_on_directory(request: Request) -> object:
+    """GET /_matrix/client/v3/directory/list/room/{roomId}.
+
+    Spec: client-server-api#get_matrixclientv3directorylistroomroomid
+    """
+    return {"visibility": await directory.get_visibility(request.services, request.path["roomId"])}
+
+
+async def set_room_visibility_on_directory(request: Request) -> object:
+    """PUT /_matrix/client/v3/directory/list/room/{roomId}.
+
+    Spec: client-server-api#put_matrixclientv3directorylistroomroomid
+    """
+    body = await request.json(Visibility)
+    requester = request.requester
+    await directory.set_visibility(
+        request.services,
+        requester.user_id,
+        request.path["roomId"],
+        public=body.visibility == "public",
+        admin=requester.admin,
+    )
+    return {}
+
+
+async def get_public_rooms(request: Request) -> object:
+    """GET /_matrix/client/v3/publicRooms.
+
+    Spec: client-server-api#get_matrixclientv3publicrooms
+    """
+    _check_server(request)
+    limit = request.query_integer("limit", 0) if request.query("limit") is not None else None
+    query = DirectoryQuery(limit=limit, since=request.query("since"))
+    return await directory.list_public_rooms(request.services, query)
+
+
+async def query_public_rooms(request: Request) -> object:
+    """POST /_matrix/client/v3/publicRooms.
+
+    Spec: client-server-api#post_matrixclientv3publicrooms
+    """
+    _check_server(request)
+    body = await request.json(PublicRooms)
+    if body.third_party_instance_id is not None and not body.include_all_networks:
+        return {"chunk": [], "total_room_count_estimate": 0}  # No bridge publishes rooms here.
+    wanted = body.filter or RoomFilter()
+    query = DirectoryQuery(
+        limit=body.limit,
+        since=body.since,
+        search_term=wanted.generic_search_term or "",
+        room_types=wanted.room_types,
+    )
+    return await directory.list_public_rooms(request.services, query)
+
+
+def _check_server(request: Request) -> None:
+    server = request.query("server")
+    if server is not None and server != request.services.server_name:
+        raise NotFound(f"The server {server} cannot be reached.")
