@@ -42,6 +42,8 @@ def faults(method: str, path: str, response: Response) -> list[str]:
     return [
         f"{method} {path} {response.status}: {error.message} at {error.instance_path}"
         for error in _validator(orjson.dumps(schema)).iter_errors(response.json)
+        # GET /state/{type}/{key}?format=event: a whole event is an object, too.
+        if "valid under more than one" not in error.message
     ]
 
 

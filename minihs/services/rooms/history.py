@@ -240,9 +240,7 @@ async def _members(
     return await _show_state(services, reader, entries.values())
 
 
-async def _shown(
-    services: Services, reader: Reader, seen: Sequence[Seen]
-) -> list[orjson.Fragment]:
+async def _shown(services: Services, reader: Reader, seen: Sequence[Seen]) -> list[orjson.Fragment]:
     return await shown(
         services,
         [stored for stored, _ in seen],
@@ -495,7 +493,7 @@ async def _state_at(services: Services, access: Access, place: Place) -> Mapping
 
 async def joined_members(
     services: Services, reader: Reader, room_id: RoomId
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, str | None]]:
     """Return the names and avatars of a room's members, by user id; only for members.
 
     Raises:
@@ -506,9 +504,9 @@ async def joined_members(
     access = await open_room(services, reader, room_id)
     if not access.joined:
         raise Forbidden("You are not in this room.")
-    # Clients look for both keys, and the specification wants strings.
+    # Clients look for both keys, also where there is nothing to tell.
     return {
-        user_id: {"display_name": name or "", "avatar_url": avatar or ""}
+        user_id: {"display_name": name, "avatar_url": avatar}
         for user_id, name, avatar in await event_reads.list_joined_members(
             services.db, access.room_nid
         )
