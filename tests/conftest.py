@@ -33,8 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def postgres_servers() -> Iterator[TestServers]:
     """The PostgreSQL servers of this run, started when first asked for."""
-    with cluster_directory() as directory:
-        servers = TestServers(directory)
+    with cluster_directory(in_memory=True) as fast, cluster_directory() as durable:
+        servers = TestServers(fast, durable)
         yield servers
         asyncio.run(servers.stop())
 
