@@ -28,9 +28,7 @@ TAKE_LEASE = statement(
 DELETE_LEASE = statement("jobs.delete_lease", "DELETE FROM jobs WHERE name = $1 AND holder = $2")
 
 
-async def take_lease(
-    queries: Queries, name: str, holder: str, now_ms: int, until_ms: int
-) -> bool:
+async def take_lease(queries: Queries, name: str, holder: str, now_ms: int, until_ms: int) -> bool:
     """Take or renew the lease of a loop till `until_ms`; return whether `holder` has it now."""
     return await queries.fetchval(TAKE_LEASE, name, holder, now_ms, until_ms) is True
 

@@ -38,9 +38,7 @@ class Markers:
     fully_read_json: str | None
 
 
-async def load_markers(
-    queries: Queries, room_id: str, user_id: str, thread_id: str
-) -> Markers:
+async def load_markers(queries: Queries, room_id: str, user_id: str, thread_id: str) -> Markers:
     """Return a user's markers in a room; receipts only of one thread (empty: unthreaded ones)."""
     rows = await queries.fetch(LIST_MARKERS, room_id, user_id, thread_id)
     if not rows:

@@ -36,9 +36,7 @@ LIST_OVERDUE = statement(
 )
 
 
-async def fetch_typing(
-    queries: Queries, room_id: str, user_id: str
-) -> tuple[bool, dict[str, int]]:
+async def fetch_typing(queries: Queries, room_id: str, user_id: str) -> tuple[bool, dict[str, int]]:
     """Return whether a user is joined to a room, and who types there until when."""
     row = await queries.fetchrow(FETCH, room_id, user_id)
     if row is None:

@@ -1,0 +1,111 @@
+"""Who types: told to those in the room, until they stop or their time runs out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from minihs.base.clock import ManualClock
+from minihs.services.ephemeral import typing_notifications
+from tests.api.test_history import at
+from tests.helpers.homeserver import running_homeserver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.helpers.homeserver import Homeserver, User
+
+
+@pytest.fixture
+async def timed(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
+    """A server whose clock the test moves."""
+    async with running_homeserver(database_url, tmp_path, clock=ManualClock()) as server:
+        yield server
+
+
+async def types(user: User, room: str, timeout: int | None = 10_000, **body: object) -> int:
+    body = {"typing": True, "timeout": timeout, **body} if timeout is not None else body
+    return (await user.request("PUT", at(room, "typing", user.user_id), body)).status
+
+
+def typing_in(answer: dict, room: str) -> list[str] | None:
+    """Return who types, as told by a sync; None: nothing is said about it."""
+    joined = answer.get("rooms", {}).get("join", {}).get(room, {})
+    for event in joined.get("ephemeral", {}).get("events", []):
+        if event["type"] == "m.typing":
+            assert set(event) == {"type", "content"}
+            return event["content"]["user_ids"]
+    return None
+
+
+async def test_bob_sees_alice_start_and_stop(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room()
+    await bob.join(room)
+    before = (await bob.sync())["next_batch"]
+    assert await types(alice, room) == 200
+    assert typing_in(await bob.sync(), room) == [alice.user_id]
+    assert await types(bob, room) == 200
+    assert set(typing_in(await alice.sync(), room) or ()) == {alice.user_id, bob.user_id}
+    assert await types(alice, room, None, typing=False) == 200
+    assert await types(bob, room, None, typing=False) == 200
+    assert typing_in(await bob.sync(since=before), room) == []
+    await bob.sync()
+    assert await types(alice, room, None, typing=False) == 200
+    assert typing_in(await bob.sync(), room) is None, "nothing has changed"
+
+
+async def test_typing_ends_when_its_time_runs_out(timed: Homeserver) -> None:
+    alice, bob = await timed.register("alice"), await timed.register("bob")
+    room = await alice.create_room()
+    await bob.join(room)
+    await bob.sync()
+    assert await types(alice, room, 5_000) == 200
+    assert await types(bob, room, 9_000) == 200
+    assert await types(alice, room, 7_000) == 200
+    services, clock = timed.services, timed.services.clock
+    assert isinstance(clock, ManualClock)
+
+    async def after(ms: int) -> set[str] | None:
+        planned = services.typing.timed[room]
+        clock.advance_ms(ms)
+        while services.typing.timed.get(room) == planned:
+            await services.follower.fetch_position()  # Until the timer's task has begun,
+        async with services.typing.turn(room):  # and has ended.
+            users = typing_in(await bob.sync(), room)
+        return None if users is None else set(users)
+
+    await bob.sync()
+    assert await after(6_000) is None, "Alice has typed on, and Bob too"
+    assert await after(1_000) == {bob.user_id}
+    assert await after(2_000) == set()
+
+
+async def test_another_process_ends_what_a_dead_one_left(timed: Homeserver) -> None:
+    alice = await timed.register("alice")
+    room = await alice.create_room()
+    assert await types(alice, room, 5_000) == 200
+    services, clock = timed.services, timed.services.clock
+    assert isinstance(clock, ManualClock)
+    services.typing.timed[room] = 0  # As if nobody here knew.
+    clock.advance_ms(5_000)
+    await typing_notifications.expire_overdue(services)
+    assert typing_in(await alice.sync(), room) == [alice.user_id], "not yet overdue"
+    clock.advance_ms(typing_notifications.OVERDUE_GRACE_MS)
+    await typing_notifications.expire_overdue(services)
+    assert typing_in(await alice.sync(), room) == []
+
+
+async def test_only_members_type_and_only_for_themselves(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room()
+    assert await types(bob, room) == 403
+    assert await types(alice, "!nowhere:hs1") == 403
+    answer = await alice.request("PUT", at(room, "typing", bob.user_id), {"typing": True})
+    assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+    assert await types(alice, room, -1) == 400
+    assert await types(alice, room, 0) == 200
+    assert await types(alice, room, None) == 400
+    assert await types(alice, room, 10**15) == 200
