@@ -60,6 +60,7 @@ class Route:
 
 
 V3 = "/_matrix/client/v3"
+R0 = "/_matrix/client/r0"
 
 # fmt: off
 ROUTES: list[Route] = [

@@ -16,9 +16,10 @@ from multidict import CIMultiDict
 from minihs.api.rate_limits import RateLimiter
 from minihs.api.requests import Answer, Request
 from minihs.api.router import Router
-from minihs.api.routes import ROUTES, Route
+from minihs.api.routes import R0, ROUTES, V3, Route
 from minihs.base.errors import (
     GuestAccessForbidden,
+    InvalidParam,
     MatrixError,
     MissingToken,
     TooLarge,
@@ -50,6 +51,8 @@ def build_router() -> Router[Route]:
     router: Router[Route] = Router()
     for route in ROUTES:
         router.add(route.method, route.path, route)
+        if route.path.startswith(V3):  # What v3 was called before the specification had versions.
+            router.add(route.method, route.path.replace(V3, R0, 1), route)
     return router
 
 
@@ -91,6 +94,8 @@ class _Server:
     async def _answer(self, http: web.Request) -> object:
         if http.method == "OPTIONS":
             return Answer({}, 200)
+        if "%00" in http.raw_path:  # PostgreSQL's text has no NUL; no name of anything has one.
+            raise InvalidParam("There is a NUL in the URL.")
         path = http.raw_path.partition("?")[0]
         found = self._router.match(http.method, path)
         if found is None and path.endswith("/"):
@@ -126,7 +131,9 @@ class _Server:
         return requester
 
 
-def _respond(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def _respond(
+    body: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     if not isinstance(body, bytes):
         body = orjson.dumps(body)
     all_headers = _HEADERS.copy()

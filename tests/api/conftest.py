@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.helpers import openapi
 from tests.helpers.homeserver import CLIENT, Homeserver, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,14 @@ def answers_follow_the_schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     original = Homeserver.request
 
     async def request(
-        self: Homeserver, method: str, path: str, *args: Any, **kw: Any
+        self: Homeserver,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Response:
-        response = await original(self, method, path, *args, **kw)
+        response = await original(self, method, path, body, query, headers)
         full = path if path.startswith(("/_", "/.well-known")) else CLIENT + path
         faults.extend(openapi.faults(method, full, response))
         return response

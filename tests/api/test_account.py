@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minihs.base.clock import ManualClock
-from minihs.base.errors import UserInteractiveAuthRequired
+from minihs.base.errors import Unavailable, UserInteractiveAuthRequired
+from minihs.protocol.identifiers import UserId
+from minihs.protocol.unstable import DEACTIVATED
 from minihs.services.accounts import deactivation
 from minihs.services.accounts.user_interactive_auth import (
     SESSION_LIFETIME_MS,
     Operation,
     authorize,
 )
-from minihs.storage import registration_tokens
-from tests.helpers.homeserver import PASSWORD, running_homeserver
+from minihs.services.rooms import membership
+from minihs.storage import accounts, registration_tokens
 from tests.api.test_login import as_user, log_in, status_of
+from tests.helpers.homeserver import PASSWORD, running_homeserver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,10 +125,77 @@ async def test_without_erasure_the_profile_stays(homeserver: Homeserver):
     alice = await homeserver.register("alice")
     await alice.call("PUT", f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
 
-    await deactivation.deactivate(homeserver.services, alice.user_id, erase=False)
+    await deactivation.deactivate(homeserver.services, UserId(alice.user_id), erase=False)
 
     profile = await homeserver.request("GET", f"/profile/{alice.user_id}")
     assert profile.json == {"displayname": "Alice"}
+
+
+@pytest.mark.spec("MSC3759#proposal")
+async def test_a_deactivation_leaves_every_room_and_says_why(homeserver: Homeserver):
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    joined, invited = await bob.create_room(), await bob.create_room()
+    await alice.join(joined)
+    await bob.invite(invited, alice)
+
+    await alice.call("POST", "/account/deactivate", {"auth": password_auth(alice)})
+
+    for room_id in (joined, invited):
+        member = await bob.call("GET", f"/rooms/{room_id}/state/m.room.member/{alice.user_id}")
+        assert member["membership"] == "leave"
+        assert member[DEACTIVATED.unstable] is True
+
+
+async def test_a_deactivation_that_was_interrupted_goes_on_at_the_next_start(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await bob.create_room()
+    await alice.join(room_id)
+    member = f"/rooms/{room_id}/state/m.room.member/{alice.user_id}"
+
+    async def stop(*_: object) -> None:
+        raise KeyError("the server stops here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deactivation, "STEPS", (stop,))
+        response = await alice.request(
+            "POST", "/account/deactivate", {"auth": password_auth(alice)}
+        )
+    interrupted = await bob.call("GET", member)
+    await deactivation.resume_deactivations(homeserver.services)
+    resumed = await bob.call("GET", member)
+
+    assert response.status == 500
+    assert await status_of(homeserver, str(alice.token)) == (401, "M_UNKNOWN_TOKEN")
+    assert interrupted["membership"] == "join"
+    assert resumed["membership"] == "leave"
+    assert await accounts.list_unfinished_deactivations(homeserver.services.db) == []
+
+
+async def test_rooms_that_cannot_be_left_now_are_left_later(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock, tries = ManualClock(), []
+
+    async def leave(*_: object, **_kw: object) -> None:
+        tries.append(clock.now_ms())
+        if len(tries) < 3:
+            raise Unavailable("Not now.")
+
+    monkeypatch.setattr(membership, "leave_all_rooms", leave)
+    async with running_homeserver(database_url, tmp_path, clock=clock) as homeserver:
+        alice = await homeserver.register("alice")
+        await alice.call("POST", "/account/deactivate", {"auth": password_auth(alice)})
+        for _ in range(100):
+            await homeserver.request("GET", "/_matrix/client/versions")  # lets tasks run
+            if len(tries) == 3:
+                break
+            clock.advance_ms(deactivation.RETRY_AFTER_MS)
+
+    assert len(tries) == 3
+    assert tries[1] - tries[0] >= deactivation.RETRY_AFTER_MS
+    assert tries[2] - tries[1] >= deactivation.RETRY_AFTER_MS
 
 
 # --- user-interactive authentication ------------------------------------------------------------
@@ -260,8 +330,7 @@ async def test_the_stages_of_a_flow_are_completed_in_order_over_several_requests
     with pytest.raises(UserInteractiveAuthRequired) as repeated:
         await authorize(services, operation, {"type": "m.login.dummy", "session": session})
     with pytest.raises(UserInteractiveAuthRequired) as failed:
-        wrong = {**token_stage, "token": "wrong", "session": session}
-        await authorize(services, operation, wrong)
+        await authorize(services, operation, {**token_stage, "token": "wrong", "session": session})
     shown = await authorize(services, operation, {**token_stage, "session": session})
 
     assert out_of_order.value.body["errcode"] == "M_UNRECOGNIZED"

@@ -49,9 +49,7 @@ async def test_nobody_has_anybody_elses_devices(homeserver: Homeserver, method: 
 async def test_a_name_that_is_none_is_refused(homeserver: Homeserver, name: object):
     alice = await homeserver.register("alice")
 
-    response = await alice.request(
-        "PUT", f"/devices/{alice.device_id}", {"display_name": name}
-    )
+    response = await alice.request("PUT", f"/devices/{alice.device_id}", {"display_name": name})
 
     assert response.status == 400
 

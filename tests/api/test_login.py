@@ -167,9 +167,7 @@ async def test_logout_ends_one_session_and_logout_all_the_others(homeserver: Hom
 async def test_a_hash_with_outdated_parameters_is_replaced(database_url: str, tmp_path: Path):
     async with running_homeserver(database_url, tmp_path) as homeserver:
         await homeserver.register("alice")
-    async with running_homeserver(
-        database_url, tmp_path, password_hash_iterations=2
-    ) as homeserver:
+    async with running_homeserver(database_url, tmp_path, password_hash_iterations=2) as homeserver:
         query = "SELECT password_hash FROM accounts"
         before = await homeserver.services.db.fetchval(query)
         assert (await log_in(homeserver, "alice")).status == 200
@@ -299,9 +297,7 @@ async def test_C04_a_flood_of_logins_does_not_queue_without_end(
 async def test_C06_an_empty_or_strange_token_is_nobodys(homeserver: Homeserver, header: str):
     await homeserver.register("alice")
 
-    response = await homeserver.request(
-        "GET", "/account/whoami", headers={"Authorization": header}
-    )
+    response = await homeserver.request("GET", "/account/whoami", headers={"Authorization": header})
 
     assert (response.status, response.json["errcode"]) == (401, "M_UNKNOWN_TOKEN")
 

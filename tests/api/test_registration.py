@@ -60,16 +60,14 @@ async def test_a_name_within_the_grammar_is_taken(homeserver: Homeserver, name: 
 
 
 @pytest.mark.parametrize(
-    "name", ["", *'!":?\\@[]{|}£é\n\'\0', "İ", "a" * 252, "@alice:hs1"], ids=repr
+    "name", ["", *"!\":?\\@[]{|}£é\n'\0", "İ", "a" * 252, "@alice:hs1"], ids=repr
 )
 async def test_a_name_outside_the_grammar_is_refused_with_and_without_auth(
     homeserver: Homeserver, name: str
 ):
     response = await register(homeserver, name)
     before_auth = await register(homeserver, name, auth=None)
-    available = await homeserver.request(
-        "GET", "/register/available", query={"username": name}
-    )
+    available = await homeserver.request("GET", "/register/available", query={"username": name})
 
     for answer in (response, before_auth, available):
         assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_USERNAME")
@@ -122,9 +120,7 @@ async def test_no_session_is_begun_if_login_is_inhibited(homeserver: Homeserver)
         ),
     ],
 )
-async def test_a_body_of_another_shape_is_a_400(
-    homeserver: Homeserver, body: object, errcode: str
-):
+async def test_a_body_of_another_shape_is_a_400(homeserver: Homeserver, body: object, errcode: str):
     response = await homeserver.request("POST", "/register", body)
 
     assert (response.status, response.json["errcode"]) == (400, errcode)
@@ -191,9 +187,7 @@ async def test_C02_the_last_use_of_a_token_goes_to_one_of_those_who_race_for_it(
         )
         late = await register(homeserver, "late", auth=auth)
         valid = await homeserver.request("GET", VALIDITY, query={"token": "t"})
-        names = [
-            await homeserver.request("GET", f"/profile/@racer{n}:hs1") for n in range(4)
-        ]
+        names = [await homeserver.request("GET", f"/profile/@racer{n}:hs1") for n in range(4)]
 
     assert first.status == 200
     assert sorted(r.status for r in racers) == [200, 401, 401, 401]

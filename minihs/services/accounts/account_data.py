@@ -5,8 +5,10 @@ Spec: client-server-api#client-config, client-server-api#room-tagging
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from minihs.base.errors import BadJson, Forbidden, InvalidParam, MatrixError, NotFound, TooLarge
 from minihs.base.limits import ACCOUNT_DATA_BYTES_MAX
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
+    from minihs.storage.database import Queries, Transaction
 
 TAG = "m.tag"
 PUSH_RULES = "m.push_rules"
@@ -35,17 +38,17 @@ async def get_account_data(
     Raises:
         NotFound: there is none.
     """
-    content = await find_account_data(services, user_id, room_id, data_type)
+    content = await find_account_data(services.db, user_id, room_id, data_type)
     if content is None:
         raise NotFound("No such account data.")
     return content
 
 
 async def find_account_data(
-    services: Services, user_id: UserId, room_id: str, data_type: str
+    queries: Queries, user_id: UserId, room_id: str, data_type: str
 ) -> dict[str, object] | None:
     """Return the content that was stored last, or None."""
-    text = await account_data.fetch_account_data(services.db, user_id, room_id, data_type)
+    text = await account_data.fetch_account_data(queries, user_id, room_id, data_type)
     content = canonical_json.decode(text) if text is not None else None
     return content if isinstance(content, dict) else None
 
@@ -93,14 +96,19 @@ async def write_account_data(
 
 
 @contextlib.asynccontextmanager
-async def changing(services: Services, user_id: UserId) -> AsyncIterator[None]:
+async def changing(services: Services, user_id: UserId) -> AsyncIterator[Transaction]:
     """Keep others, in any process, from a like change of this user's account data.
 
-    For blocks that read a content and write it again.
+    For blocks that read a content, through the transaction, and write it again. Those who wait in
+    this process wait before they take a connection.
     """
-    async with services.db.transaction() as tx:
+    lock = _locks.setdefault(user_id, asyncio.Lock())
+    async with lock, services.db.transaction() as tx:
         await accounts.lock_account(tx, user_id)
-        yield
+        yield tx
+
+
+_locks: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
 
 
 # --- tags ---------------------------------------------------------------------------------------
@@ -108,9 +116,7 @@ async def changing(services: Services, user_id: UserId) -> AsyncIterator[None]:
 
 async def get_tags(services: Services, user_id: UserId, room_id: RoomId) -> dict[str, object]:
     """Return the user's tags of a room. Spec: client-server-api#room-tagging."""
-    content = await find_account_data(services, user_id, room_id, TAG)
-    tags = content.get("tags") if content is not None else None
-    return tags if isinstance(tags, dict) else {}
+    return await _tags(services.db, user_id, room_id)
 
 
 async def set_tag(
@@ -131,18 +137,24 @@ async def set_tag(
         raise BadJson("order must be a number.")
     if not tag or len(tag.encode()) > IDENTIFIER_BYTES_MAX:
         raise InvalidParam(f"A tag has between 1 and {IDENTIFIER_BYTES_MAX} bytes.")
-    async with changing(services, user_id):
-        tags = await get_tags(services, user_id, room_id)
+    async with changing(services, user_id) as tx:
+        tags = await _tags(tx, user_id, room_id)
         content = {"tags": {**tags, tag: details}}
         await write_account_data(services, user_id, room_id, TAG, content)
 
 
 async def delete_tag(services: Services, user_id: UserId, room_id: RoomId, tag: str) -> None:
     """Take a tag off a room, if it is there."""
-    async with changing(services, user_id):
-        tags = await get_tags(services, user_id, room_id)
+    async with changing(services, user_id) as tx:
+        tags = await _tags(tx, user_id, room_id)
         if tags.pop(tag, None) is not None:
             await write_account_data(services, user_id, room_id, TAG, {"tags": tags})
+
+
+async def _tags(queries: Queries, user_id: UserId, room_id: RoomId) -> dict[str, object]:
+    content = await find_account_data(queries, user_id, room_id, TAG)
+    tags = content.get("tags") if content is not None else None
+    return tags if isinstance(tags, dict) else {}
 
 
 # --- whose, and of which room -------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Deactivating an account: a list of steps, each of which may be taken again.
 
-The first locks the user out, durably; if the server stops before the last is done,
+First the user is locked out, durably; if the server stops before the last step is done,
 `resume_deactivations` goes through the list again at the next start.
 
 Spec: client-server-api#account-deactivation
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import InvalidParam, NotFound
+from minihs.base.errors import InvalidParam, NotFound, Unavailable
 from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
+from minihs.services.rooms import membership
 from minihs.storage import account_data, accounts, devices, filters, profiles
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
     Step = Callable[[Services, UserId, bool], Awaitable[None]]
+
+RETRY_AFTER_MS = 60_000
 
 
 async def deactivate_own_account(
@@ -61,22 +64,34 @@ async def deactivate_by_admin(services: Services, user: str, *, erase: bool) -> 
 
 
 async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> None:
-    """Take every step of a deactivation."""
-    for step in STEPS:
-        await step(services, user_id, erase)
+    """Lock a user out, then take every further step; what cannot be done now is done later.
+
+    Raises:
+        Unavailable: the user could not even be locked out.
+    """
+    async with services.db.transaction() as tx:
+        await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
+        await devices.delete_devices_except(tx, user_id, None)
+    await _finish(services, user_id, erase)
 
 
 async def resume_deactivations(services: Services) -> None:
     """Finish deactivations that a stop of the server has interrupted."""
     for user_id, erase in await accounts.list_unfinished_deactivations(services.db):
-        await deactivate(services, user_id, erase=erase)
+        await _finish(services, user_id, erase)
 
 
-async def _lock_out(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
-    """No password, no session: nobody can act as this user any more."""
-    async with services.db.transaction() as tx:
-        await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
-        await devices.delete_devices_except(tx, user_id, None)
+async def _finish(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
+    try:
+        for step in STEPS:
+            await step(services, user_id, erase)
+    except Unavailable:
+        services.tasks.spawn("finish a deactivation", _finish_later(services, user_id, erase))
+
+
+async def _finish_later(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
+    await services.clock.sleep_ms(RETRY_AFTER_MS)
+    await _finish(services, user_id, erase)
 
 
 async def _forget_personal_data(
@@ -92,4 +107,9 @@ async def _forget_personal_data(
             await profiles.delete_profile(tx, user_id)
 
 
-STEPS: tuple[Step, ...] = (_lock_out, _forget_personal_data)
+async def _leave_rooms(services: Services, user_id: UserId, _erase: bool) -> None:  # noqa: FBT001
+    """Each leave says why (MSC3759#proposal). Last, as it is by rooms that a resumer finds work."""
+    await membership.leave_all_rooms(services, user_id, deactivated=True)
+
+
+STEPS: tuple[Step, ...] = (_forget_personal_data, _leave_rooms)

@@ -69,7 +69,7 @@ async def verify_password(config: Config, password_hash: str | None, password: s
     data = _bytes_of(password)
 
     def verify() -> bool:
-        from argon2.exceptions import VerificationError
+        from argon2.exceptions import VerificationError  # noqa: PLC0415  (as in _hasher_for)
 
         hasher = _hasher(config)
         if password_hash is None or data is None:
@@ -106,7 +106,7 @@ def _hasher(config: Config) -> PasswordHasher:
 @functools.cache
 def _hasher_for(memory_kib: int, iterations: int) -> PasswordHasher:
     # Imported when first needed: an idle server has never seen a password.
-    from argon2 import PasswordHasher
+    from argon2 import PasswordHasher  # noqa: PLC0415
 
     return PasswordHasher(time_cost=iterations, memory_cost=memory_kib, parallelism=1)
 

@@ -12,6 +12,8 @@ from minihs.base.limits import (
     PROFILE_FIELD_BYTES_MAX,
 )
 from minihs.protocol import canonical_json
+from minihs.services.rooms import membership
+from minihs.services.rooms.profile import MEMBER_FIELDS
 from minihs.storage import accounts, profiles
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ async def set_profile_field(
         if len(canonical_json.encode({**fields, field: value})) > PROFILE_FIELD_BYTES_MAX:
             raise MatrixError("The profile would be too large.", errcode="M_PROFILE_TOO_LARGE")
         await profiles.upsert_profile_field(tx, user_id, field, value_json)
+    await _tell_rooms(services, requester, field)
 
 
 async def delete_profile_field(
@@ -111,6 +114,13 @@ async def delete_profile_field(
     _check_own(requester, user_id)
     _check_field_name(field)
     await profiles.delete_profile_field(services.db, user_id, field)
+    await _tell_rooms(services, requester, field)
+
+
+async def _tell_rooms(services: Services, requester: Requester, field: str) -> None:
+    """Spec: client-server-api#events-on-change-of-profile-information."""
+    if field in MEMBER_FIELDS:
+        await membership.update_profile_in_rooms(services, requester.user_id)
 
 
 def _check_own(requester: Requester, user_id: str) -> None:

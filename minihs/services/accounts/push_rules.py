@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import UserId
     from minihs.services.context import Services
+    from minihs.storage.database import Queries
 
     Edit = Callable[[Mapping[str, object]], dict[str, object]]
 
 
 async def get_push_rules(services: Services, user_id: UserId) -> dict[str, object]:
     """Return all rules: `{"global": ruleset}`, the content of `m.push_rules` for clients."""
-    return push_rule_edits.rules_json(await _stored(services, user_id), user_id)
+    return push_rule_edits.rules_json(await _stored(services.db, user_id), user_id)
 
 
 async def get_push_rule(
@@ -36,7 +37,9 @@ async def get_push_rule(
         MatrixError: M_NOT_FOUND.
     """
     try:
-        return push_rule_edits.rule_json(await _stored(services, user_id), kind, rule_id, user_id)
+        return push_rule_edits.rule_json(
+            await _stored(services.db, user_id), kind, rule_id, user_id
+        )
     except PushRuleError as error:
         raise _answer(error) from None
 
@@ -47,8 +50,8 @@ async def edit_push_rules(services: Services, user_id: UserId, edit: Edit) -> No
     Raises:
         MatrixError: what the edit objects to.
     """
-    async with account_data.changing(services, user_id):
-        stored = await _stored(services, user_id)
+    async with account_data.changing(services, user_id) as tx:
+        stored = await _stored(tx, user_id)
         try:
             edited = edit(stored)
         except PushRuleError as error:
@@ -59,8 +62,8 @@ async def edit_push_rules(services: Services, user_id: UserId, edit: Edit) -> No
             )
 
 
-async def _stored(services: Services, user_id: UserId) -> dict[str, object]:
-    found = await account_data.find_account_data(services, user_id, "", account_data.PUSH_RULES)
+async def _stored(queries: Queries, user_id: UserId) -> dict[str, object]:
+    found = await account_data.find_account_data(queries, user_id, "", account_data.PUSH_RULES)
     return found or {}
 
 
