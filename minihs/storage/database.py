@@ -25,6 +25,9 @@ _open: ContextVar[bool] = ContextVar("transaction_open", default=False)
 
 STATEMENT_CACHE_SIZE = 1_000
 COMMAND_TIMEOUT_S = 60
+# Every statement is one that a generic plan serves well: planning it anew would cost more than
+# running it.
+SETTINGS = {"jit": "off", "plan_cache_mode": "force_generic_plan", "application_name": "minihs"}
 
 
 class Queries(Protocol):
@@ -47,15 +50,32 @@ class Queries(Protocol):
         ...
 
 
+# Lost or refused connections, shutdowns, and a server that cannot write: what passes by itself.
+AWAY = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+def is_away(error: Exception) -> bool:
+    """Return whether an error says that the database is away, not that we asked for nonsense."""
+    return isinstance(error, AWAY) and not isinstance(error, asyncpg.DataError)
+
+
 @contextlib.contextmanager
 def _connection_errors() -> Iterator[None]:
     """Turn a lost connection into the 503 that a client can retry."""
     try:
         yield
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
-        raise Unavailable("The database is not available at the moment.") from error
-    except (asyncpg.AdminShutdownError, asyncpg.CannotConnectNowError) as error:
-        raise Unavailable("The database is restarting.") from error
+    except AWAY as error:
+        if not is_away(error):
+            raise
+        raise Unavailable("The database is not available now.") from error
 
 
 class Transaction:
@@ -101,7 +121,7 @@ class Database:
             max_cached_statement_lifetime=0,
             command_timeout=COMMAND_TIMEOUT_S,
             reset=_keep,
-            server_settings={"jit": "off", "application_name": "minihs"},
+            server_settings=SETTINGS,
         )
         return cls(pool, dsn)
 
@@ -167,7 +187,7 @@ class Database:
                 self.dsn,
                 statement_cache_size=STATEMENT_CACHE_SIZE,
                 max_cached_statement_lifetime=0,
-                server_settings={"jit": "off", "application_name": "minihs"},
+                server_settings=SETTINGS,
             )
 
 

@@ -22,6 +22,7 @@ import asyncpg
 
 from minihs.base.errors import Unavailable
 from minihs.storage import directory, event_writes, stream_rows
+from minihs.storage.database import is_away
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
 
@@ -36,11 +37,16 @@ if TYPE_CHECKING:
     from minihs.storage.stream_rows import StreamRow
     from minihs.storage.streams import StreamFollower, StreamItem
 
-UNITS_PER_BATCH = 256
-
-
 class Conflict(Exception):
     """What a unit was built upon has changed: read again and decide again."""
+
+
+UNITS_PER_BATCH = 256
+DEADLOCKS_MAX = 5
+CLOSE_S_MAX = 2
+
+# What makes it necessary to look at units one by one: another writer came first, or crosswise.
+EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,27 +137,43 @@ class GroupCommitter:
             for unit in self._waiting:
                 unit.done.cancel()
             if self._connection is not None:
-                await self._connection.close()
+                with contextlib.suppress(Exception):
+                    await self._connection.close(timeout=CLOSE_S_MAX)
 
     async def _commit(self, units: Sequence[_Unit]) -> None:
         """Commit a batch and answer everyone in it; failures go to those who wait."""
         units = [unit for unit in units if not self._fails_already(unit)]
         if not units:
             return
+        apart = False
         self._follower.commit_begins()
         try:
-            await self._write(units)
+            winners, base = await self._write(units)
         except asyncio.CancelledError:
             for unit in units:
                 unit.done.cancel()
             raise
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
-            self._connection = None
-            self._fail(units, Unavailable("The database is not available at the moment."), error)
-        except Exception as error:  # handed to every writer
-            self._fail(units, error, None)
+        except Exception as error:
+            if is_away(error) or isinstance(error, Unavailable):
+                self._disconnect()
+                self._fail(units, Unavailable("The database is not available now."), error)
+            elif len(units) == 1:
+                self._fail(units, error, None)
+            else:  # Whoever is to blame for it shall suffer alone.
+                apart = True
+        else:
+            self._succeed(winners, base)
+            self._fail([unit for unit in units if unit not in winners], Conflict(), None)
         finally:
             self._follower.commit_ends()
+        if apart:
+            for unit in units:
+                await self._commit([unit])
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
 
     def _fails_already(self, unit: _Unit) -> bool:
         if unit.cursor is not None and unit.cursor.generation != unit.generation:
@@ -169,7 +191,8 @@ class GroupCommitter:
             if not unit.done.done():
                 unit.done.set_exception(error)
 
-    async def _write(self, units: Sequence[_Unit]) -> None:
+    async def _write(self, units: Sequence[_Unit]) -> tuple[Sequence[_Unit], int]:
+        """Write what can be written; return it, and the position before its first event."""
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._db.dedicated()
         connection = self._connection
@@ -178,65 +201,23 @@ class GroupCommitter:
         key_nids = await self._states.key_nids(keys) if keys else {}
         batch, rows = _gather(units)
         base: int | None = None
-        with contextlib.suppress(asyncpg.UniqueViolationError, Conflict):
+        with contextlib.suppress(*EXPECTED):
             if rows:
                 async with connection.transaction():
                     base = await _write_all(connection, batch, key_nids, rows)
             else:
                 base = await event_writes.write_batch(connection, batch, key_nids, 0)
-        if base is None:
-            await self._write_without_losers(connection, units, key_nids)
-        else:
-            self._succeed(units, base)
-
-    async def _write_without_losers(
-        self,
-        connection: asyncpg.Connection,
-        units: Sequence[_Unit],
-        key_nids: Mapping[StateKey, int],
-    ) -> None:
-        """Write those units whose rooms have not moved, under lock; the others hear `Conflict`."""
-        base: int | None = None
-        async with connection.transaction():
-            nids = {u.room.room_nid for u in units if u.room is not None}
-            versions = await event_writes.lock_rooms(connection, sorted(nids))
-            used = await event_writes.find_transactions(
-                connection, [w for u in units for w in u.events]
-            )
-            aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
-            taken = (
-                set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
-            )
-            lost: set[int] = set()
-            winners: list[_Unit] = []
-            for unit in units:
-                if unit.room is None or unit.cursor is None:
-                    winners.append(unit)
-                    continue
-                nid = unit.room.room_nid
-                moved = unit.cursor.version is not None and versions.get(nid) != unit.cursor.version
-                alias = unit.room.alias[0] if unit.room.alias is not None else None
-                if (
-                    nid in lost
-                    or moved
-                    or alias in taken
-                    or any(w.stored.event_nid in used for w in unit.events)
-                ):
-                    lost.add(nid)
-                else:
-                    winners.append(unit)
-                    if alias is not None:
-                        taken.add(alias)
-            if winners:
-                batch, rows = _gather(winners)
-                base = await _write_all(connection, batch, key_nids, rows)
-        losers = [unit for unit in units if unit not in winners]
         if base is not None:
-            self._succeed(winners, base)
-        self._fail(losers, Conflict(), None)
+            return units, base
+        for _ in range(DEADLOCKS_MAX):
+            with contextlib.suppress(asyncpg.DeadlockDetectedError):
+                return await _write_without_losers(connection, units, key_nids)
+        raise Unavailable("The database is too busy.")
 
     def _succeed(self, units: Sequence[_Unit], base: int) -> None:
         """Note what has been committed, let readers know, and answer the writers."""
+        if not units:
+            return
         position = base
         items: list[tuple[int, StreamItem]] = []
         for unit in units:
@@ -262,8 +243,61 @@ class GroupCommitter:
             if not unit.done.done():
                 unit.done.set_result(position)
             for write in unit.events:
-                for row in filter(needs_rebase, write.states):
-                    self._tasks.spawn("rebase-state", self._states.rebase(row))
+                for state in filter(needs_rebase, write.states):
+                    self._tasks.spawn("rebase-state", self._states.rebase(state))
+
+
+async def _write_without_losers(
+    connection: asyncpg.Connection, units: Sequence[_Unit], key_nids: Mapping[StateKey, int]
+) -> tuple[Sequence[_Unit], int]:
+    """Write those units that nothing stands in the way of, their rooms locked; see `_write`."""
+    async with connection.transaction():
+        nids = {u.room.room_nid for u in units if u.room is not None}
+        versions = await event_writes.lock_rooms(connection, sorted(nids))
+        writes = [w for u in units for w in u.events]
+        used = await event_writes.find_transactions(connection, writes)
+        aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
+        taken = set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
+        winners = _winners(units, versions, used, taken)
+        if not winners:
+            return (), 0
+        batch, rows = _gather(winners)
+        return winners, await _write_all(connection, batch, key_nids, rows)
+
+
+def _winners(
+    units: Sequence[_Unit], versions: Mapping[int, int], used: set[int], taken: set[str]
+) -> list[_Unit]:
+    """Return the units whose rooms have not moved and whose transaction ids and aliases are free.
+
+    `used` are event_nids of events whose transaction id is in the database. Where one unit of a room
+    loses, those after it were built upon it.
+    """
+    lost: set[int] = set()
+    winners: list[_Unit] = []
+    begun: set[tuple[object, ...]] = set()
+    for unit in units:
+        if unit.room is None or unit.cursor is None:
+            winners.append(unit)
+            continue
+        nid = unit.room.room_nid
+        moved = unit.cursor.version is not None and versions.get(nid) != unit.cursor.version
+        alias = unit.room.alias[0] if unit.room.alias is not None else None
+        transactions = {t for w in unit.events if (t := w.transaction) is not None}
+        if (
+            nid in lost
+            or moved
+            or alias in taken
+            or transactions & begun
+            or any(w.stored.event_nid in used for w in unit.events)
+        ):
+            lost.add(nid)
+            continue
+        winners.append(unit)
+        begun |= transactions
+        if alias is not None:
+            taken.add(alias)
+    return winners
 
 
 async def _write_all(
@@ -293,9 +327,8 @@ def _gather(units: Sequence[_Unit]) -> tuple[EventBatch, list[StreamRow]]:
     for unit in units:
         if unit.room is not None and unit.cursor is not None:
             unit.room.expected_version = unit.cursor.version
-            batch.rooms[unit.room.room_nid] = (
-                unit.room
-            )  # The last unit of a room has its last word.
+            # The last unit of a room has its last word.
+            batch.rooms[unit.room.room_nid] = unit.room
         for write in unit.events:
             by_id[write.stored.event_id] = write
             if write.redacts in by_id:

@@ -15,8 +15,10 @@ import orjson
 from minihs.protocol.client_format import stripped_state
 from minihs.services.rooms import effects as consequences
 from minihs.services.rooms import notifications, state
+from minihs.storage import history_writes
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
+from minihs.storage.history_writes import HistoryWrite, Refusal
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -24,9 +26,23 @@ if TYPE_CHECKING:
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomAlias, StateKey, UserId
+    from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.state import State, StateRow
+
+__all__ = [
+    "ClientTransaction",
+    "HistoryWrite",
+    "Plan",
+    "PlannedEvent",
+    "Refusal",
+    "add_event",
+    "ensure_room",
+    "find_by_transaction",
+    "store_history",
+    "stripped_room_state",
+]
 
 # What an invited user is shown of the room. Spec: client-server-api#stripped-state
 STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
@@ -89,6 +105,7 @@ class Plan:
         Call it before the room's turn ends: builders' order is commit order.
         """
         head = self.head
+        head.unsubmitted = False
         room = RoomWrite(
             head.cursor.room_nid,
             head.room_id,
@@ -106,6 +123,7 @@ class Plan:
 async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> StoredEvent:
     """Put an accepted event into the room's graph, with everything that it causes."""
     head, event = plan.head, planned.event
+    head.unsubmitted = True  # Whatever goes wrong before `submit`, the next builder starts anew.
     if not head.room_id:
         head.room_id = event.room_id
     room_before, before, rows = head.state, planned.state_before or head.state, list(planned.rows)
@@ -137,7 +155,13 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         stored.device_nid = planned.transaction.device_nid
         stored.txn_id = planned.transaction.txn_id
         write.txn_scope = planned.transaction.scope
-    became_current, lost = await _member_changes(services, room_before, head.state)
+    became_current: list[Event] = []
+    lost: list[UserId] = []
+    if before is room_before and after is head.state:  # The usual case: one end, one change.
+        if event.type == "m.room.member" and event.is_state:
+            became_current.append(event)
+    else:
+        became_current, lost = await _member_changes(services, room_before, head.state)
     for effect in consequences.effects_of(
         event,
         became_current=became_current,
@@ -149,6 +173,29 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     stored.main_count = head.main_count
     plan.writes.append(write)
     return stored
+
+
+async def store_history(
+    services: Services, room_nid: int, writes: Sequence[HistoryWrite]
+) -> None:
+    """Store events that take no place in the stream: outliers, refused events, fetched history.
+
+    Of an event that is stored already, only what it lacked is added.
+    """
+    keys = [w.stored.event.key for w in writes if w.stored.event.is_state]
+    keys += [key for w in writes for row in w.states for key in row.changes]
+    key_nids = await services.states.key_nids(keys) if keys else {}
+    await history_writes.write_history(services.db, room_nid, writes, key_nids)
+    for write in writes:
+        services.events.remember(write.stored)
+
+
+async def ensure_room(services: Services, room_id: str, room_version: RoomVersion) -> int:
+    """Return the surrogate key of a room; it is made, without events, if it is not known."""
+    await services.room_numbers.reserve(1)
+    return await history_writes.ensure_room(
+        services.db, services.room_numbers.take(), room_id, room_version.identifier
+    )
 
 
 async def _member_changes(

@@ -33,7 +33,8 @@ class RoomHead:
     """A room as the next builder finds it.
 
     `local_members` maps the user ids of joined local users to their display names in the room;
-    `joined_count` counts all joined users. `member_names` and `power` are kept for as long as they
+    `joined_count` counts all joined users. `unsubmitted`: events were put upon it that nobody has
+    handed to the committer. `member_names` and `power` are kept for as long as they
     hold.
     """
 
@@ -46,13 +47,14 @@ class RoomHead:
     local_members: dict[str, str | None]
     joined_count: int = 0
     generation: int = 0
+    unsubmitted: bool = False
     member_names: MemberNames | None = None
     power: tuple[EventId | None, PowerLevels] | None = None
 
     @property
     def is_stale(self) -> bool:
-        """Whether something built upon this head could not be committed."""
-        return self.cursor.generation != self.generation
+        """Whether something built upon this head was not committed, or was given up."""
+        return self.unsubmitted or self.cursor.generation != self.generation
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +88,7 @@ class RoomHeads:
         self.slot(head.room_id).head = head
 
 
-class building:  # noqa: N801  # reads as a statement: `async with building(services, room_id as head`)
+class building:  # noqa: N801  # reads as a statement: `async with building(…) as head`
     """Take the room's turn: yields its head, or None when this server does not know the room."""
 
     __slots__ = ("_room_id", "_services", "_slot")
@@ -118,7 +120,10 @@ class building:  # noqa: N801  # reads as a statement: `async with building(serv
 
 
 async def load_head(services: Services, room_id: RoomId) -> RoomHead | None:
-    """Read the head of a room from the database."""
+    """Read the head of a room from the database; None when the room is not known here.
+
+    A room without extremities is known, but nobody of this server has been in it yet.
+    """
     async with services.db.snapshot() as tx:
         row = await rooms.fetch_room(tx, room_id)
         if row is None:

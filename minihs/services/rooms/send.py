@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
-    from minihs.storage.state import State
+    from minihs.storage.state import State, StateRow
 
 ATTEMPTS = 20
 CREATE = ("m.room.create", "")
@@ -126,7 +126,8 @@ async def plan_draft(
     keys = select_auth_keys(version, draft.sender, draft.type, draft.state_key, draft.content)
     if version.room_id_is_create_event_id:  # Since v12 it is implied; the rules look at it.
         keys.append(CREATE)
-    extremities, state_before, rows = head.extremities, head.state, []
+    extremities, state_before = head.extremities, head.state
+    rows: list[StateRow] = []
     if len(extremities) > PREV_EVENTS_MAX:  # The rest is merged by events to come.
         extremities = extremities[-PREV_EVENTS_MAX:]
         state_before, rows = await state.resolve(services, version, extremities)

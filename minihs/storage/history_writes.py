@@ -1,0 +1,183 @@
+"""Writing events that take no place in the stream: outliers, refused events, fetched history.
+
+Nobody waits for them, so they need no position and are written in transactions of their own, before
+whatever rests upon them (D1). Only `services.rooms.commit` calls this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+from minihs.storage.stream_rows import array_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.storage.database import Database, Queries
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.state import StateRow
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an event was rejected or soft-failed (D13)."""
+
+    rule: str
+    passage: str
+    message: str
+    deciding: Sequence[EventId] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryWrite:
+    """An event without a position; its `order` is None for outliers and refused events."""
+
+    stored: StoredEvent
+    auth_nids: Sequence[int] | None = None
+    states: Sequence[StateRow] = ()
+    refusal: Refusal | None = None
+
+
+# Unique index events_event_id_key. What has a place in the room keeps it.
+WRITE_EVENTS = statement(
+    "history_writes.write_events",
+    """
+    INSERT INTO events (
+      event_nid, event_id, room_nid, status, key_nid, state_before, state_after, auth_nids,
+      order_major, order_minor, thread_root, redacted_by, json
+    )
+    SELECT
+      event_nid, event_id, $2, status, key_nid, state_before, state_after, auth_nids::bigint[],
+      order_major, order_minor, thread_root, redacted_by, json
+    FROM unnest(
+      $1::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::bigint[],
+      $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::text[], $13::text[]
+    ) AS new (
+      event_nid, event_id, status, key_nid, state_before, state_after, auth_nids, order_major,
+      order_minor, thread_root, redacted_by, json
+    )
+    ON CONFLICT (event_id) DO UPDATE
+    SET
+      status = excluded.status, state_before = excluded.state_before,
+      state_after = excluded.state_after, order_major = excluded.order_major,
+      order_minor = excluded.order_minor, thread_root = excluded.thread_root,
+      auth_nids = coalesce(excluded.auth_nids, events.auth_nids)
+    WHERE events.order_major IS NULL AND excluded.state_before IS NOT NULL
+    """,
+)
+
+WRITE_STATES = statement(
+    "history_writes.write_states",
+    """
+    INSERT INTO states (state_id, parent_id, chain, size)
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::integer[])
+    ON CONFLICT DO NOTHING
+    """,
+)
+
+WRITE_STATE_ENTRIES = statement(
+    "history_writes.write_state_entries",
+    """
+    INSERT INTO state_entries (state_id, key_nid, event_nid)
+    SELECT new.state_id, new.key_nid, e.event_nid
+    FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS new (state_id, key_nid, event_id)
+    LEFT JOIN events e ON e.event_id = new.event_id
+    ON CONFLICT DO NOTHING
+    """,
+)
+
+WRITE_REFUSALS = statement(
+    "history_writes.write_refusals",
+    """
+    INSERT INTO rejections (event_nid, rule, passage, message, deciding)
+    SELECT e.event_nid, new.rule, new.passage, new.message, new.deciding::text[]
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+      AS new (event_id, rule, passage, message, deciding)
+    JOIN events e ON e.event_id = new.event_id
+    ON CONFLICT (event_nid) DO UPDATE
+    SET
+      rule = excluded.rule, passage = excluded.passage, message = excluded.message,
+      deciding = excluded.deciding
+    """,
+)
+
+# Unique index rooms_room_id_key. A room without extremities is one that nobody here has joined yet.
+ENSURE_ROOM = statement(
+    "history_writes.ensure_room",
+    """
+    INSERT INTO rooms (
+      room_nid, room_id, room_version, version, extremities, state_id, main_count, published
+    )
+    VALUES ($1, $2, $3, 0, '{}', 0, 0, false)
+    ON CONFLICT (room_id) DO UPDATE SET room_version = rooms.room_version
+    RETURNING room_nid
+    """,
+)
+
+
+async def ensure_room(queries: Queries, room_nid: int, room_id: str, room_version: str) -> int:
+    """Return the surrogate key of a room, made as `room_nid` if it is not known yet."""
+    return int(str(await queries.fetchval(ENSURE_ROOM, room_nid, room_id, room_version)))
+
+
+async def write_history(
+    db: Database,
+    room_nid: int,
+    writes: Sequence[HistoryWrite],
+    key_nids: Mapping[StateKey, int],
+) -> None:
+    """Write events, and the states and refusals that come with them, in one transaction."""
+    async with db.transaction() as tx:
+        events = [w.stored for w in writes]
+        await tx.execute(
+            WRITE_EVENTS,
+            [s.event_nid for s in events],
+            room_nid,
+            [s.event_id for s in events],
+            [s.status for s in events],
+            [key_nids[s.event.key] if s.event.is_state else None for s in events],
+            [s.state_before for s in events],
+            [s.state_after for s in events],
+            [None if w.auth_nids is None else array_literal(w.auth_nids) for w in writes],
+            [None if s.order is None else s.order[0] for s in events],
+            [0 if s.order is None else s.order[1] for s in events],
+            [s.thread_root for s in events],
+            [s.redacted_by for s in events],
+            [s.event.json.decode() for s in events],
+        )
+        states = [row for w in writes for row in w.states]
+        if states:
+            await write_states(tx, states, key_nids)
+        refused = [(w.stored.event_id, w.refusal) for w in writes if w.refusal is not None]
+        if refused:
+            await tx.execute(
+                WRITE_REFUSALS,
+                [event_id for event_id, _ in refused],
+                [refusal.rule for _, refusal in refused],
+                [refusal.passage for _, refusal in refused],
+                [refusal.message for _, refusal in refused],
+                [array_literal(refusal.deciding) for _, refusal in refused],
+            )
+
+
+async def write_states(
+    queries: Queries, states: Sequence[StateRow], key_nids: Mapping[StateKey, int]
+) -> None:
+    """Write states whose events are in the database."""
+    await queries.execute(
+        WRITE_STATES,
+        [s.state_id for s in states],
+        [s.parent_id for s in states],
+        [s.chain for s in states],
+        [s.size for s in states],
+    )
+    entries = [(s.state_id, key_nids[k], e) for s in states for k, e in s.changes.items()]
+    await queries.execute(
+        WRITE_STATE_ENTRIES,
+        [entry[0] for entry in entries],
+        [entry[1] for entry in entries],
+        [entry[2] for entry in entries],
+    )
