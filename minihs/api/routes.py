@@ -83,9 +83,9 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/account/password", account.change_password, "changePassword", "user", "login"),
     Route("POST", V3 + "/account/deactivate", account.deactivate_account, "deactivateAccount", "user", "login"),
     Route("GET", V3 + "/account/3pid", account.get_account_3pids, "getAccount3PIDs", "user", "read"),
-    Route("GET", V3 + "/devices", devices.get_devices, "getDevices", "user", "read"),
-    Route("GET", V3 + "/devices/{deviceId}", devices.get_device, "getDevice", "user", "read"),
-    Route("PUT", V3 + "/devices/{deviceId}", devices.update_device, "updateDevice", "user", "write"),
+    Route("GET", V3 + "/devices", devices.get_devices, "getDevices", "user_or_guest", "read"),
+    Route("GET", V3 + "/devices/{deviceId}", devices.get_device, "getDevice", "user_or_guest", "read"),
+    Route("PUT", V3 + "/devices/{deviceId}", devices.update_device, "updateDevice", "user_or_guest", "write"),
     Route("DELETE", V3 + "/devices/{deviceId}", devices.delete_device, "deleteDevice", "user", "login"),
     Route("POST", V3 + "/delete_devices", devices.delete_devices, "deleteDevices", "user", "login"),
     # What users store

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
+from minihs.base.errors import (
+    Forbidden,
+    GuestAccessForbidden,
+    InvalidParam,
+    MatrixError,
+    MissingParam,
+    NotFound,
+)
 from minihs.base.limits import (
     AVATAR_URL_CHARS_MAX,
     DISPLAYNAME_CHARS_MAX,
@@ -75,11 +82,11 @@ async def set_profile_field(
     Spec: client-server-api#put_matrixclientv3profileuseridkeyname
 
     Raises:
-        Forbidden: the profile is somebody else's.
+        Forbidden, GuestAccessForbidden: it is somebody else's, or not for guests.
         InvalidParam, MissingParam: the field's name or value is not one.
         MatrixError: M_KEY_TOO_LARGE, M_PROFILE_TOO_LARGE.
     """
-    _check_own(requester, user_id)
+    _check_may_change(requester, user_id, field)
     _check_field_name(field)
     if field not in body:
         raise MissingParam(f"{field} is missing.")
@@ -108,10 +115,10 @@ async def delete_profile_field(
     Spec: client-server-api#delete_matrixclientv3profileuseridkeyname
 
     Raises:
-        Forbidden: the profile is somebody else's.
+        Forbidden, GuestAccessForbidden: it is somebody else's, or not for guests.
         InvalidParam, MatrixError: the field's name is not one.
     """
-    _check_own(requester, user_id)
+    _check_may_change(requester, user_id, field)
     _check_field_name(field)
     await profiles.delete_profile_field(services.db, user_id, field)
     await _tell_rooms(services, requester, field)
@@ -123,9 +130,11 @@ async def _tell_rooms(services: Services, requester: Requester, field: str) -> N
         await membership.update_profile_in_rooms(services, requester.user_id)
 
 
-def _check_own(requester: Requester, user_id: str) -> None:
+def _check_may_change(requester: Requester, user_id: str, field: str) -> None:
     if requester.user_id != user_id:
         raise Forbidden("You cannot change somebody else's profile.")
+    if requester.guest and field != "displayname":  # Spec: client-server-api#guest-access.
+        raise GuestAccessForbidden("Guests have a display name only.")
 
 
 def _check_field_name(field: str) -> None:
