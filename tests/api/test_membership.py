@@ -187,7 +187,7 @@ async def test_member_events_can_be_set_as_state(homeserver: Homeserver):
 
     assert await put(alice, bob.user_id, {"membership": "invite"}) == 200
     assert await put(bob, bob.user_id, {"membership": "join", "displayname": "Bobby"}) == 200
-    assert (await member(alice, room_id, bob))["displayname"] == "Bobby"
+    assert await member(alice, room_id, bob) == {"membership": "join", "displayname": "Bobby"}
     assert await put(alice, carol.user_id, {"membership": "leave"}) == 403  # was never there
     assert await put(alice, bob.user_id, {"membership": "join"}) == 403
     assert await put(alice, bob.user_id, {"membership": "ban", "reason": "x"}) == 200

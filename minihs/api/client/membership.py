@@ -146,9 +146,7 @@ async def _join(request: Request, room_id: RoomId) -> object:
     return {"room_id": room_id}
 
 
-async def _change_other(
-    request: Request, wanted: str, only_from: frozenset[str] | None
-) -> object:
+async def _change_other(request: Request, wanted: str, only_from: frozenset[str] | None) -> object:
     body = await request.json(Target)
     user_id = _target(body)
     change = MembershipChange(

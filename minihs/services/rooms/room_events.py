@@ -119,6 +119,8 @@ async def set_room_state(
     """
     if event_type == "m.room.member":
         return await set_member_event(services, sender, room_id, state_key, content, guest=guest)
+    if event_type == "m.room.create":
+        raise BadJson("A room is created only once.")
     key = (event_type, state_key)
 
     async def decide(head: RoomHead) -> EventDraft | EventId:
