@@ -67,7 +67,7 @@ ROUTES: list[Route] = [
     Route("GET", "/_matrix/client/versions", versions.get_versions, "getVersions", "anyone_or_user"),
     # Server discovery and capabilities
     Route("GET", "/.well-known/matrix/client", well_known.get_wellknown, "getWellknown", "anybody", "none"),
-    Route("GET", "/.well-known/matrix/server", well_known.get_well_known_server, "getWellKnown", "anybody", "none"),
+    Route("GET", "/.well-known/matrix/server", well_known.get_well_known, "getWellKnown", "anybody", "none"),
     Route("GET", "/.well-known/matrix/support", well_known.get_wellknown_support, "getWellknownSupport", "anybody", "none"),
     Route("GET", V3 + "/capabilities", capabilities.get_capabilities, "getCapabilities", "user_or_guest", "read"),
     # Accounts and sessions

@@ -35,7 +35,7 @@ async def get_wellknown(request: Request) -> object:
     return information
 
 
-async def get_well_known_server(request: Request) -> object:
+async def get_well_known(request: Request) -> object:
     """GET /.well-known/matrix/server.
 
     Spec: server-server-api#getwell-knownmatrixserver
