@@ -92,6 +92,11 @@ bench: install ## Measure minihs (and Synapse beside it: SYNAPSE_VENV=…); ARGS
 	@mkdir -p bench/out
 	$(BIN)/python bench/run.py $(if $(SYNAPSE_VENV),--server synapse) --server minihs --json bench/out/latest.json $(ARGS)
 
+.PHONY: bench-core
+bench-core: install ## Measure the parts alone: signing, state resolution, bytes on disk of an event
+	$(BIN)/python -m tests.protocol.bench_protocol
+	PYTHONPATH=. $(BIN)/python bench/stored_bytes.py
+
 .PHONY: complement-image
 complement-image: install ## Build the image complement-minihs that Complement tests
 	complement/build.sh
