@@ -113,21 +113,30 @@ REBASE_ENTRIES = statement(
     """,
 )
 
+# Unique index state_keys_type_state_key_key. Keys that are new are made, without waiting for the
+# disk: whatever refers to them is committed later, and flushes them too.
 UPSERT_KEYS = statement(
     "state.upsert_keys",
     """
-    INSERT INTO state_keys (type, state_key)
-    SELECT * FROM unnest($1::text[], $2::text[])
-    ON CONFLICT DO NOTHING
-    """,
-)
-
-FETCH_KEYS = statement(
-    "state.fetch_keys",
-    """
+    WITH asked AS (
+      SELECT * FROM unnest($1::text[], $2::text[]) AS asked (type, state_key)
+    ), made AS (
+      INSERT INTO state_keys (type, state_key)
+      SELECT a.type, a.state_key
+      FROM asked a
+      WHERE
+        NOT EXISTS (
+          SELECT FROM state_keys k WHERE k.type = a.type AND k.state_key = a.state_key
+        )
+        AND set_config('synchronous_commit', 'off', true) = 'off'
+      ON CONFLICT DO NOTHING
+      RETURNING key_nid, type, state_key
+    )
+    SELECT key_nid, type, state_key FROM made
+    UNION ALL
     SELECT k.key_nid, k.type, k.state_key
-    FROM unnest($1::text[], $2::text[]) AS asked (type, state_key)
-    JOIN state_keys k ON k.type = asked.type AND k.state_key = asked.state_key
+    FROM asked a
+    JOIN state_keys k ON k.type = a.type AND k.state_key = a.state_key
     """,
 )
 
@@ -229,10 +238,9 @@ class StateStore:
         if missing:
             missing.sort()
             columns = [t for t, _ in missing], [k for _, k in missing]
-            rows: Sequence[Row] = await self._queries.fetch(FETCH_KEYS, *columns)
-            if len(rows) < len(missing):
-                await self._queries.execute(UPSERT_KEYS, *columns)
-                rows = await self._queries.fetch(FETCH_KEYS, *columns)
+            rows: Sequence[Row] = ()
+            while len(rows) < len(missing):  # Again only if another process made one just now.
+                rows = await self._queries.fetch(UPSERT_KEYS, *columns)
             for row in rows:
                 found[row[1], row[2]] = row[0]
                 self._keys.put((row[1], row[2]), row[0])
