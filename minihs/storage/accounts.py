@@ -71,7 +71,7 @@ DEACTIVATE = statement(
     """,
 )
 
-# A scan of accounts, once at each start: the deactivated are few. Then memberships_user_id.
+# A scan of accounts, every few minutes in one process. Then memberships_user_id.
 UNFINISHED_DEACTIVATIONS = statement(
     "accounts.unfinished_deactivations",
     """

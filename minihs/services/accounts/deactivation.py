@@ -1,13 +1,14 @@
 """Deactivating an account: a list of steps, each of which may be taken again.
 
-First the user is locked out, durably; if the server stops before the last step is done,
-`resume_deactivations` goes through the list again at the next start.
+First the user is locked out, durably. What is not done then (the server stopped, a room's servers
+could not be reached) is found and done by `resume_deactivations`, which is called now and then.
 
 Spec: client-server-api#account-deactivation
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import InvalidParam, NotFound, Unavailable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Step = Callable[[Services, UserId, bool], Awaitable[None]]
 
-RETRY_AFTER_MS = 60_000
+logger = logging.getLogger(__name__)
 
 
 async def deactivate_own_account(
@@ -76,7 +77,7 @@ async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> Non
 
 
 async def resume_deactivations(services: Services) -> None:
-    """Finish deactivations that a stop of the server has interrupted."""
+    """Finish deactivations that were interrupted."""
     for user_id, erase in await accounts.list_unfinished_deactivations(services.db):
         await _finish(services, user_id, erase)
 
@@ -85,13 +86,8 @@ async def _finish(services: Services, user_id: UserId, erase: bool) -> None:  # 
     try:
         for step in STEPS:
             await step(services, user_id, erase)
-    except Unavailable:
-        services.tasks.spawn("finish a deactivation", _finish_later(services, user_id, erase))
-
-
-async def _finish_later(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
-    await services.clock.sleep_ms(RETRY_AFTER_MS)
-    await _finish(services, user_id, erase)
+    except Unavailable as error:
+        logger.warning("the deactivation of %s goes on later: %s", user_id, error)
 
 
 async def _forget_personal_data(
