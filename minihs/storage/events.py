@@ -15,6 +15,7 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from minihs.protocol.identifiers import EventId
     from minihs.storage.database import Queries
     from minihs.storage.event_store import EventStore, StoredEvent
 
@@ -88,6 +89,25 @@ LIST_JOINED_ROOMS_AMONG = statement(
     FROM rooms r
     JOIN memberships m ON m.room_nid = r.room_nid
     WHERE r.room_id = ANY($1::text[]) AND m.user_id = $2 AND m.membership = 'join'
+    """,
+)
+
+# Primary key of events, then events_state_key from the event backwards.
+LIST_REPLACED = statement(
+    "events.list_replaced",
+    """
+    SELECT e.event_id, old.event_id
+    FROM unnest($1::bigint[]) AS asked (event_nid)
+    JOIN events e ON e.event_nid = asked.event_nid
+    CROSS JOIN LATERAL (
+      SELECT p.event_id
+      FROM events p
+      WHERE
+        p.room_nid = e.room_nid AND p.key_nid = e.key_nid AND p.position < e.position
+        AND p.status = 0
+      ORDER BY p.position DESC
+      LIMIT 1
+    ) AS old
     """,
 )
 
@@ -188,6 +208,13 @@ async def list_joined_among(queries: Queries, room_ids: Collection[str], user_id
     """Return those of the rooms that the user is joined to now."""
     rows = await queries.fetch(LIST_JOINED_ROOMS_AMONG, list(room_ids), user_id)
     return {row[0] for row in rows}
+
+
+async def list_replaced(
+    queries: Queries, event_nids: Collection[int]
+) -> dict[EventId, EventId]:
+    """Return, for state events, the accepted event of the same key that came before, if any did."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_REPLACED, list(event_nids))}
 
 
 async def list_erased(queries: Queries, user_ids: Collection[str]) -> Sequence[str]:

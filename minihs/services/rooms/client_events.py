@@ -17,6 +17,7 @@ import orjson
 from minihs.protocol import client_format, unstable
 from minihs.protocol.events import Event
 from minihs.protocol.redaction import redact
+from minihs.storage import events as event_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,21 +61,22 @@ async def prepare(
 async def _replaced_events(
     services: Services, events: Sequence[StoredEvent], queries: Queries | None
 ) -> dict[EventId, EventId]:
-    """Return, for state events, the event that held their key before."""
-    states = {
-        stored.state_before
-        for stored in events
-        if stored.event.is_state and stored.state_before is not None
-    }
-    if not states:
-        return {}
-    loaded = await services.states.get_many(states, queries)
+    """Return, for state events, the event that held their key before.
+
+    Where the state before an event is not in memory, the last event of the key that came before it
+    is taken: every member event of a large room has a state of its own.
+    """
     found: dict[EventId, EventId] = {}
+    others: list[int] = []
     for stored in events:
         if stored.event.is_state and stored.state_before is not None:
-            old = loaded[stored.state_before].entries.get(stored.event.key)
-            if old is not None:
+            state = services.states.cached(stored.state_before)
+            if state is None:
+                others.append(stored.event_nid)
+            elif (old := state.entries.get(stored.event.key)) is not None:
                 found[stored.event_id] = old
+    if others:
+        found |= await event_reads.list_replaced(queries or services.db, others)
     return found
 
 
