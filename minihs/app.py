@@ -24,7 +24,7 @@ from minihs.base.config import Config, ConfigError, parse_address
 from minihs.base.limits import EVENT_CACHE_BYTES
 from minihs.base.randomness import Randomness
 from minihs.base.tasks import TaskOwner
-from minihs.protocol.identifiers import parse_server_name
+from minihs.protocol.identifiers import ServerName, parse_server_name
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import (
     SigningKey,
@@ -32,6 +32,8 @@ from minihs.protocol.signatures import (
     read_signing_key,
     write_signing_key,
 )
+from minihs.remote.client import Remote
+from minihs.remote.http import HttpTransport
 from minihs.services.context import Services
 from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.rooms.heads import RoomHeads
@@ -39,7 +41,7 @@ from minihs.services.rooms.notifications import Rulesets
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.views import Views
 from minihs.storage import account_data, facts, sessions, unread
-from minihs.storage.database import Database
+from minihs.storage.database import Database, is_transaction_open
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
 from minihs.storage.numbers import Numbers
@@ -48,6 +50,8 @@ from minihs.storage.streams import StreamFollower
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    from minihs.remote.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +102,11 @@ async def build_services(
     *,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
+    transport: Transport | None = None,
 ) -> AsyncIterator[Services]:
     """Open the database at `dsn` and wire the services; close everything at the end.
+
+    `transport` carries requests to other servers: HTTPS, unless a test has another.
 
     Raises:
         ConfigError: the configuration cannot be used with this database.
@@ -107,6 +114,7 @@ async def build_services(
     check_config(config)
     clock = clock or SystemClock()
     randomness = randomness or Randomness()
+    transport = transport or HttpTransport(config, clock, randomness)
     db = await Database.connect(dsn, connections=config.database_connections)
     tasks = TaskOwner()
     try:
@@ -115,14 +123,19 @@ async def build_services(
         states = StateStore(db, Numbers(db, "state_numbers"))
         follower = StreamFollower(db, events, clock, tasks)
         rulesets = Rulesets(db)
+        signing_key = load_signing_key(config, randomness)
+        server_name = ServerName(config.server_name)
         services = Services(
             config=config,
-            server_name=config.server_name,  # type: ignore[arg-type]  # checked
-            signing_key=load_signing_key(config, randomness),
+            server_name=server_name,
+            signing_key=signing_key,
             clock=clock,
             randomness=randomness,
             tasks=tasks,
             db=db,
+            remote=Remote(
+                server_name, signing_key, transport, is_transaction_open=is_transaction_open
+            ),
             token_owners=Batcher(lambda hashes: sessions.fetch_token_owners(db, hashes)),
             events=events,
             event_numbers=Numbers(db, "event_numbers"),
@@ -148,6 +161,7 @@ async def build_services(
         yield services
     finally:
         await tasks.close()
+        await transport.close()
         await db.close()
 
 

@@ -7,13 +7,14 @@ an arbitrary moment and never steps. A test moves a `ManualClock` by hand.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 
 class Timer(Protocol):
@@ -42,6 +43,21 @@ class Clock(Protocol):
     def call_later_ms(self, duration_ms: int, callback: Callable[[], None]) -> Timer:
         """Call `callback` after `duration_ms`."""
         ...
+
+
+@contextlib.asynccontextmanager
+async def time_limit(clock: Clock, duration_ms: int) -> AsyncIterator[None]:
+    """Allow the block that much time by a clock.
+
+    Raises:
+        TimeoutError: it has taken longer, and was cancelled.
+    """
+    async with asyncio.timeout(None) as scope:
+        timer = clock.call_later_ms(duration_ms, lambda: scope.reschedule(0))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class SystemClock:

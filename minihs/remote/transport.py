@@ -20,8 +20,9 @@ RemoteErrorKind = Literal["unreachable", "timed_out", "refused", "bad_answer"]
 class RemoteError:
     """Why there is no answer of use.
 
-    `unreachable`: the request did not arrive (no such host, no connection, wrong certificate, or
-    known to be down). `timed_out`: no answer in time; the request may have been carried out.
+    `unreachable`: no such host, no connection or a broken one, the wrong certificate, or known to
+    be down. `timed_out`: no answer in time; as with a broken connection, the request may have been
+    carried out.
     `refused`: the answer was an error, described by `status`, `errcode` and `body`. `bad_answer`:
     a success that is not what the endpoint answers, or too large.
     """

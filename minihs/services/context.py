@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import ServerName
     from minihs.protocol.signatures import SigningKey
+    from minihs.remote.client import Remote
     from minihs.services.ephemeral.typing_notifications import TypingRooms
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
@@ -45,6 +46,7 @@ class Services:
     randomness: Randomness
     tasks: TaskOwner
     db: Database
+    remote: Remote
     token_owners: Batcher[str, TokenOwner]
     events: EventStore
     event_numbers: Numbers
