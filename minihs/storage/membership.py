@@ -10,7 +10,7 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from minihs.protocol.identifiers import RoomId
+    from minihs.protocol.identifiers import RoomId, UserId
     from minihs.storage.database import Queries, Row
 
 # Index memberships_user_id. The stream's position says as of when this is true.
@@ -58,6 +58,18 @@ IS_JOINED_TO_ANY = statement(
       JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $1
       WHERE r.room_id = ANY($2::text[]) AND m.membership = 'join'
     )
+    """,
+)
+
+# Index memberships_local; primary key of accounts.
+LIST_GUESTS = statement(
+    "membership.list_guests",
+    """
+    SELECT m.user_id
+    FROM rooms r
+    JOIN memberships m ON m.room_nid = r.room_nid AND m.local AND m.membership = 'join'
+    JOIN accounts a ON a.user_id = m.user_id AND a.guest
+    WHERE r.room_id = $1
     """,
 )
 
@@ -122,6 +134,11 @@ async def list_rooms(queries: Queries, user_id: str, memberships: Sequence[str])
 async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[str]) -> bool:
     """Return whether a user is joined to at least one of these rooms."""
     return await queries.fetchval(IS_JOINED_TO_ANY, user_id, room_ids) is True
+
+
+async def list_guests(queries: Queries, room_id: str) -> list[UserId]:
+    """Return the guests of this server who are joined to a room."""
+    return [row[0] for row in await queries.fetch(LIST_GUESTS, room_id)]
 
 
 async def mark_forgotten(queries: Queries, room_id: str, user_id: str) -> bool:

@@ -13,9 +13,13 @@ import pytest
 
 from minihs.protocol.unstable import DEACTIVATED
 from minihs.services.rooms import membership
+from tests.helpers.homeserver import User, running_homeserver
 
 if TYPE_CHECKING:
-    from tests.helpers.homeserver import Homeserver, User
+    from pathlib import Path
+
+    from minihs.protocol.identifiers import UserId
+    from tests.helpers.homeserver import Homeserver
 
 
 async def people(homeserver: Homeserver, *names: str) -> list[User]:
@@ -351,3 +355,30 @@ async def test_nobody_can_claim_to_be_deactivated(homeserver: Homeserver):
     await bob.put_state(room_id, "m.room.member", content, bob.user_id)
 
     assert await member(alice, room_id, bob) == {"membership": "leave"}
+
+
+async def test_guests_come_and_go_with_the_guest_access(database_url: str, tmp_path: Path):
+    async with running_homeserver(database_url, tmp_path, allow_guests=True) as homeserver:
+        alice, bob = await people(homeserver, "alice", "bob")
+        answer = await homeserver.request("POST", "/register", {}, {"kind": "guest"})
+        guest = User(homeserver, answer.json["user_id"], answer.json["access_token"])
+        public = await alice.create_room()  # guest_access: forbidden
+        private = await alice.create_room(preset="private_chat")  # guest_access: can_join
+        await alice.put_state(private, "m.room.join_rules", {"join_rule": "public"})
+        await bob.join(private)
+
+        assert await act(guest, public, "join") == (403, "M_GUEST_ACCESS_FORBIDDEN")
+        assert await act(guest, private, "join") == OK
+        assert await rooms_of_guest(homeserver, guest) == [private]
+
+        await alice.put_state(private, "m.room.guest_access", {"guest_access": "forbidden"})
+
+        assert await rooms_of_guest(homeserver, guest) == []
+        assert await member(alice, private, guest) == {"membership": "leave"}
+        assert await rooms_of(bob) == [private]
+
+
+async def rooms_of_guest(homeserver: Homeserver, guest: User) -> list[str]:
+    """Return the rooms that a guest, who may not ask, is joined to."""
+    user_id: UserId = guest.user_id  # type: ignore[assignment]
+    return [*await membership.list_joined_rooms(homeserver.services, user_id)]

@@ -233,6 +233,16 @@ async def update_profile_in_rooms(services: Services, user_id: UserId) -> None:
     await _in_each_room(await memberships.list_rooms(services.db, user_id, ["join"]), repeat)
 
 
+async def remove_guests(services: Services, room_id: RoomId) -> None:
+    """Let this server's guests leave a room that takes none any more.
+
+    Spec: client-server-api#guest-access ("Server behaviour")
+    """
+    for user_id in await memberships.list_guests(services.db, room_id):
+        change = MembershipChange(room_id, user_id, user_id, "leave", once=True)
+        await change_membership(services, change)
+
+
 async def list_joined_rooms(services: Services, user_id: UserId) -> list[RoomId]:
     """Return the rooms that a user is joined to."""
     return await memberships.list_rooms(services.db, user_id, ["join"])

@@ -11,7 +11,7 @@ from minihs.base.errors import BadAlias, BadJson, Forbidden, InvalidParam, NotFo
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_room_alias
 from minihs.protocol.power_levels import creators_of
-from minihs.services.rooms.membership import set_member_event
+from minihs.services.rooms.membership import GUEST_ACCESS, remove_guests, set_member_event
 from minihs.services.rooms.send import load_state_events, send_decided, send_event
 from minihs.services.rooms.standing import CREATE, current_events, standing_of
 from minihs.storage.directory import list_taken_aliases
@@ -143,7 +143,10 @@ async def set_room_state(
             state_key=state_key,
         )
 
-    return await send_decided(services, room_id, decide)
+    event_id = await send_decided(services, room_id, decide)
+    if key == GUEST_ACCESS and content.get("guest_access") != "can_join":
+        await remove_guests(services, room_id)
+    return event_id
 
 
 def _repeats(stored: StoredEvent, sender: str, content: Mapping[str, object]) -> bool:
