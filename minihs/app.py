@@ -71,6 +71,9 @@ def check_config(config: Config) -> None:
     if config.default_room_version not in ROOM_VERSIONS:
         raise ConfigError(f"default_room_version {config.default_room_version!r} is not known")
     parse_address(config.listen)
+    for notary in config.notaries:
+        if parse_server_name(notary) is None:
+            raise ConfigError(f"trusted_key_servers: {notary!r} is not a server name")
     if config.federation_listen:
         parse_address(config.federation_listen)
         if not (config.tls_cert and config.tls_key):

@@ -545,6 +545,42 @@ def upgrade() -> None:
         comment="What must not change under a database: the server name it belongs to",
     )
     op.create_table(
+        "server_key_objects",
+        sa.Column("server_name", sa.Text(), nullable=False, comment="Whose"),
+        sa.Column(
+            "valid_until_ms", sa.BigInteger(), nullable=False, comment="Until when to believe it"
+        ),
+        sa.Column(
+            "json",
+            sa.Text(),
+            nullable=False,
+            comment="The key object as its server signed it, canonical",
+        ),
+        sa.PrimaryKeyConstraint("server_name", name=op.f("server_key_objects_pkey")),
+        comment="The newest key object of each server, which we pass on as a notary",
+    )
+    op.create_table(
+        "server_keys",
+        sa.Column("server_name", sa.Text(), nullable=False, comment="Whose"),
+        sa.Column("key_id", sa.Text(), nullable=False, comment="As in Matrix"),
+        sa.Column("key", sa.LargeBinary(), nullable=False, comment="The public key"),
+        sa.Column(
+            "valid_until_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="The last moment at which it signs events",
+        ),
+        sa.Column(
+            "is_old",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="The server no longer uses it; it signs no requests",
+        ),
+        sa.PrimaryKeyConstraint("server_name", "key_id", name=op.f("server_keys_pkey")),
+        comment="Public keys of other servers: validity records, replaced only by newer ones",
+    )
+    op.create_table(
         "state_entries",
         sa.Column(
             "state_id",
@@ -760,6 +796,8 @@ def downgrade() -> None:
     op.drop_index("state_keys_type_state_key_key", table_name="state_keys")
     op.drop_table("state_keys")
     op.drop_table("state_entries")
+    op.drop_table("server_keys")
+    op.drop_table("server_key_objects")
     op.drop_table("server_facts")
     op.drop_index("rooms_room_id_key", table_name="rooms")
     op.drop_index("rooms_published", table_name="rooms", postgresql_where=sa.text("published"))

@@ -80,6 +80,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     federation_allow_private_addresses: Annotated[
         bool, _option("Let federation connect to loopback and private addresses.")
     ] = False
+    trusted_key_servers: Annotated[
+        str,
+        _option(
+            "Servers, separated by commas, to ask for the keys of servers that do not answer. They "
+            "are believed."
+        ),
+    ] = ""
     federation_max_backoff_seconds: Annotated[
         int, Meta(ge=1, description="The longest pause between attempts to reach a server.")
     ] = 86_400
@@ -130,6 +137,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _option("How much is logged.")
     ] = "info"
+
+    @property
+    def notaries(self) -> list[str]:
+        """The servers of `trusted_key_servers`."""
+        return [name for text in self.trusted_key_servers.split(",") if (name := text.strip())]
 
     @property
     def rate_limits_on(self) -> bool:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -434,6 +435,28 @@ user_interactive_sessions = Table(
     _bigint("created_ms", "When"),
     Index("user_interactive_sessions_created_ms", "created_ms"),
     comment="User-interactive authentication under way; never a password",
+)
+
+# --- other servers ---------------------------------------------------------------------------
+
+server_keys = Table(
+    "server_keys",
+    metadata,
+    _text("server_name", "Whose", primary_key=True),
+    _text("key_id", "As in Matrix", primary_key=True),
+    Column("key", LargeBinary, nullable=False, comment="The public key"),
+    _bigint("valid_until_ms", "The last moment at which it signs events"),
+    _flag("is_old", "The server no longer uses it; it signs no requests"),
+    comment="Public keys of other servers: validity records, replaced only by newer ones",
+)
+
+server_key_objects = Table(
+    "server_key_objects",
+    metadata,
+    _text("server_name", "Whose", primary_key=True),
+    _bigint("valid_until_ms", "Until when to believe it"),
+    _text("json", "The key object as its server signed it, canonical"),
+    comment="The newest key object of each server, which we pass on as a notary",
 )
 
 # --- the directory, reports, housekeeping ----------------------------------------------------
