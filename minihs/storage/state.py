@@ -68,7 +68,9 @@ LOAD_STATES = statement(
       UNION ALL
       SELECT c.asked, p.state_id, p.parent_id, c.distance + 1
       FROM chain c
-      JOIN states p ON p.state_id = c.parent_id
+      CROSS JOIN LATERAL (
+        SELECT s.state_id, s.parent_id FROM states s WHERE s.state_id = c.parent_id LIMIT 1
+      ) AS p
     ), nearest AS (
       SELECT DISTINCT ON (c.asked, n.key_nid) c.asked, n.key_nid, n.event_nid
       FROM chain c
@@ -96,7 +98,9 @@ REBASE_ENTRIES = statement(
       UNION ALL
       SELECT p.state_id, p.parent_id, c.distance + 1
       FROM chain c
-      JOIN states p ON p.state_id = c.parent_id
+      CROSS JOIN LATERAL (
+        SELECT s.state_id, s.parent_id FROM states s WHERE s.state_id = c.parent_id LIMIT 1
+      ) AS p
     ), nearest AS (
       SELECT DISTINCT ON (n.key_nid) n.key_nid, n.event_nid
       FROM chain c

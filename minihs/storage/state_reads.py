@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from minihs.storage.state import State, StateStore
 
 # Primary keys of states and state_entries; unique indexes of state_keys. UNION (without ALL) walks
-# the part that several chains have in common once.
+# the part that several chains have in common once. LIMIT and OFFSET keep the planner from reading
+# whole tables for each step, as it would while it takes them for small.
 LIST_ENTRIES_IN_LINES = statement(
     "state_reads.list_entries_in_lines",
     """
@@ -30,7 +31,9 @@ LIST_ENTRIES_IN_LINES = statement(
       UNION
       SELECT p.state_id, p.parent_id
       FROM line l
-      JOIN states p ON p.state_id = l.parent_id
+      CROSS JOIN LATERAL (
+        SELECT s.state_id, s.parent_id FROM states s WHERE s.state_id = l.parent_id LIMIT 1
+      ) AS p
     ), asked AS MATERIALIZED (
       SELECT k.key_nid, k.type, k.state_key
       FROM unnest($2::text[], $3::text[]) AS a (type, state_key)
@@ -44,6 +47,7 @@ LIST_ENTRIES_IN_LINES = statement(
       JOIN asked a ON a.key_nid = n.key_nid
       LEFT JOIN events e ON e.event_nid = n.event_nid
       WHERE n.state_id = l.state_id
+      OFFSET 0
     ) AS found ON true
     """,
 )
