@@ -25,9 +25,19 @@ _open: ContextVar[bool] = ContextVar("transaction_open", default=False)
 
 STATEMENT_CACHE_SIZE = 1_000
 COMMAND_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 10
 # Every statement is one that a generic plan serves well: planning it anew would cost more than
 # running it.
-SETTINGS = {"jit": "off", "plan_cache_mode": "force_generic_plan", "application_name": "minihs"}
+SETTINGS = {
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "application_name": "minihs",
+    # While a table has no statistics yet, the planner would rather collect a bitmap of a whole room
+    # and sort it than walk the index that has the order.
+    "enable_bitmapscan": "off",
+    # A process that hangs inside a transaction must not hold the stream's lock for ever.
+    "idle_in_transaction_session_timeout": "60s",
+}
 
 
 class Queries(Protocol):
@@ -119,6 +129,7 @@ class Database:
             max_size=connections,
             statement_cache_size=STATEMENT_CACHE_SIZE,
             max_cached_statement_lifetime=0,
+            timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
             reset=_keep,
             server_settings=SETTINGS,
@@ -185,6 +196,8 @@ class Database:
         with _connection_errors():
             return await asyncpg.connect(
                 self.dsn,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=COMMAND_TIMEOUT_S,
                 statement_cache_size=STATEMENT_CACHE_SIZE,
                 max_cached_statement_lifetime=0,
                 server_settings=SETTINGS,

@@ -80,6 +80,14 @@ class EventWrite:
     read_by: UserId | None = None  # a local sender has read what came before
     redacts: EventId | None = None  # an accepted redaction of this event, known or not
 
+    @property
+    def transaction(self) -> tuple[object, ...] | None:
+        """What no two events may have in common: the key of index events_transaction_key."""
+        stored = self.stored
+        if stored.device_nid is None:
+            return None
+        return stored.device_nid, stored.txn_id, self.room_nid, self.txn_scope
+
 
 @dataclass(slots=True)
 class EventBatch:
@@ -292,7 +300,8 @@ async def write_batch(
     Events get the positions that follow, in order; `extra_rows` more are taken for other rows of
     the transaction.
     """
-    existing = [r for r in batch.rooms.values() if r.expected_version is not None]
+    # In one order for all processes, lest two of them wait for each other's rooms.
+    existing = [r for _, r in sorted(batch.rooms.items()) if r.expected_version is not None]
     events = batch.events
     arguments: list[object] = [
         [r.room_nid for r in existing],

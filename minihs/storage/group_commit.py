@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from minihs.storage.stream_rows import StreamRow
     from minihs.storage.streams import StreamFollower, StreamItem
 
+
 class Conflict(Exception):
     """What a unit was built upon has changed: read again and decide again."""
 
@@ -51,11 +52,17 @@ EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflic
 
 @dataclass(slots=True, eq=False)
 class RoomCursor:
-    """The version of a room that this process knows to be committed; None: the room is being made."""
+    """The version of a room that this process knows to be committed; None: it is being made."""
 
     room_nid: int
     version: int | None
     generation: int = 0
+    last: asyncio.Future[int] | None = field(default=None, repr=False)
+
+    @property
+    def pending(self) -> asyncio.Future[int] | None:
+        """The newest commit that is waiting or under way, or None."""
+        return self.last if self.last is not None and not self.last.done() else None
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +127,8 @@ class GroupCommitter:
     ) -> asyncio.Future[int]:
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Unit(events, room, cursor, generation, rows, done))
+        if cursor is not None:
+            cursor.last = done
         self._ready.set()
         return done
 
@@ -142,7 +151,8 @@ class GroupCommitter:
 
     async def _commit(self, units: Sequence[_Unit]) -> None:
         """Commit a batch and answer everyone in it; failures go to those who wait."""
-        units = [unit for unit in units if not self._fails_already(unit)]
+        cursors: dict[int, RoomCursor] = {}
+        units = [unit for unit in units if not self._fails_already(unit, cursors)]
         if not units:
             return
         apart = False
@@ -175,11 +185,16 @@ class GroupCommitter:
             self._connection.terminate()
             self._connection = None
 
-    def _fails_already(self, unit: _Unit) -> bool:
-        if unit.cursor is not None and unit.cursor.generation != unit.generation:
-            self._fail([unit], Conflict(), None)
-            return True
-        return False
+    def _fails_already(self, unit: _Unit, cursors: dict[int, RoomCursor]) -> bool:
+        """Return whether a unit was built upon what failed, or beside others of its room."""
+        cursor = unit.cursor
+        if cursor is None:
+            return False
+        first = cursors.setdefault(cursor.room_nid, cursor)
+        if cursor.generation == unit.generation and cursor is first:
+            return False
+        self._fail([unit], Conflict(), None)
+        return True
 
     def _fail(self, units: Sequence[_Unit], error: Exception, cause: BaseException | None) -> None:
         error.__cause__ = cause
@@ -270,8 +285,8 @@ def _winners(
 ) -> list[_Unit]:
     """Return the units whose rooms have not moved and whose transaction ids and aliases are free.
 
-    `used` are event_nids of events whose transaction id is in the database. Where one unit of a room
-    loses, those after it were built upon it.
+    `used` are event_nids of events whose transaction id is in the database. Where one unit of a
+    room loses, those after it were built upon it.
     """
     lost: set[int] = set()
     winners: list[_Unit] = []

@@ -48,6 +48,9 @@ FETCH_ROOM = statement(
     """,
 )
 
+# Unique index rooms_room_id_key.
+FETCH_VERSION = statement("rooms.fetch_version", "SELECT version FROM rooms WHERE room_id = $1")
+
 # Index memberships_local.
 LIST_LOCAL_MEMBERS = statement(
     "rooms.list_local_members",
@@ -72,6 +75,12 @@ async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
         return None
     extremities = [(event_id, int(nid)) for event_id, nid in row[3] or ()]
     return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6], row[7])
+
+
+async def fetch_version(queries: Queries, room_id: RoomId) -> int | None:
+    """Return the version of a room, or None when this server does not know it."""
+    version = await queries.fetchval(FETCH_VERSION, room_id)
+    return version if isinstance(version, int) else None
 
 
 async def list_local_members(queries: Queries, room_nid: int) -> dict[str, str | None]:

@@ -119,6 +119,25 @@ class building:  # noqa: N801  # reads as a statement: `async with building(…)
         self._slot.lock.release()
 
 
+async def is_confirmed(
+    services: Services, head: RoomHead, pending: asyncio.Future[int] | None
+) -> bool:
+    """Return whether what a builder saw is committed and was the newest; else it is read again.
+
+    A head may be behind what other processes have written, and ahead of what will be committed:
+    `pending` is the commit that it was waiting for then. Commits verify the room's version, so one
+    that succeeds speaks for what it was built upon.
+    """
+    if pending is not None:
+        await asyncio.wait([pending])
+        return not pending.cancelled() and pending.exception() is None
+    version = await rooms.fetch_version(services.db, head.room_id)
+    if version == head.cursor.version and not head.is_stale:
+        return True
+    head.cursor.generation += 1
+    return False
+
+
 async def load_head(services: Services, room_id: RoomId) -> RoomHead | None:
     """Read the head of a room from the database; None when the room is not known here.
 

@@ -7,6 +7,7 @@ Spec: client-server-api#sending-events-to-a-room
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,12 @@ from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.power_levels import PowerLevels
 from minihs.services.rooms import commit, state
 from minihs.services.rooms.commit import ClientTransaction, Plan, PlannedEvent
-from minihs.services.rooms.heads import RoomHead, building
+from minihs.services.rooms.heads import RoomHead, building, is_confirmed
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.services.context import Services
@@ -78,33 +81,47 @@ async def send_decided(
         Unavailable: other processes were faster, time after time.
     """
     for _ in range(ATTEMPTS):
-        try:
-            async with building(services, room_id) as head:
-                if head is None:
-                    raise NotFound("Unknown room.")
-                decided = await decide(head)
-                if isinstance(decided, str):
-                    return decided
-                plan = Plan(head)
-                stored = await plan_draft(services, plan, decided, transaction)
-                durable = plan.submit(services)
-        except MatrixError:
-            # A repeated request must get its first answer, even if it would be refused today.
-            if transaction is not None and (
-                known := await commit.find_by_transaction(services, room_id, transaction)
-            ):
-                return known
-            raise
-        try:
-            await durable
-        except Conflict:
-            if transaction is not None and (
-                known := await commit.find_by_transaction(services, room_id, transaction)
-            ):
-                return known
+        async with building(services, room_id) as head:
+            if head is None:
+                raise NotFound("Unknown room.")
+            pending = head.cursor.pending
+            outcome = await _attempt(services, head, decide, transaction)
+        if isinstance(outcome, tuple):
+            stored, durable = outcome
+            with contextlib.suppress(Conflict):
+                await durable
+                return stored.event_id
+        # A repeated request must get its first answer, even if it would be refused today.
+        if transaction is not None and (
+            known := await commit.find_by_transaction(services, room_id, transaction)
+        ):
+            return known
+        if isinstance(outcome, tuple):
             continue
-        return stored.event_id
+        # Why nothing is sent must be as true and durable as what is sent.
+        if isinstance(outcome, Unavailable) or await is_confirmed(services, head, pending):
+            if isinstance(outcome, MatrixError):
+                raise outcome
+            return outcome
     raise Unavailable("The room is too busy; try again.")
+
+
+async def _attempt(
+    services: Services,
+    head: RoomHead,
+    decide: Decision,
+    transaction: ClientTransaction | None,
+) -> tuple[StoredEvent, Future[int]] | EventId | MatrixError:
+    """Return the event that was handed to the committer, or else what `decide` said instead."""
+    try:
+        decided = await decide(head)
+        if isinstance(decided, str):
+            return decided
+        plan = Plan(head)
+        stored = await plan_draft(services, plan, decided, transaction)
+        return stored, plan.submit(services)
+    except MatrixError as error:
+        return error
 
 
 async def plan_draft(

@@ -1,0 +1,253 @@
+"""The stream with several writers and readers: no position is skipped, and none seen twice (D1).
+
+Two workers share one database here, as processes do: each has its own connections, committer and
+follower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from minihs.base.clock import ManualClock
+from minihs.protocol.identifiers import UserId
+from minihs.storage.event_store import StoredEvent
+from minihs.storage.stream_rows import AccountDataWrite
+from tests.helpers.homeserver import Homeserver, running_homeserver
+from tests.helpers.messages import send_at
+from tests.helpers.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
+
+    from minihs.services.context import Services
+    from minihs.storage.streams import Positioned
+
+COMMIT = "INSERT INTO events"
+
+
+@pytest.fixture
+async def pair(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
+    """A homeserver of two workers."""
+    async with running_homeserver(database_url, tmp_path, workers=2) as homeserver:
+        yield homeserver
+
+
+@pytest.fixture
+async def observer(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the homeserver's database."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+class Record:
+    """What a worker's follower has handed out: the head after each run of items, and the items."""
+
+    def __init__(self, services: Services) -> None:
+        self.follower = services.follower
+        self.start = self.follower.head
+        self.positions: list[int] = []
+        self.event_ids: list[str] = []
+        self.resets = 0
+        self.follower.subscribe(self._follow, self._reset)
+
+    def _follow(self, items: Sequence[Positioned]) -> None:
+        for position, item in items:
+            self.positions.append(position)
+            if isinstance(item, StoredEvent):
+                self.event_ids.append(item.event_id)
+
+    def _reset(self) -> None:
+        self.resets += 1
+
+    def assert_complete(self, end: int) -> None:
+        """Every position from the start of the record to `end` was seen, in order, none twice."""
+        seen = [position for position, _ in itertools.groupby(self.positions)]
+        assert seen == list(range(self.start + 1, end + 1))
+        assert self.follower.head == end
+        assert self.resets == 0
+
+
+class StallingConnection:
+    """A committer's connection that stops between the allocation of positions and the commit."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self.stalled = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+        if COMMIT not in query or self.go_on.is_set():
+            return await self._connection.fetchrow(query, *args)
+        async with self._connection.transaction():
+            row = await self._connection.fetchrow(query, *args)
+            self.stalled.set()
+            await self.go_on.wait()
+        return row
+
+
+@contextlib.contextmanager
+def stalling(services: Services) -> Iterator[StallingConnection]:
+    """Let a worker's committer, which must have committed before, stall in its next commit."""
+    committer = services.committer
+    real = committer._connection
+    assert real is not None
+    committer._connection = stall = StallingConnection(real)
+    try:
+        yield stall
+    finally:
+        stall.go_on.set()
+        committer._connection = real
+
+
+async def waits_for_lock(observer: asyncpg.Connection) -> bool:
+    """Return whether some connection to this database waits for another's lock."""
+    return bool(
+        await observer.fetchval(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    )
+
+
+async def test_no_reader_skips_a_position_when_a_writer_stalls_before_its_commit(
+    pair: Homeserver, observer: asyncpg.Connection
+):
+    slow, quick = pair.workers
+    alice, bob = await pair.register("alice"), await pair.register("bob")
+    slow_room, quick_room = await alice.create_room(), await bob.create_room()
+    await put_note(slow, alice.user_id, 0)
+    await put_note(quick, bob.user_id, 0)
+    head = await slow.follower.fetch_position()
+    await asyncio.gather(*(w.follower.wait_for(head) for w in pair.workers))
+    records = [Record(worker) for worker in pair.workers]
+
+    with stalling(slow) as stall:
+        first = asyncio.create_task(send_at(slow, slow_room, alice.user_id, "first"))
+        await stall.stalled.wait()
+        second = asyncio.create_task(send_at(quick, quick_room, bob.user_id, "second"))
+        await until(lambda: waits_for_lock(observer))
+
+        assert not first.done()
+        assert not second.done()
+        assert await observer.fetchval("SELECT position FROM stream") == head
+        assert [worker.follower.head for worker in pair.workers] == [head, head]
+
+        stall.go_on.set()
+        ids = [await first, await second]
+
+    for worker in pair.workers:
+        await worker.follower.wait_for(head + 2)
+    for record in records:
+        record.assert_complete(head + 2)
+        assert record.event_ids == ids
+
+
+async def test_a_hot_room_with_writers_at_two_workers_loses_nothing(
+    pair: Homeserver, observer: asyncpg.Connection
+):
+    people = [await pair.register(f"user{n}") for n in range(8)]
+    room_id = await people[0].create_room()
+    for user in people[1:]:
+        await user.join(room_id)
+    start = await pair.services.follower.fetch_position()
+    for worker in pair.workers:
+        await worker.follower.wait_for(start)
+    records = [Record(worker) for worker in pair.workers]
+
+    async def chat(user: str, worker: Services) -> list[str]:
+        return [await send_at(worker, room_id, user, f"{user} {n}") for n in range(15)]
+
+    sent = await asyncio.gather(
+        *(chat(user.user_id, pair.workers[n % 2]) for n, user in enumerate(people))
+    )
+
+    acknowledged = list(itertools.chain(*sent))
+    end = await pair.services.follower.fetch_position()
+    for worker in pair.workers:
+        await worker.follower.wait_for(end)
+    stored = await observer.fetch(
+        "SELECT event_id, json::json FROM events WHERE position > $1 ORDER BY position", start
+    )
+    in_order = [row[0] for row in stored]
+    assert len(acknowledged) == len(set(acknowledged)) == 8 * 15
+    assert set(in_order) == set(acknowledged)
+    assert end == start + len(acknowledged)
+    for record in records:
+        record.assert_complete(end)
+        assert record.event_ids == in_order
+    for ids in sent:  # Each sender's own messages stay in the order in which they were sent.
+        assert [event_id for event_id in in_order if event_id in ids] == ids
+    await assert_chain(observer, room_id)
+
+
+async def assert_chain(observer: asyncpg.Connection, room_id: str) -> None:
+    """Every event of a room names the one before it, and the last one is the room's only end."""
+    rows = await observer.fetch(
+        """
+        SELECT
+          e.event_id, e.event_nid, (e.json::json -> 'prev_events' ->> 0) AS previous,
+          json_array_length(e.json::json -> 'prev_events') AS count,
+          (e.json::json ->> 'depth')::bigint AS depth, r.extremities
+        FROM events e
+        JOIN rooms r ON r.room_nid = e.room_nid
+        WHERE r.room_id = $1
+        ORDER BY e.position
+        """,
+        room_id,
+    )
+    for before, after in itertools.pairwise(rows):
+        assert (after["previous"], after["count"]) == (before["event_id"], 1)
+        assert after["depth"] == before["depth"] + 1
+    assert rows[-1]["extremities"] == [rows[-1]["event_nid"]]
+
+
+async def put_note(worker: Services, user_id: str, number: int) -> int:
+    """Write account data through one of the workers; return its position."""
+    return await worker.committer.commit_rows(
+        [AccountDataWrite(UserId(user_id), "", "com.example.note", f'{{"n":{number}}}')]
+    )
+
+
+async def test_a_lost_notification_is_made_up_for_by_the_poll(
+    database_url: str, tmp_path: Path, observer: asyncpg.Connection
+):
+    clock = ManualClock()
+    async with running_homeserver(database_url, tmp_path, workers=2, clock=clock) as pair:
+        alice = await pair.register("alice")
+        await alice.sync()
+        records = [Record(worker) for worker in pair.workers]
+
+        # A commit of a third writer, whose notification nobody hears.
+        position = await observer.fetchval(
+            """
+            WITH last AS (UPDATE stream SET position = position + 1 RETURNING position)
+            INSERT INTO account_data (user_id, room_id, type, json, position)
+            SELECT $1, '', 'com.example.note', '{"n":1}', position FROM last
+            RETURNING position
+            """,
+            alice.user_id,
+        )
+        assert [worker.follower.head for worker in pair.workers] == [position - 1] * 2
+
+        def polled() -> bool:
+            clock.advance_ms(2_000)
+            return all(worker.follower.head == position for worker in pair.workers)
+
+        await until(polled)
+
+        for record in records:
+            record.assert_complete(position)
+        for _ in pair.workers:
+            news = await alice.sync(since=f"s{position - 1}")
+            assert [e["type"] for e in news["account_data"]["events"]] == ["com.example.note"]
