@@ -15,6 +15,7 @@ from minihs.protocol import canonical_json
 from minihs.protocol.power_levels import PowerLevels
 from minihs.protocol.push_rule_edits import compile_stored, is_default
 from minihs.protocol.push_rules import (
+    SILENT,
     CompiledRuleset,
     MemberNames,
     Occasion,
@@ -36,42 +37,71 @@ if TYPE_CHECKING:
     from minihs.storage.streams import Positioned
 
 PUSH_RULES = "m.push_rules"
+IGNORED_USERS = "m.ignored_user_list"
 
 
 class Rulesets:
-    """The push rules of users who changed theirs."""
+    """The push rules of users who changed theirs, and whom they ignore."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._known: set[str] = set()
         self._custom: dict[str, CompiledRuleset] = {}
+        self._ignored: dict[str, frozenset[str]] = {}
+        self._changed_unread = 0  # Changes that passed of users who are not known yet.
 
     def follow(self, items: Sequence[Positioned]) -> None:
         """Take notice of changes in the stream."""
         for _, item in items:
-            if isinstance(item, AccountDataWrite) and item.type == PUSH_RULES:
-                self._put(item.user_id, item.json)
+            if not isinstance(item, AccountDataWrite):
+                continue
+            # Whoever is not known yet is read when asked for: a half-known user would stay so.
+            if item.type == PUSH_RULES and item.user_id in self._known:
+                self._put_rules(item.user_id, item.json)
+            elif item.type == IGNORED_USERS and item.user_id in self._known:
+                self._put_ignored(item.user_id, item.json)
+            elif item.type in (PUSH_RULES, IGNORED_USERS):
+                self._changed_unread += 1
 
     def reset(self) -> None:
         """Forget everything: part of the stream was skipped."""
         self._known.clear()
         self._custom.clear()
+        self._ignored.clear()
 
-    def _put(self, user_id: str, json: str | None) -> None:
-        self._known.add(user_id)
+    def _put_rules(self, user_id: str, json: str | None) -> None:
         stored = canonical_json.decode(json) if json is not None else None
         if isinstance(stored, dict) and not is_default(stored):
             self._custom[user_id] = compile_stored(stored)
         else:
             self._custom.pop(user_id, None)
 
+    def _put_ignored(self, user_id: str, json: str | None) -> None:
+        match canonical_json.decode(json) if json is not None else None:
+            case {"ignored_users": dict(ignored)} if ignored:
+                self._ignored[user_id] = frozenset(ignored)
+            case _:
+                self._ignored.pop(user_id, None)
+
+    def ignoring(self, sender: str, members: Mapping[str, str | None]) -> list[str]:
+        """Return those members who ignore the sender; `custom` must have been asked before."""
+        return [u for u, ignored in self._ignored.items() if sender in ignored and u in members]
+
     async def custom(self, members: Mapping[str, str | None]) -> list[tuple[str, CompiledRuleset]]:
         """Return those members who have rules of their own, with these."""
         unknown = members.keys() - self._known
         if unknown:
-            stored = await account_data.list_of_type(self._db, list(unknown), PUSH_RULES)
-            for user_id in unknown - self._known:  # What passed in the stream meanwhile is newer.
-                self._put(user_id, stored.get(user_id))
+            changed = self._changed_unread
+            rules = await account_data.list_of_type(self._db, list(unknown), PUSH_RULES)
+            ignored = await account_data.list_of_type(self._db, list(unknown), IGNORED_USERS)
+            if changed != self._changed_unread:  # What was read may be older than what passed.
+                return await self.custom(members)
+            for user_id in unknown:
+                self._known.add(user_id)
+                self._put_rules(user_id, rules.get(user_id))
+                self._put_ignored(user_id, ignored.get(user_id))
+        if not self._custom:
+            return []
         if len(self._custom) < len(members):
             return [(u, rules) for u, rules in self._custom.items() if u in members]
         return [(u, self._custom[u]) for u in members if u in self._custom]
@@ -80,7 +110,7 @@ class Rulesets:
 async def count(
     services: Services, head: RoomHead, event: Event
 ) -> tuple[bool, list[tuple[UserId, int, bool]]]:
-    """Return whether an event counts for users with default rules, and for whom it counts otherwise.
+    """Return whether an event counts for users with default rules, and for whom otherwise.
 
     The list holds user, difference of the count (-1, 0, 1), and whether it is a highlight.
     """
@@ -99,6 +129,8 @@ async def count(
         outcome = evaluate(rules, occasion, user_id, members[user_id])
         if outcome.notify != common.notify or outcome.highlight or user_id in differing:
             differing[user_id] = outcome
+    for user_id in services.rulesets.ignoring(event.sender, members):
+        differing[user_id] = SILENT
     differing.pop(event.sender, None)  # Who sends has read it.
     return common.notify, [
         (user_id, outcome.notify - common.notify, outcome.highlight)  # type: ignore[misc]

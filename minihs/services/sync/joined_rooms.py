@@ -33,10 +33,12 @@ AGE_GRAIN_MS = 5_000  # `age` in a shared part is at most this old.
 
 @dataclass(frozen=True, slots=True)
 class SharedPart:
-    """A room's part of an answer that is the same for everybody: JSON members, and facts about it."""
+    """A room's part of an answer that is the same for everybody; empty JSON: nothing to show.
+
+    `devices` are those that sent something in it, and are told their transaction ids.
+    """
 
     json: Json
-    senders: frozenset[str]
     devices: frozenset[int]
     members_changed: bool
 
@@ -63,7 +65,7 @@ async def joined_rooms(
             from_database.append(span)
             continue
         part = await _shared(services, request, span)
-        if part is not None:
+        if part is not None and part.json:
             parts[span.room_id] = dict(part.json)
             if part.members_changed:
                 changed_members.add(span.room_id)
@@ -141,16 +143,17 @@ def _written(
     device_nid: int | None,
 ) -> SharedPart:
     now_ms = services.clock.now_ms()
-    json: Json = {
-        "timeline": _fragment(assemble.timeline_json(found, request.filter, now_ms, device_nid)),
-    }
+    json: Json = {}
+    if found.events or found.limited:
+        json["timeline"] = _fragment(
+            assemble.timeline_json(found, request.filter, now_ms, device_nid)
+        )
     name = "state_after" if request.use_state_after else "state"
-    if states or request.use_state_after:
+    if states or (json and request.use_state_after):
         json[name] = _fragment(assemble.state_json(states, request.filter, now_ms))
     everything = [*found.events, *states]
     return SharedPart(
         json,
-        frozenset(stored.event.sender for stored in found.events),
         frozenset(s.device_nid for s in found.events if s.device_nid is not None and s.txn_id),
         any(stored.event.type == "m.room.member" for stored in everything),
     )
@@ -177,7 +180,8 @@ async def _from_database(
         part = _written(
             services, request, of_room, states[span.room_id], request.requester.device_nid
         )
-        parts[span.room_id] = part.json
+        if part.json or span.is_new or request.full_state:
+            parts[span.room_id] = part.json
         if part.members_changed or span.is_new:
             changed.add(span.room_id)
     for room_id, events in (await ephemeral.read_database(services, request, spans)).items():

@@ -144,7 +144,10 @@ async def _shown_from_outside(
     kind: str,
     section: str,
 ) -> dict[str, Json]:
-    """Return rooms that the user is invited to, or knocks on. Spec: client-server-api#stripped-state."""
+    """Return rooms that the user is invited to, or knocks on, with their stripped state.
+
+    Spec: client-server-api#stripped-state
+    """
     new = [
         room_id
         for room_id, membership in rooms.items()
@@ -194,7 +197,7 @@ def _left_in_window(
 async def _left_in_database(
     services: Services, request: SyncRequest, since: int | None, upto: int
 ) -> list[tuple[str, int, str]]:
-    """Return the user's departures since the client's position; all of them if the filter asks so."""
+    """Return the user's departures since the client's position; all if the filter asks so."""
     if since is None and not request.filter.room.include_leave:
         return []
     rows = await timelines.list_left_rooms(services.db, request.user_id, since or 0, upto)

@@ -47,7 +47,7 @@ async def read(
 
 
 def _content(request: SyncRequest, kind: str, json: str) -> object:
-    """Return the content as the client sees it: stored push rules are changes to the default ones."""
+    """Return the content for the client: stored push rules are changes to the default ones."""
     if kind != PUSH_RULES:
         return orjson.Fragment(json.encode())
     stored = canonical_json.decode(json)

@@ -1,4 +1,7 @@
-"""Receipts and typing notifications of rooms. Spec: client-server-api#receipts, #typing-notifications."""
+"""Receipts and typing notifications of rooms.
+
+Spec: client-server-api#receipts, client-server-api#typing-notifications
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ async def read_database(
     for room_id, *receipt in await timelines.list_receipts(
         services.db, places, upto, request.user_id
     ):
-        receipts.setdefault(room_id, []).append(tuple(receipt))  # type: ignore[arg-type]
+        receipts.setdefault(room_id, []).append(tuple(receipt))
     typing = await timelines.list_typing(services.db, places, upto)
     return {
         s.room_id: _events(request, receipts.get(s.room_id, ()), typing.get(s.room_id))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.services.sync.streams.timeline import changes_between
-from minihs.storage.state import EMPTY_STATE_ID
+from minihs.storage.state import EMPTY_STATE, EMPTY_STATE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,6 +39,8 @@ async def state_sections(
     chosen: dict[str, list[EventId]] = {}
     for span, timeline in rooms:
         old = states[_known(request, span, timeline)]
+        if span.joined_at is None and not await _was_joined(services, request.user_id, old):
+            old = EMPTY_STATE  # Joined and left since: the client knows nothing of the room.
         new = states[timeline.state_end if request.use_state_after else timeline.state_start]
         chosen[span.room_id] = list(_select(request, timeline, old, new).values())
     events = await services.events.get_many({e for entries in chosen.values() for e in entries})
@@ -67,6 +69,13 @@ def _known(request: SyncRequest, span: Span, timeline: Timeline) -> int:
     if span.is_new or request.full_state:
         return EMPTY_STATE_ID
     return timeline.state_since
+
+
+async def _was_joined(services: Services, user_id: str, state: State) -> bool:
+    """Return whether a user was joined in a state."""
+    event_id = state.get("m.room.member", user_id)
+    stored = await services.events.get(event_id) if event_id is not None else None
+    return stored is not None and stored.event.content.get("membership") == "join"
 
 
 def _select(

@@ -111,7 +111,8 @@ async def read_database(
         if room_id not in ends:
             continue
         events = chosen[room_id]
-        if not events and not span.is_new and starts.get(room_id) == ends[room_id]:
+        quiet = not events and starts.get(room_id) == ends[room_id]
+        if quiet and not span.is_new and not request.full_state:
             continue
         shown = [stored for stored, _ in events]
         since = EMPTY_STATE_ID if span.is_new else starts.get(room_id, EMPTY_STATE_ID)
@@ -130,7 +131,7 @@ async def read_database(
 async def _choose(
     services: Services, request: SyncRequest, spans: Sequence[Span], limit: int
 ) -> tuple[dict[str, list[tuple[StoredEvent, str]]], dict[str, bool]]:
-    """Return the newest events of each span that pass the filter and may be seen, and what is limited."""
+    """Return the newest events of each span to be shown, and whether there are more."""
     filter_ = request.filter.room.timeline
     plain = filter_.matches_all and not request.ignored
     chunk = limit + 1 if plain else max(CHUNK, limit + 1)
@@ -180,6 +181,10 @@ async def _visible(
     ]
     found = await visibility.visible(services, request.user_id, asked, joined_at=joined_at)
     allowed = {seen[0].event_id: seen for seen in found}
+    for stored in asked:  # Whoever declines an invite is shown that they did.
+        if stored.event.type == "m.room.member" and stored.event.state_key == request.user_id:
+            membership = str(stored.event.content.get("membership"))
+            allowed.setdefault(stored.event_id, (stored, membership))
     return [
         [(stored, "join") for stored in page]
         if span.is_open

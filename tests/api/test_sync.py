@@ -1,0 +1,441 @@
+"""`GET /sync`, told as stories. Spec: client-server-api#syncing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.homeserver import Homeserver, User
+
+
+def room_of(answer: dict, room_id: str, section: str = "join") -> dict:
+    return answer["rooms"][section][room_id]
+
+
+def bodies(answer: dict, room_id: str, section: str = "join") -> list[str]:
+    events = room_of(answer, room_id, section)["timeline"]["events"]
+    return [e["content"]["body"] for e in events if e["type"] == "m.room.message"]
+
+
+def state_keys(part: dict, name: str = "state") -> set[tuple[str, str]]:
+    return {(e["type"], e["state_key"]) for e in part.get(name, {"events": []})["events"]}
+
+
+async def filtered(user: User, filter_: object, **query: str) -> dict:
+    return await user.sync(filter=json.dumps(filter_), **query)
+
+
+async def test_alice_sees_her_own_message_once_and_then_nothing(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.sync()
+    await alice.say(room_id, "one")
+    answer = await alice.sync()
+    assert bodies(answer, room_id) == ["one"]
+    assert room_of(answer, room_id)["timeline"]["limited"] is False
+    event = room_of(answer, room_id)["timeline"]["events"][0]
+    assert "transaction_id" in event["unsigned"]
+    assert event["unsigned"]["membership"] == "join"
+    assert "rooms" not in await alice.sync()
+
+
+async def test_bob_waits_and_is_woken_by_alices_message(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    waiting = asyncio.ensure_future(bob.sync(timeout="30000"))
+    await alice.sync()  # A request of its own, so that Bob's is under way.
+    await alice.say(room_id, "wake up")
+    answer = await asyncio.wait_for(waiting, 10)
+    assert bodies(answer, room_id) == ["wake up"]
+    assert "transaction_id" not in room_of(answer, room_id)["timeline"]["events"][0]["unsigned"]
+
+
+async def test_a_sync_without_news_comes_back_after_its_timeout(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    await alice.sync()
+    token = alice.since
+    answer = await alice.sync(timeout="20")
+    assert answer == {"next_batch": token}
+
+
+async def test_all_members_get_the_same_events_whoever_asks_first(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    members = [await homeserver.register(f"member{n}") for n in range(5)]
+    for member in members:
+        await member.join(room_id)
+    for user in (alice, *members):
+        await user.sync()
+    sent = [await alice.say(room_id, f"message {n}") for n in range(3)]
+    for user in (*members, alice):
+        events = room_of(await user.sync(), room_id)["timeline"]["events"]
+        assert [e["event_id"] for e in events] == sent
+        own = [e["unsigned"].get("transaction_id") is not None for e in events]
+        assert own == [user is alice] * 3  # Nobody learns another device's transaction ids.
+
+
+async def test_a_gap_is_limited_and_prev_batch_leads_into_it(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    for n in range(8):
+        await alice.say(room_id, str(n))
+    await alice.put_state(room_id, "m.room.topic", {"topic": "in the gap"})
+    for n in range(8, 11):
+        await alice.say(room_id, str(n))
+    answer = await filtered(bob, {"room": {"timeline": {"limit": 2}}})
+    part = room_of(answer, room_id)
+    assert bodies(answer, room_id) == ["9", "10"]
+    assert part["timeline"]["limited"] is True
+    assert state_keys(part) == {("m.room.topic", "")}
+    page = await bob.call(
+        "GET",
+        f"/rooms/{quote(room_id)}/messages",
+        dir="b",
+        limit="3",
+        **{"from": part["timeline"]["prev_batch"]},
+    )
+    found = [e["content"].get("body", e["type"]) for e in page["chunk"]]
+    assert found == ["8", "m.room.topic", "7"]
+
+
+async def test_state_in_the_timeline_is_not_in_the_state_section(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room(name="first")
+    await alice.sync()
+    await alice.put_state(room_id, "m.room.name", {"name": "second"})
+    part = room_of(await alice.sync(), room_id)
+    assert state_keys(part) == set()
+    (event,) = part["timeline"]["events"]
+    assert event["unsigned"]["prev_content"] == {"name": "first"}
+    assert event["unsigned"]["replaces_state"].startswith("$")
+
+
+async def test_use_state_after_gives_the_state_at_the_end_of_the_timeline(
+    homeserver: Homeserver,
+) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.sync()
+    await alice.put_state(room_id, "m.room.name", {"name": "new"})
+    part = room_of(await alice.sync(use_state_after="true"), room_id)
+    assert "state" not in part
+    assert ("m.room.name", "") in state_keys(part, "state_after")
+
+
+async def test_full_state_shows_the_state_of_quiet_rooms(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room(name="quiet")
+    await alice.sync()
+    assert "rooms" not in await alice.sync()
+    part = room_of(await alice.sync(full_state="true"), room_id)
+    assert {("m.room.name", ""), ("m.room.create", "")} <= state_keys(part)
+    assert part["timeline"]["events"] == []
+
+
+async def test_bob_joins_and_gets_the_whole_state_and_a_limited_timeline(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(name="the room")
+    await bob.sync()
+    for n in range(15):
+        await alice.say(room_id, str(n))
+    await bob.join(room_id)
+    part = room_of(await bob.sync(), room_id)
+    assert part["timeline"]["limited"] is True
+    assert {("m.room.create", ""), ("m.room.name", "")} <= state_keys(part)
+    memberships = [e["unsigned"]["membership"] for e in part["timeline"]["events"]]
+    assert memberships == ["leave"] * 9 + ["join"]
+
+
+async def test_an_invite_shows_stripped_state_and_goes_away_once_accepted(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(preset="private_chat", name="secret")
+    await bob.sync()
+    await alice.invite(room_id, bob)
+    shown = room_of(await bob.sync(), room_id, "invite")["invite_state"]["events"]
+    by_type = {e["type"]: e for e in shown}
+    assert by_type["m.room.name"]["content"] == {"name": "secret"}
+    assert by_type["m.room.member"]["content"]["membership"] == "invite"
+    assert "event_id" not in by_type["m.room.name"]
+    await bob.join(room_id)
+    answer = await bob.sync()
+    assert "invite" not in answer["rooms"]
+    assert room_id in answer["rooms"]["join"]
+
+
+async def test_a_rejected_invite_appears_under_leave_once(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(preset="private_chat")
+    await alice.invite(room_id, bob)
+    await bob.sync()
+    await bob.leave(room_id)
+    part = room_of(await bob.sync(), room_id, "leave")
+    assert [e["state_key"] for e in part["timeline"]["events"]] == [bob.user_id]
+    assert "rooms" not in await bob.sync()
+
+
+async def test_bob_leaves_and_sees_nothing_of_what_comes_after(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    await alice.say(room_id, "before")
+    await bob.leave(room_id)
+    await alice.say(room_id, "after")
+    answer = await bob.sync()
+    assert bodies(answer, room_id, "leave") == ["before"]
+    assert "rooms" not in await bob.sync()
+    assert room_id not in (await bob.sync(since="s0")).get("rooms", {}).get("join", {})
+
+
+async def test_joined_and_left_between_two_syncs_still_has_its_state(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(name="brief")
+    await bob.sync()
+    await bob.join(room_id)
+    for n in range(12):
+        await alice.say(room_id, str(n))
+    await bob.leave(room_id)
+    part = room_of(await bob.sync(), room_id, "leave")
+    assert ("m.room.name", "") in state_keys(part)
+    assert part["timeline"]["limited"] is True
+
+
+async def test_left_rooms_are_in_an_initial_sync_only_if_asked_for(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.say(room_id, "old times")
+    await alice.leave(room_id)
+    assert "rooms" not in await alice.sync()
+    alice.since = None
+    answer = await filtered(alice, {"room": {"include_leave": True}})
+    assert "old times" in bodies(answer, room_id, "leave")
+
+
+async def test_a_forgotten_room_is_in_no_initial_sync(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.leave(room_id)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/forget", {})
+    assert "rooms" not in await filtered(alice, {"room": {"include_leave": True}})
+
+
+FILTERS = [
+    ("types", {"types": ["m.room.topic"]}, []),
+    ("globs", {"types": ["m.room.mess*"]}, ["from alice", "from bob"]),
+    ("not_types", {"not_types": ["m.room.message"]}, []),
+    ("senders", {"senders": ["@bob:hs1"]}, ["from bob"]),
+    ("not_senders", {"not_senders": ["@bob:hs1"]}, ["from alice"]),
+    ("not_rooms", {"not_rooms": ["!elsewhere:hs1"]}, ["from alice", "from bob"]),
+    ("contains_url", {"contains_url": True}, []),
+]
+
+
+@pytest.mark.parametrize(("name", "timeline", "wanted"), FILTERS, ids=[f[0] for f in FILTERS])
+async def test_timeline_filters_let_through_what_they_name(
+    homeserver: Homeserver, name: str, timeline: dict, wanted: list[str]
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await alice.sync()
+    await alice.say(room_id, "from alice")
+    await bob.say(room_id, "from bob")
+    answer = await filtered(alice, {"room": {"timeline": timeline}})
+    found = bodies(answer, room_id) if wanted else []
+    assert found == wanted, name
+    events = answer.get("rooms", {}).get("join", {}).get(room_id, {}).get("timeline", {})
+    if not wanted:
+        assert events.get("events", []) == []
+
+
+async def test_a_filter_that_lets_little_through_looks_further_back(
+    homeserver: Homeserver,
+) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.say(room_id, "the needle")
+    for n in range(150):
+        await alice.send(room_id, "org.example.hay", {"n": n})
+    answer = await filtered(alice, {"room": {"timeline": {"types": ["m.room.message"]}}})
+    assert bodies(answer, room_id) == ["the needle"]
+
+
+@pytest.mark.shapes_events
+async def test_event_fields_and_event_format_shape_events(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    await alice.sync()
+    token = alice.since
+    await alice.say(room_id, "hello")
+    answer = await filtered(alice, {"event_fields": ["content.body", "event_id"]})
+    (event,) = room_of(answer, room_id)["timeline"]["events"]
+    assert event.keys() == {"content", "event_id"}
+    assert event["content"] == {"body": "hello"}
+    alice.since = token
+    answer = await filtered(alice, {"event_format": "federation"})
+    (event,) = room_of(answer, room_id)["timeline"]["events"]
+    assert event["hashes"]
+    assert event["signatures"]["hs1"]
+
+
+async def test_lazy_loading_sends_the_members_who_speak(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    members = [await homeserver.register(f"member{n}") for n in range(4)]
+    for member in members:
+        await member.join(room_id)
+    await members[2].say(room_id, "I speak")
+    lazy = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 1}}}
+    part = room_of(await filtered(alice, lazy), room_id)
+    names = {key for kind, key in state_keys(part) if kind == "m.room.member"}
+    assert names == {alice.user_id, members[2].user_id}
+    await members[3].say(room_id, "so do I")
+    part = room_of(await filtered(alice, lazy), room_id)
+    names = {key for kind, key in state_keys(part) if kind == "m.room.member"}
+    assert names == {members[3].user_id}
+
+
+async def test_the_summary_counts_and_names_heroes(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol = await homeserver.register("carol")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await alice.invite(room_id, carol)
+    summary = room_of(await alice.sync(), room_id)["summary"]
+    assert summary["m.joined_member_count"] == 2
+    assert summary["m.invited_member_count"] == 1
+    assert summary["m.heroes"] == [bob.user_id, carol.user_id]
+    await alice.say(room_id)
+    assert "summary" not in room_of(await alice.sync(), room_id)
+    await bob.leave(room_id)
+    summary = room_of(await alice.sync(), room_id)["summary"]
+    assert summary["m.joined_member_count"] == 1
+
+
+async def test_ignored_users_say_nothing_and_invite_in_vain(homeserver: Homeserver) -> None:
+    alice, mallory = await homeserver.register("alice"), await homeserver.register("mallory")
+    room_id = await alice.create_room()
+    await mallory.join(room_id)
+    await alice.call(
+        "PUT",
+        f"/user/{quote(alice.user_id)}/account_data/m.ignored_user_list",
+        {"ignored_users": {mallory.user_id: {}}},
+    )
+    await alice.sync()
+    await mallory.say(room_id, "listen to me")
+    trap = await mallory.create_room()
+    await mallory.invite(trap, alice)
+    assert "rooms" not in await alice.sync()
+
+
+async def test_unread_counts_grow_with_messages_and_end_with_a_receipt(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    await alice.say(room_id, "one")
+    last = await alice.say(room_id, "bob: two", **{"m.mentions": {"user_ids": [bob.user_id]}})
+    counts = room_of(await bob.sync(), room_id)["unread_notifications"]
+    assert counts == {"notification_count": 2, "highlight_count": 1}
+    counts = room_of(await alice.sync(), room_id)["unread_notifications"]
+    assert counts == {"notification_count": 0, "highlight_count": 0}  # Who speaks has read.
+    await bob.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(last)}", {})
+    part = room_of(await bob.sync(), room_id)
+    assert part["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
+    (receipt,) = part["ephemeral"]["events"]
+    assert receipt["content"][last]["m.read"][bob.user_id]["ts"] > 0
+
+
+async def test_threads_have_counts_of_their_own_when_asked_for(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    root = await alice.say(room_id, "root")
+    relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    await alice.say(room_id, "in the thread", **relation)
+    token = bob.since
+    part = room_of(await bob.sync(), room_id)
+    assert part["unread_notifications"]["notification_count"] == 2
+    bob.since = token
+    by_thread = {"room": {"timeline": {"unread_thread_notifications": True}}}
+    part = room_of(await filtered(bob, by_thread), room_id)
+    assert part["unread_notifications"]["notification_count"] == 1
+    assert part["unread_thread_notifications"][root]["notification_count"] == 1
+
+
+async def test_account_data_and_push_rules_are_told(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    answer = await alice.sync()
+    (rules,) = [e for e in answer["account_data"]["events"] if e["type"] == "m.push_rules"]
+    assert rules["content"]["global"]["override"]
+    user = quote(alice.user_id)
+    await alice.call("PUT", f"/user/{user}/account_data/org.example", {"a": 1})
+    await alice.call("PUT", f"/user/{user}/rooms/{quote(room_id)}/tags/u.work", {"order": 0.5})
+    answer = await alice.sync()
+    assert answer["account_data"]["events"] == [{"type": "org.example", "content": {"a": 1}}]
+    tags = room_of(answer, room_id)["account_data"]["events"]
+    assert tags == [{"type": "m.tag", "content": {"tags": {"u.work": {"order": 0.5}}}}]
+
+
+async def test_a_redacted_message_is_shown_without_its_body(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    event_id = await alice.say(room_id, "oops")
+    path = f"/rooms/{quote(room_id)}/redact/{quote(event_id)}/r1"
+    await alice.call("PUT", path, {"reason": "typo"})
+    first, redaction = room_of(await bob.sync(), room_id)["timeline"]["events"]
+    assert first["content"] == {}
+    assert first["unsigned"]["redacted_because"]["content"]["reason"] == "typo"
+    assert redaction["content"]["redacts"] == event_id
+
+
+@pytest.mark.parametrize("token", ["x", "s-1", "s99999999999999999999", "s9000000", "", "s0_"])
+async def test_C13_garbage_and_future_tokens_are_refused(
+    homeserver: Homeserver, token: str
+) -> None:
+    alice = await homeserver.register("alice")
+    response = await alice.request("GET", "/sync", since=token)
+    assert response.status in (200, 400), response.json
+    if response.status == 400:
+        assert response.json["errcode"] == "M_INVALID_PARAM"
+    assert (response.status == 200) is (token == "s0_"), token
+
+
+async def test_a_chain_of_syncs_shows_each_event_once(homeserver: Homeserver) -> None:
+    """Between(a, b) and between(b, c) together are between(a, c)."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.sync()
+    start = bob.since
+    seen: list[str] = []
+    for n in range(20):
+        await alice.say(room_id, str(n))
+        if n % 3 == 0:
+            seen += bodies(await bob.sync(), room_id)
+    seen += bodies(await bob.sync(), room_id)
+    assert seen == [str(n) for n in range(20)]
+    bob.since = start
+    answer = await filtered(bob, {"room": {"timeline": {"limit": 100}}})
+    assert bodies(answer, room_id) == seen
