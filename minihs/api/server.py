@@ -109,6 +109,9 @@ class _Server:
         if self._limiter is not None and route.limit != "none":
             who = requester.user_id if requester is not None else (http.remote or "")
             self._limiter.check(route.limit, who)
+        if requester is not None and http.method == "GET":
+            # What one process has told a user, every other must know when they read it.
+            await self._services.follower.wait_for(requester.position)
         return await route.handler(Request(self._services, http, parameters, requester))
 
     async def _requester(self, http: web.Request, route: Route) -> Requester | None:
