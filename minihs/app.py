@@ -38,6 +38,7 @@ from minihs.services.context import Services
 from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
+from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.views import Views
 from minihs.storage import account_data, facts, sessions, unread
@@ -120,6 +121,7 @@ async def build_services(
     transport = transport or HttpTransport(config, clock, randomness)
     db = await Database.connect(dsn, connections=config.database_connections)
     tasks = TaskOwner()
+    key_ring = KeyRing(clock)
     try:
         await facts.check_server_name(db, config.server_name)
         events = EventStore(db, EVENT_CACHE_BYTES)
@@ -139,6 +141,7 @@ async def build_services(
             remote=Remote(
                 server_name, signing_key, transport, is_transaction_open=is_transaction_open
             ),
+            key_ring=key_ring,
             token_owners=Batcher(lambda hashes: sessions.fetch_token_owners(db, hashes)),
             events=events,
             event_numbers=Numbers(db, "event_numbers"),
@@ -164,6 +167,7 @@ async def build_services(
         yield services
     finally:
         await tasks.close()
+        await key_ring.close()
         await transport.close()
         await db.close()
 

@@ -32,6 +32,7 @@ from minihs.api.client import (
     versions,
     well_known,
 )
+from minihs.api.federation import keys, version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Request], Awaitable[object]]
 
-# Who may call: anybody; anybody, told apart if there is a token; a user (or guest); a user, no guest.
-Access = Literal["anybody", "anyone_or_user", "user_or_guest", "user"]
+# Who may call: anybody; anybody, told apart if there is a token; a user (or guest); a user, no guest;
+# another server.
+Access = Literal["anybody", "anyone_or_user", "user_or_guest", "user", "server"]
 
 # Rate limit classes; see `minihs.api.rate_limits`.
 LimitClass = Literal["none", "read", "write", "join", "create", "login", "register", "costly"]
@@ -60,6 +62,8 @@ class Route:
 
 
 V3 = "/_matrix/client/v3"
+KEY = "/_matrix/key/v2"
+FEDERATION = "/_matrix/federation/v1"
 R0 = "/_matrix/client/r0"
 
 # fmt: off
@@ -156,6 +160,12 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/rooms/{roomId}/receipt/{receiptType}/{eventId}", receipts.post_receipt, "postReceipt", "user_or_guest", "write"),
     Route("POST", V3 + "/rooms/{roomId}/read_markers", receipts.set_read_marker, "setReadMarker", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/typing/{userId}", typing_notifications.set_typing, "setTyping", "user_or_guest", "write"),
+    # Server to server: who we are
+    Route("GET", FEDERATION + "/version", version.get_version, "getVersion", "anybody", "read"),
+    Route("GET", KEY + "/server", keys.get_server_key, "getServerKey", "anybody", "read"),
+    Route("GET", KEY + "/server/{keyId}", keys.get_server_key, None, "anybody", "read"),
+    Route("GET", KEY + "/query/{serverName}", keys.perspectives_key_query, "perspectivesKeyQuery", "anybody", "costly"),
+    Route("POST", KEY + "/query", keys.bulk_perspectives_key_query, "bulkPerspectivesKeyQuery", "anybody", "costly"),
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),

@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from minihs.api.rate_limits import RateLimiter
-from minihs.api.requests import Answer, Request
+from minihs.api.requests import Answer, Request, Signed, read_body
 from minihs.api.router import Router
 from minihs.api.routes import R0, ROUTES, V3, Route
 from minihs.base.errors import (
@@ -22,12 +22,15 @@ from minihs.base.errors import (
     InvalidParam,
     MatrixError,
     MissingToken,
+    NotJson,
     TooLarge,
     Unrecognized,
     UserInteractiveAuthRequired,
 )
-from minihs.base.limits import BODY_BYTES_MAX
+from minihs.base.limits import BODY_BYTES_MAX, SERVER_BODY_BYTES_MAX
+from minihs.protocol.canonical_json import decode_lenient
 from minihs.services.accounts.authentication import Requester, authenticate
+from minihs.services.federation.authentication import read_claim, verify_claim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,6 +108,9 @@ class _Server:
         if isinstance(found, frozenset):
             raise Unrecognized("This path does not take that method.", status=405)
         route, parameters = found
+        if route.access == "server":
+            signed = await self._signed(http)
+            return await route.handler(Request(self._services, http, parameters, None, signed))
         requester = await self._requester(http, route)
         if self._limiter is not None and route.limit != "none":
             who = requester.user_id if requester is not None else (http.remote or "")
@@ -113,6 +119,20 @@ class _Server:
             # What one process has told a user, every other must know when they read it.
             await self._services.follower.wait_for(requester.position)
         return await route.handler(Request(self._services, http, parameters, requester))
+
+    async def _signed(self, http: web.Request) -> Signed:
+        """Return the server that makes the request, and the body that it signed."""
+        claim = await read_claim(self._services, http.headers.getall("Authorization", []))
+        body = await read_body(http, SERVER_BODY_BYTES_MAX)
+        if not body:
+            origin = verify_claim(self._services, claim, http.method, http.raw_path)
+            return Signed(origin, {})
+        try:
+            content = decode_lenient(body)
+        except ValueError as error:
+            raise NotJson(f"The body is not JSON: {error}") from None
+        origin = verify_claim(self._services, claim, http.method, http.raw_path, content)
+        return Signed(origin, content)
 
     async def _requester(self, http: web.Request, route: Route) -> Requester | None:
         if route.access == "anybody":

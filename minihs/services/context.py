@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minihs.services.ephemeral.typing_notifications import TypingRooms
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
+    from minihs.services.server_keys import KeyRing
     from minihs.services.sync.joined_rooms import SharedParts
     from minihs.services.sync.views import Views
     from minihs.storage.database import Database
@@ -47,6 +48,7 @@ class Services:
     tasks: TaskOwner
     db: Database
     remote: Remote
+    key_ring: KeyRing
     token_owners: Batcher[str, TokenOwner]
     events: EventStore
     event_numbers: Numbers

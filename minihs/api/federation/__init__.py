@@ -1,0 +1,1 @@
+"""The server-server API: thin handlers; `request.origin` is the server that signed the request."""

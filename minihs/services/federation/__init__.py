@@ -1,0 +1,1 @@
+"""What this server does with other servers, and for them."""
