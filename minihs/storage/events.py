@@ -183,10 +183,18 @@ async def list_range(
     *,
     backward: bool,
     limit: int,
+    keep: bool = False,
 ) -> list[StoredEvent]:
-    """Return accepted events between two places, from `start` towards `stop`."""
+    """Return accepted events between two places, from `start` towards `stop`.
+
+    `keep`: others are likely to read them soon.
+    """
     text = LIST_BACKWARD if backward else LIST_FORWARD
-    return store.from_rows(await queries.fetch(text, room_nid, *start, *stop, limit))
+    found = store.from_rows(await queries.fetch(text, room_nid, *start, *stop, limit))
+    if keep:  # Before anything else runs: a redaction that comes later finds them in the cache.
+        for stored in found:
+            store.remember(stored)
+    return found
 
 
 async def fetch_reader(queries: Queries, room_id: str, user_id: str) -> ReaderRow | None:
@@ -210,9 +218,7 @@ async def list_joined_among(queries: Queries, room_ids: Collection[str], user_id
     return {row[0] for row in rows}
 
 
-async def list_replaced(
-    queries: Queries, event_nids: Collection[int]
-) -> dict[EventId, EventId]:
+async def list_replaced(queries: Queries, event_nids: Collection[int]) -> dict[EventId, EventId]:
     """Return, for state events, the accepted event of the same key that came before, if any did."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_REPLACED, list(event_nids))}
 

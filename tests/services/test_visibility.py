@@ -38,6 +38,7 @@ class Told:
     event_id: str
     visibility: tuple[str, str]
     membership: tuple[str, str]
+    is_bobs_membership: bool
 
 
 def allowed(story: list[Told], n: int) -> bool:
@@ -93,7 +94,9 @@ async def tell(alice: User, bob: User, room: str, chance: Random, steps: int) ->
                 "GET", f"{path}/state/m.room.member/{bob.user_id}", format="event"
             )
             event_id = state["event_id"]
-        story.append(Told(event_id, (old[0], visibility), (old[1], membership)))
+        story.append(
+            Told(event_id, (old[0], visibility), (old[1], membership), kind == "membership")
+        )
     return story
 
 
@@ -151,6 +154,8 @@ async def test_every_way_to_events_obeys_the_rules(homeserver: Homeserver, seed:
         {"room": {"include_leave": True, "timeline": {"limit": 100}}}
     ).decode()
     rooms = (await bob.sync(filter=everything))["rooms"]
+    # /sync also tells people what happened to themselves: that they were banned, or declined.
+    may_see |= {told.event_id for told in story if told.is_bobs_membership}
     for section in ("join", "leave"):
         timeline = rooms.get(section, {}).get(room, {"timeline": {"events": []}})["timeline"]
         assert {event["event_id"] for event in timeline["events"]} & ids <= may_see

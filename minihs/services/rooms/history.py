@@ -149,7 +149,7 @@ async def _read(
         asked = free + 1 if event_filter.matches_all else max(free + 1, FILTERED_BATCH)
         batch = await event_reads.list_range(
             services.db, services.events, access.room_nid, stretch.place, stop,
-            backward=backward, limit=asked,
+            backward=backward, limit=asked, keep=event_filter.matches_all,
         )  # fmt: skip
         scanned += len(batch)
         seen = await visible(services, reader.user_id, batch, ignored=access.ignored)
