@@ -47,13 +47,23 @@ test: install ## The whole test suite, on every PostgreSQL found here
 test-protocol: install ## The protocol core alone: no database, seconds
 	$(BIN)/python -m pytest tests/protocol
 
-.PHONY: check
-check: install ## Lint, format, types, import contracts, spelling, spec references; no database
+.PHONY: check check-style check-types check-contracts check-words check-pages
+check: check-style check-types check-contracts check-words check-pages ## Lint, types, import contracts, spelling, references, generated pages; no database
+
+check-style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check-types: install
 	$(BIN)/mypy
+
+check-contracts: install
 	$(BIN)/lint-imports --no-cache
+
+check-words: install
 	$(BIN)/codespell
+
+check-pages: install
 	$(BIN)/python -m tools.spec_map --check
 	$(BIN)/python -m tools.configuration_page --check
 	$(BIN)/python -m tools.attacks_page --check
