@@ -40,3 +40,8 @@ class TaskOwner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def give_way() -> None:
+    """Let everything else that is ready run first: for work that would hold up the loop."""
+    await asyncio.sleep(0)

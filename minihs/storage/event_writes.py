@@ -74,8 +74,8 @@ class EventWrite:
     auth_nids: Sequence[int] | None = None
     txn_scope: str | None = None
     states: Sequence[StateRow] = ()
-    memberships: Sequence[Membership] = ()
-    invite_state: tuple[UserId, str] | None = None  # who, and the stripped state as JSON
+    memberships: list[Membership] = field(default_factory=list)
+    invite_states: dict[UserId, str] = field(default_factory=dict)  # stripped state, as JSON
     pushes: Sequence[Push] = ()
     read_by: UserId | None = None  # a local sender has read what came before
     redacts: EventId | None = None  # an accepted redaction of this event, known or not
@@ -120,7 +120,7 @@ _VERIFY = """
       )
       SELECT
         new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
-        last.base + new.ordinal, new.status, new.key_nid, new.state_before, new.state_after, new.room_state_before,
+        CASE WHEN new.state_before IS NOT NULL THEN last.base + new.ordinal END, new.status, new.key_nid, new.state_before, new.state_after, new.room_state_before,
         new.room_state_after, new.auth_nids::bigint[], new.main_count, new.thread_root,
         new.notifies, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
       FROM
@@ -135,15 +135,16 @@ _VERIFY = """
           room_state_after, auth_nids, main_count, thread_root, notifies, device_nid, txn_id,
           txn_scope, redacted_by, json, ordinal
         )
-      -- An outlier that takes its place in the room keeps its number.
+      -- An event that takes its place in the room only now keeps its number.
       ON CONFLICT (event_id) DO UPDATE
       SET
         position = excluded.position, order_major = excluded.order_major,
         status = excluded.status, state_before = excluded.state_before,
         state_after = excluded.state_after, room_state_before = excluded.room_state_before,
         room_state_after = excluded.room_state_after, main_count = excluded.main_count,
-        thread_root = excluded.thread_root, notifies = excluded.notifies
-      WHERE events.position IS NULL
+        thread_root = excluded.thread_root, notifies = excluded.notifies,
+        auth_nids = coalesce(excluded.auth_nids, events.auth_nids)
+      WHERE events.order_major IS NULL
     ), read AS (
       UPDATE memberships m
       SET
@@ -367,7 +368,12 @@ async def write_batch(
 
 def _is_plain(write: EventWrite) -> bool:
     """Return whether an event changes nothing but the timeline of its room."""
-    return not write.states and write.redacts is None and write.stored.thread_root is None
+    return not (
+        write.states
+        or write.memberships
+        or write.redacts is not None
+        or write.stored.thread_root is not None
+    )
 
 
 def _columns(rows: Sequence[Sequence[object]], width: int) -> list[object]:
@@ -427,9 +433,9 @@ def _state_arguments(
         )  # fmt: skip
     arguments += _columns(rows, 12)
     invites = {
-        (w.stored.event.room_id, w.invite_state[0]): w.invite_state[1]
+        (w.stored.event.room_id, user_id): json
         for w in events
-        if w.invite_state is not None
+        for user_id, json in w.invite_states.items()
     }
     arguments += _columns([(room, user, json) for (room, user), json in invites.items()], 3)
     arguments += _columns(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import Unavailable
+from minihs.base.metrics import Histogram, stopwatch
 from minihs.storage import directory, event_writes, stream_rows
 from minihs.storage.database import is_away
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
@@ -75,6 +76,18 @@ class _Unit:
     done: asyncio.Future[int] = field(repr=False)
 
 
+@dataclass(slots=True)
+class CommitCounts:
+    """What a committer has done since it began. `conflicts` and `failures` count units."""
+
+    commits: int = 0
+    events: int = 0
+    rows: int = 0
+    conflicts: int = 0
+    failures: int = 0
+    seconds: Histogram = field(default_factory=Histogram)
+
+
 class GroupCommitter:
     """The process's only writer of the stream."""
 
@@ -94,10 +107,22 @@ class GroupCommitter:
         self._connection: asyncpg.Connection | None = None
         self._waiting: list[_Unit] = []
         self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.counts = CommitCounts()
 
     def start(self) -> None:
         """Begin to commit."""
-        self._tasks.spawn("group-committer", self._run())
+        self._task = self._tasks.spawn("group-committer", self._run())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether what is handed in will be committed, or fail."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def waiting(self) -> int:
+        """How many units wait for the next batch."""
+        return len(self._waiting)
 
     def commit_events(
         self, events: Sequence[EventWrite], room: RoomWrite, cursor: RoomCursor, generation: int
@@ -112,6 +137,10 @@ class GroupCommitter:
             Unavailable: the database did not answer: the events may or may not be there.
         """
         return self._submit(events, room, cursor, generation, ())
+
+    async def commit_outside_event(self, event: EventWrite) -> int:
+        """Commit an event that has no place in its room, for its effects; return its position."""
+        return await self._submit([event], None, None, 0, ())
 
     async def commit_rows(self, rows: Sequence[StreamRow]) -> int:
         """Commit rows of other tables, all or none; return the position of the last one."""
@@ -155,7 +184,7 @@ class GroupCommitter:
         units = [unit for unit in units if not self._fails_already(unit, cursors)]
         if not units:
             return
-        apart = False
+        apart, began = False, stopwatch()
         self._follower.commit_begins()
         try:
             winners, base = await self._write(units)
@@ -172,6 +201,7 @@ class GroupCommitter:
             else:  # Whoever is to blame for it shall suffer alone.
                 apart = True
         else:
+            self.counts.seconds.observe(stopwatch() - began)
             self._succeed(winners, base)
             self._fail([unit for unit in units if unit not in winners], Conflict(), None)
         finally:
@@ -190,14 +220,18 @@ class GroupCommitter:
         cursor = unit.cursor
         if cursor is None:
             return False
-        first = cursors.setdefault(cursor.room_nid, cursor)
-        if cursor.generation == unit.generation and cursor is first:
-            return False
+        if cursor.generation == unit.generation:
+            if cursors.setdefault(cursor.room_nid, cursor) is cursor:
+                return False
         self._fail([unit], Conflict(), None)
         return True
 
     def _fail(self, units: Sequence[_Unit], error: Exception, cause: BaseException | None) -> None:
         error.__cause__ = cause
+        if isinstance(error, Conflict):
+            self.counts.conflicts += len(units)
+        else:
+            self.counts.failures += len(units)
         for unit in units:
             if unit.cursor is not None:
                 unit.cursor.generation += 1
@@ -240,16 +274,20 @@ class GroupCommitter:
                 position += 1
                 stored = write.stored
                 stored.position = position
-                stored.order = (position, 0)
+                if stored.state_before is not None:
+                    stored.order = (position, 0)
                 self._events.remember(stored)
                 items.append((position, stored))
-                items += [(position, m) for m in write.memberships]
+                items += [(position, m) for m in write.memberships if m.local]
                 if write.redacts is not None:
                     self._events.note_redaction(write.redacts, stored.event_id)
         for unit in units:
             for row in unit.rows:
                 position += 1
                 items.append((position, row))
+        self.counts.commits += 1
+        self.counts.events += sum(len(unit.events) for unit in units)
+        self.counts.rows += sum(len(unit.rows) for unit in units)
         bumped = {u.cursor for u in units if u.cursor is not None}
         for cursor in bumped:
             cursor.version = (cursor.version or 0) + 1

@@ -128,8 +128,12 @@ async def write_history(
     room_nid: int,
     writes: Sequence[HistoryWrite],
     key_nids: Mapping[StateKey, int],
+    more_states: Sequence[StateRow] = (),
 ) -> None:
-    """Write events, and the states and refusals that come with them, in one transaction."""
+    """Write events, and the states and refusals that come with them, in one transaction.
+
+    `more_states` are written, too.
+    """
     async with db.transaction() as tx:
         events = [w.stored for w in writes]
         await tx.execute(
@@ -148,7 +152,7 @@ async def write_history(
             [s.redacted_by for s in events],
             [s.event.json.decode() for s in events],
         )
-        states = [row for w in writes for row in w.states]
+        states = [*(row for w in writes for row in w.states), *more_states]
         if states:
             await write_states(tx, states, key_nids)
         refused = [(w.stored.event_id, w.refusal) for w in writes if w.refusal is not None]

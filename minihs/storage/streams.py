@@ -56,7 +56,7 @@ LIST_EVENTS = statement(
     """,  # noqa: S608  # a constant
 )
 
-# Found through the events that changed them.
+# Found through the events that changed them. Those of other servers' users concern nobody's view.
 LIST_MEMBERSHIPS = statement(
     "streams.list_memberships",
     """
@@ -66,7 +66,7 @@ LIST_MEMBERSHIPS = statement(
     FROM events e
     JOIN rooms r ON r.room_nid = e.room_nid
     JOIN memberships m ON m.room_nid = e.room_nid AND m.position = e.position
-    WHERE e.position > $1 AND e.position <= $2 AND e.key_nid IS NOT NULL
+    WHERE e.position > $1 AND e.position <= $2 AND e.key_nid IS NOT NULL AND m.local
     """,
 )
 
@@ -134,6 +134,16 @@ class StreamFollower:
         """Be called with every run of new items; `on_reset` when items were skipped."""
         self._subscribers.append(on_items)
         self._on_reset.append(on_reset)
+
+    @property
+    def behind(self) -> int:
+        """How many positions are known to be committed that have not been seen."""
+        return max(self._announced - self.head, 0)
+
+    @property
+    def window_items(self) -> int:
+        """How many items the window holds."""
+        return len(self._window)
 
     def room_items(self, room_id: str) -> Sequence[Positioned]:
         """Return the window's items of one room, oldest first."""

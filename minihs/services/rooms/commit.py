@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import orjson
 
+from minihs.base.tasks import give_way
 from minihs.protocol.client_format import stripped_state
 from minihs.services.rooms import effects as consequences
 from minihs.services.rooms import notifications, state
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, RoomAlias, StateKey, UserId
+    from minihs.protocol.identifiers import EventId, RoomAlias, RoomId, StateKey, UserId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
@@ -38,11 +39,14 @@ __all__ = [
     "PlannedEvent",
     "Refusal",
     "add_event",
+    "commit_outside_event",
     "ensure_room",
     "find_by_transaction",
+    "room_state_for_outsiders",
     "store_history",
-    "stripped_room_state",
 ]
+
+MEMBERS_AT_ONCE = 500
 
 # What an invited user is shown of the room. Spec: client-server-api#stripped-state
 STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
@@ -170,22 +174,59 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         may_redact=planned.may_redact,
     ):
         await _carry_out(services, plan, write, room_before, effect)
+        if len(write.memberships) % MEMBERS_AT_ONCE == MEMBERS_AT_ONCE - 1:
+            await give_way()  # A room of 10,000 members has been joined.
     stored.main_count = head.main_count
     plan.writes.append(write)
     return stored
 
 
+async def commit_outside_event(
+    services: Services, event: Event, shown: Sequence[Mapping[str, object]] = ()
+) -> StoredEvent:
+    """Commit what became of a local user in a room that nobody of this server is in.
+
+    That is an invite, a knock, or the end of either. The user's membership changes; the event has
+    no place in the room, whose graph we do not know. `shown` is the stripped state that came along.
+    """
+    room_nid = await ensure_room(services, event.room_id, event.room_version)
+    stored = await services.events.get(event.event_id)
+    if stored is None:
+        await services.event_numbers.reserve(1)
+        stored = StoredEvent(event, services.event_numbers.take())
+    elif stored.order is not None:
+        return stored
+    write = EventWrite(stored, room_nid)
+    for effect in consequences.effects_of(
+        event, became_current=[event], lost=[], server_name=services.server_name, may_redact=False
+    ):
+        match effect:
+            case consequences.SetMembership():
+                write.memberships.append(_membership(event.room_id, effect))
+            case consequences.ShowInvite(user_id):
+                write.invite_states[user_id] = orjson.dumps(list(shown)).decode()
+            case _:
+                pass  # Of those who are in the room.
+    await services.committer.commit_outside_event(write)
+    return stored
+
+
 async def store_history(
-    services: Services, room_nid: int, writes: Sequence[HistoryWrite]
+    services: Services,
+    room_nid: int,
+    writes: Sequence[HistoryWrite],
+    states: Sequence[StateRow] = (),
 ) -> None:
     """Store events that take no place in the stream: outliers, refused events, fetched history.
 
-    Of an event that is stored already, only what it lacked is added.
+    Of an event that is stored already, only what it lacked is added. `states` are those whose events
+    are now all stored.
     """
     keys = [w.stored.event.key for w in writes if w.stored.event.is_state]
     keys += [key for w in writes for row in w.states for key in row.changes]
+    keys += [key for row in states for key in row.changes]
     key_nids = await services.states.key_nids(keys) if keys else {}
-    await history_writes.write_history(services.db, room_nid, writes, key_nids)
+    await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
         services.events.remember(write.stored)
 
@@ -223,24 +264,11 @@ async def _carry_out(
     event = stored.event
     match effect:
         case consequences.SetMembership():
-            write.memberships = [
-                *write.memberships,
-                Membership(
-                    room_id=head.room_id,
-                    user_id=effect.user_id,
-                    membership=effect.membership,
-                    event_id=effect.event_id,
-                    sender=effect.sender,
-                    local=effect.local,
-                    forgotten=False,
-                    display_name=effect.display_name,
-                    avatar_url=effect.avatar_url,
-                ),
-            ]
+            write.memberships.append(_membership(head.room_id, effect))
             await _count_member(services, head, room_before, effect)
-        case consequences.ShowInvite(user_id):
-            shown = await stripped_room_state(services, head, event)
-            write.invite_state = user_id, orjson.dumps(shown).decode()
+        case consequences.ShowInvite(user_id, member_event):
+            shown = await _stripped_room_state(services, head, member_event)
+            write.invite_states[user_id] = orjson.dumps(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
         case consequences.MarkRead(user_id):
@@ -253,6 +281,20 @@ async def _carry_out(
             write.pushes = [Push(*d) for d in differing]
         case _:
             assert_never(effect)
+
+
+def _membership(room_id: RoomId, effect: consequences.SetMembership) -> Membership:
+    return Membership(
+        room_id=room_id,
+        user_id=effect.user_id,
+        membership=effect.membership,
+        event_id=effect.event_id,
+        sender=effect.sender,
+        local=effect.local,
+        forgotten=False,
+        display_name=effect.display_name,
+        avatar_url=effect.avatar_url,
+    )
 
 
 async def _count_member(
@@ -273,10 +315,21 @@ async def _count_member(
         head.local_members.pop(change.user_id, None)
 
 
-async def stripped_room_state(
+async def _stripped_room_state(
     services: Services, head: RoomHead, member_event: Event
 ) -> list[dict[str, object]]:
     """Return what somebody outside is shown of a room. Spec: client-server-api#stripped-state."""
+    shown = await room_state_for_outsiders(services, head, member_event)
+    return [*map(stripped_state, shown), stripped_state(member_event)]
+
+
+async def room_state_for_outsiders(
+    services: Services, head: RoomHead, member_event: Event
+) -> list[Event]:
+    """Return the state events that tell somebody outside what a room is, and who invites them.
+
+    `member_event`, by which they are invited or knock, is not among them.
+    """
     ids: list[EventId] = [
         event_id
         for key in (*STRIPPED_STATE_KEYS, ("m.room.member", member_event.sender))
@@ -284,14 +337,13 @@ async def stripped_room_state(
         and event_id != member_event.event_id
     ]
     events = await services.events.get_many(ids)
-    shown = [stripped_state(events[event_id].event) for event_id in ids if event_id in events]
-    return [*shown, stripped_state(member_event)]
+    return [events[event_id].event for event_id in ids if event_id in events]
 
 
 def _thread_root(event: Event) -> EventId | None:
     """Return the root of the thread that an event is in. Spec: client-server-api#threading."""
     match event.content.get("m.relates_to"):
-        case {"rel_type": "m.thread", "event_id": str(root)} if not event.is_state:
+        case {"rel_type": "m.thread", "event_id": str(root)} if not event.is_state and "\0" not in root:
             return root  # type: ignore[return-value]  # any text may be an event id
         case _:
             return None

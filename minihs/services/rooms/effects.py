@@ -43,6 +43,7 @@ class ShowInvite:
     """
 
     user_id: UserId
+    member_event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,11 @@ def _membership_effects(event: Event, server_name: ServerName) -> list[Effect]:
             membership,
             event.event_id,
             event.sender,
-            name if isinstance(name, str) else None,
-            avatar if isinstance(avatar, str) else None,
+            name.replace("\0", "\ufffd") if isinstance(name, str) else None,
+            avatar.replace("\0", "\ufffd") if isinstance(avatar, str) else None,
             local,
         )
     ]
     if local and membership in ("invite", "knock"):
-        effects.append(ShowInvite(user_id))
+        effects.append(ShowInvite(user_id, event))
     return effects

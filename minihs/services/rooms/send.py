@@ -113,6 +113,8 @@ async def _attempt(
     transaction: ClientTransaction | None,
 ) -> tuple[StoredEvent, Future[int]] | EventId | MatrixError:
     """Return the event that was handed to the committer, or else what `decide` said instead."""
+    if not head.extremities:  # Somebody was invited to it, but nobody of us has been in it.
+        return NotFound("Unknown room.")
     try:
         decided = await decide(head)
         if isinstance(decided, str):
@@ -136,10 +138,23 @@ async def plan_draft(
         Forbidden: the auth rules refuse it.
         TooLarge, BadJson: it cannot be an event.
     """
-    head = plan.head
+    planned = await build_upon(services, plan.head, draft)
+    planned.transaction = transaction
+    return await commit.add_event(services, plan, planned)
+
+
+async def build_upon(services: Services, head: RoomHead, draft: EventDraft) -> PlannedEvent:
+    """Return a draft as an event upon a room's head, signed and checked, but not yet part of it.
+
+    Raises:
+        Forbidden: the auth rules refuse it.
+        TooLarge, BadJson: it cannot be an event.
+    """
     version = head.room_version
     if draft.type == "m.room.create" and head.extremities:
         raise BadJson("A room is created only once.")
+    if "\0" in draft.type or "\0" in (draft.state_key or ""):  # Only in bodies; URLs have none.
+        raise BadJson("There is a NUL in the type or state key of the event.")
     keys = select_auth_keys(version, draft.sender, draft.type, draft.state_key, draft.content)
     if version.room_id_is_create_event_id:  # Since v12 it is implied; the rules look at it.
         keys.append(CREATE)
@@ -175,9 +190,7 @@ async def plan_draft(
         and event.redacts is not None
         and await _may_redact(services, head, event, event.redacts, auth_state)
     )
-    return await commit.add_event(
-        services, plan, PlannedEvent(event, auth, may_redact, transaction, state_before, rows)
-    )
+    return PlannedEvent(event, auth, may_redact, None, state_before, rows)
 
 
 async def load_state_events(

@@ -64,7 +64,7 @@ async def load_known_room(services: Services, room_id: str) -> RoomHead:
         NotFound: this server does not know the room.
     """
     head = await load_head(services, room_id)  # type: ignore[arg-type]  # any text may be asked for
-    if head is None:
+    if head is None or not head.extremities:
         raise NotFound("Unknown room.")
     return head
 

@@ -74,6 +74,8 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> Timelin
             break
         if not isinstance(item, StoredEvent) or position > span.upto or item.status != ACCEPTED:
             continue
+        if item.order is None:
+            continue  # It came when nobody here was in the room.
         newest, oldest = newest or item, item
         if _passes(item, filter_, request.ignored):
             if len(chosen) < limit:
