@@ -8,6 +8,8 @@ from urllib.parse import quote
 import orjson
 import pytest
 
+from minihs.services.rooms import history
+
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, User
 
@@ -71,7 +73,7 @@ async def test_both_kinds_of_token_bound_a_page(homeserver: Homeserver) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "x", "s-1", "t1", "s9223372036854775808", "s99999999"])
-async def test_a_bad_token_is_refused(homeserver: Homeserver, token: str) -> None:
+async def test_C13_a_bad_token_is_refused(homeserver: Homeserver, token: str) -> None:
     alice = await homeserver.register("alice")
     room = await alice.create_room()
     for name in ("from", "to"):
@@ -114,6 +116,21 @@ async def test_a_filter_finds_what_lies_far_back(homeserver: Homeserver) -> None
     nothing = orjson.dumps({"types": []}).decode()
     page = await alice.call("GET", at(room, "messages"), dir="b", filter=nothing)
     assert page["chunk"] == []
+
+
+async def test_C14_a_page_has_a_largest_size(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "PAGE_LIMIT_MAX", 3)
+    monkeypatch.setattr(history, "CONTEXT_LIMIT_MAX", 2)
+    alice = await homeserver.register("alice")
+    room = await alice.create_room()
+    ids = [await alice.say(room, f"m{n}") for n in range(5)]
+    for limit in ("1000000000", str(2**70)):
+        page = await alice.call("GET", at(room, "messages"), dir="b", limit=limit)
+        assert len(page["chunk"]) == 3
+        around = await alice.call("GET", at(room, "context", ids[2]), limit=limit)
+        assert len(around["events_before"] + around["events_after"]) == 2
 
 
 async def test_lazy_loading_gives_the_senders_members(homeserver: Homeserver) -> None:
