@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minihs.base.clock import Clock
+    from minihs.remote.transport import Transport
     from minihs.services.context import Services
 
 CLIENT = "/_matrix/client/v3"
@@ -165,6 +166,7 @@ async def running_homeserver(
     clock: Clock | None = None,
     seed: int | None = 1,
     workers: int | None = None,
+    transport: Transport | None = None,
     **options: object,
 ) -> AsyncIterator[Homeserver]:
     """Run a homeserver on a database; options are those of the configuration.
@@ -190,7 +192,9 @@ async def running_homeserver(
         for number in range(workers):
             randomness = Randomness(None if seed is None else seed + 1_000 * number)
             services = await stack.enter_async_context(
-                build_services(config, database_url, clock=clock, randomness=randomness)
+                build_services(
+                    config, database_url, clock=clock, randomness=randomness, transport=transport
+                )
             )
             client = TestClient(TestServer(build_application(services)))
             stack.push_async_callback(client.close)
