@@ -102,6 +102,23 @@ def upgrade() -> None:
         "devices_user_id_device_id_key", "devices", ["user_id", "device_id"], unique=True
     )
     op.create_table(
+        "early_redactions",
+        sa.Column(
+            "event_id",
+            sa.Text(),
+            nullable=False,
+            comment="The event to be redacted, which is not here yet",
+        ),
+        sa.Column(
+            "redaction_id",
+            sa.Text(),
+            nullable=False,
+            comment="The redaction event, which may not be here yet",
+        ),
+        sa.PrimaryKeyConstraint("event_id", "redaction_id", name=op.f("early_redactions_pkey")),
+        comment="Redactions that came before their events; whether they apply is seen then",
+    )
+    op.create_table(
         "event_pushes",
         sa.Column("user_id", sa.Text(), nullable=False, comment="The local user"),
         sa.Column(
@@ -236,6 +253,12 @@ def upgrade() -> None:
             comment="Event id of the redaction that applies",
         ),
         sa.Column(
+            "sticky_until_ms",
+            sa.BigInteger(),
+            nullable=True,
+            comment="The moment its stickiness ends (MSC4354)",
+        ),
+        sa.Column(
             "json", sa.Text(), nullable=False, comment="The PDU: the exact text that was signed"
         ),
         sa.PrimaryKeyConstraint("event_nid", name=op.f("events_pkey")),
@@ -268,6 +291,21 @@ def upgrade() -> None:
         postgresql_where=sa.text("device_nid IS NOT NULL"),
     )
     op.create_table(
+        "federation_transactions",
+        sa.Column("origin", sa.Text(), nullable=False, comment="The server that sent it"),
+        sa.Column("txn_id", sa.Text(), nullable=False, comment="Its transaction id"),
+        sa.Column("received_ms", sa.BigInteger(), nullable=False, comment="When"),
+        sa.Column("answer", sa.Text(), nullable=False, comment="What we answered, as JSON"),
+        sa.PrimaryKeyConstraint("origin", "txn_id", name=op.f("federation_transactions_pkey")),
+        comment="Transactions of other servers: a repetition gets the same answer",
+    )
+    op.create_index(
+        "federation_transactions_received_ms",
+        "federation_transactions",
+        ["received_ms"],
+        unique=False,
+    )
+    op.create_table(
         "filters",
         sa.Column("user_id", sa.Text(), nullable=False, comment="Whose"),
         sa.Column(
@@ -287,6 +325,20 @@ def upgrade() -> None:
         ["user_id", sa.literal_column("md5(json)")],
         unique=True,
     )
+    op.create_table(
+        "gaps",
+        sa.Column(
+            "event_nid",
+            sa.BigInteger(),
+            autoincrement=False,
+            nullable=False,
+            comment="An event whose prev_events we lack",
+        ),
+        sa.Column("room_nid", sa.BigInteger(), nullable=False, comment="Its room"),
+        sa.PrimaryKeyConstraint("event_nid", name=op.f("gaps_pkey")),
+        comment="Where what we have of a room begins anew: what precedes can be fetched",
+    )
+    op.create_index("gaps_room_nid", "gaps", ["room_nid"], unique=False)
     op.create_table(
         "invite_states",
         sa.Column("room_id", sa.Text(), nullable=False, comment="The room"),
@@ -644,6 +696,26 @@ def upgrade() -> None:
         comment="States of rooms, as deltas on one another (D3)",
     )
     op.create_table(
+        "sticky_events",
+        sa.Column("event_id", sa.Text(), nullable=False, comment="The event"),
+        sa.Column("room_nid", sa.BigInteger(), nullable=False, comment="The room"),
+        sa.Column("sender", sa.Text(), nullable=False, comment="Its sender"),
+        sa.Column(
+            "until_ms", sa.BigInteger(), nullable=False, comment="The moment its stickiness ends"
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=True,
+            comment="When it became deliverable; null: it is soft-failed",
+        ),
+        sa.PrimaryKeyConstraint("event_id", name=op.f("sticky_events_pkey")),
+        comment="Events that are sticky now, or were until lately (MSC4354)",
+    )
+    op.create_index("sticky_events_position", "sticky_events", ["position"], unique=False)
+    op.create_index("sticky_events_room", "sticky_events", ["room_nid", "position"], unique=False)
+    op.create_index("sticky_events_until", "sticky_events", ["until_ms"], unique=False)
+    op.create_table(
         "stream",
         sa.Column(
             "position", sa.BigInteger(), nullable=False, comment="The last position handed out"
@@ -792,6 +864,10 @@ def downgrade() -> None:
     op.drop_table("typing")
     op.drop_table("thread_reads")
     op.drop_table("stream")
+    op.drop_index("sticky_events_until", table_name="sticky_events")
+    op.drop_index("sticky_events_room", table_name="sticky_events")
+    op.drop_index("sticky_events_position", table_name="sticky_events")
+    op.drop_table("sticky_events")
     op.drop_table("states")
     op.drop_index("state_keys_type_state_key_key", table_name="state_keys")
     op.drop_table("state_keys")
@@ -822,8 +898,12 @@ def downgrade() -> None:
     op.drop_table("memberships")
     op.drop_table("jobs")
     op.drop_table("invite_states")
+    op.drop_index("gaps_room_nid", table_name="gaps")
+    op.drop_table("gaps")
     op.drop_index("filters_user_id_json_key", table_name="filters")
     op.drop_table("filters")
+    op.drop_index("federation_transactions_received_ms", table_name="federation_transactions")
+    op.drop_table("federation_transactions")
     op.drop_index(
         "events_transaction_key",
         table_name="events",
@@ -840,6 +920,7 @@ def downgrade() -> None:
     op.drop_index("events_event_id_key", table_name="events")
     op.drop_table("events")
     op.drop_table("event_pushes")
+    op.drop_table("early_redactions")
     op.drop_index("devices_user_id_device_id_key", table_name="devices")
     op.drop_table("devices")
     op.drop_table("accounts")

@@ -140,6 +140,7 @@ events = Table(
         "txn_scope", "What else of the request's path must be equal to be a repetition", null=True
     ),
     _text("redacted_by", "Event id of the redaction that applies", null=True),
+    _bigint("sticky_until_ms", "The moment its stickiness ends (MSC4354)", null=True),
     _text("json", "The PDU: the exact text that was signed"),
     Index("events_event_id_key", "event_id", unique=True),
     Index("events_order", "room_nid", "order_major", "order_minor"),
@@ -168,6 +169,20 @@ events = Table(
         postgresql_where=text("key_nid IS NOT NULL"),
     ),
     comment="Every PDU, accepted or not",
+)
+
+sticky_events = Table(
+    "sticky_events",
+    metadata,
+    _text("event_id", "The event", primary_key=True),
+    _bigint("room_nid", "The room"),
+    _text("sender", "Its sender"),
+    _bigint("until_ms", "The moment its stickiness ends"),
+    _bigint("position", "When it became deliverable; null: it is soft-failed", null=True),
+    Index("sticky_events_room", "room_nid", "position"),
+    Index("sticky_events_position", "position"),
+    Index("sticky_events_until", "until_ms"),
+    comment="Events that are sticky now, or were until lately (MSC4354)",
 )
 
 rejections = Table(
@@ -457,6 +472,38 @@ server_key_objects = Table(
     _bigint("valid_until_ms", "Until when to believe it"),
     _text("json", "The key object as its server signed it, canonical"),
     comment="The newest key object of each server, which we pass on as a notary",
+)
+
+# --- what other servers send -----------------------------------------------------------------
+
+gaps = Table(
+    "gaps",
+    metadata,
+    _bigint(
+        "event_nid", "An event whose prev_events we lack", primary_key=True, autoincrement=False
+    ),
+    _bigint("room_nid", "Its room"),
+    Index("gaps_room_nid", "room_nid"),
+    comment="Where what we have of a room begins anew: what precedes can be fetched",
+)
+
+early_redactions = Table(
+    "early_redactions",
+    metadata,
+    _text("event_id", "The event to be redacted, which is not here yet", primary_key=True),
+    _text("redaction_id", "The redaction event, which may not be here yet", primary_key=True),
+    comment="Redactions that came before their events; whether they apply is seen then",
+)
+
+federation_transactions = Table(
+    "federation_transactions",
+    metadata,
+    _text("origin", "The server that sent it", primary_key=True),
+    _text("txn_id", "Its transaction id", primary_key=True),
+    _bigint("received_ms", "When"),
+    _text("answer", "What we answered, as JSON"),
+    Index("federation_transactions_received_ms", "received_ms"),
+    comment="Transactions of other servers: a repetition gets the same answer",
 )
 
 # --- the directory, reports, housekeeping ----------------------------------------------------
