@@ -242,3 +242,40 @@ async def test_canonical_aliases_are_checked_when_they_are_new(homeserver: Homes
 
     await alice.call("DELETE", f"/directory/room/{quote('#two:hs1')}")
     assert await name({"alias": "#two:hs1"}) == (400, "M_BAD_ALIAS")
+
+
+async def test_a_nul_is_refused_where_the_database_could_not_hold_it(homeserver: Homeserver):
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    allow = [{"type": "m.room_membership", "room_id": "!\0"}]
+    thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": "$\0"}}
+    profile = {"membership": "join", "displayname": "a\0b", "avatar_url": "\0"}
+    table: list[tuple[str, object, int]] = [
+        ("send/m.x/1", {"body": "\0"}, 200),
+        ("send/m.x/2", thread, 200),
+        (f"state/m.room.member/{quote(alice.user_id)}", profile, 200),
+        ("state/m.room.name", {"name": "\0"}, 200),
+        ("state/m.room.canonical_alias", {"alias": "#\0:hs1"}, 400),
+        ("state/m.x/%00", {}, 400),
+        ("send/m.x/%00", {}, 400),
+        ("send/m.room.redaction/3", {"redacts": "$\0"}, 404),
+        ("state/m.room.join_rules", {"join_rule": "restricted", "allow": allow}, 200),
+    ]
+    for path, content, expected in table:
+        assert (await put(alice, room_id, path, content))[0] == expected, path
+
+    member = f"/rooms/{quote(room_id)}/state/m.room.member/{quote(alice.user_id)}"
+    assert await alice.call("GET", member) == profile
+    assert (await bob.request("POST", f"/join/{quote(room_id)}")).status == 403
+    alias = await alice.request("PUT", "/directory/room/%23a:hs1", {"room_id": "!\0"})
+    assert alias.status == 400
+    options: list[tuple[dict, int]] = [
+        ({"room_alias_name": "\0"}, 400),
+        ({"initial_state": [{"type": "m.x", "state_key": "\0", "content": {}}]}, 400),
+        ({"initial_state": [{"type": "m.\0", "content": {}}]}, 400),
+        ({"invite": ["@\0:hs1"]}, 400),
+        ({"creation_content": {"predecessor": {"room_id": "!\0"}}}, 200),
+        ({"name": "\0", "topic": "\0"}, 200),
+    ]
+    for body, expected in options:
+        assert (await alice.request("POST", "/createRoom", body)).status == expected, body

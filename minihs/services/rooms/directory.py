@@ -107,6 +107,8 @@ async def set_alias(services: Services, user_id: UserId, text: str, room_id: str
     alias = _parse_alias(text)
     if not services.is_local(alias):
         raise InvalidParam(f"Aliases of {server_name_of(alias)} are not made here.")
+    if parse_room_id(room_id) is None:
+        raise InvalidParam("room_id is not a room id.")
     await require_joined(services, room_id, user_id)
     if not await directory.insert_alias(services.db, alias, room_id, user_id):
         raise MatrixError(f"Room alias {alias} already exists.", status=409)

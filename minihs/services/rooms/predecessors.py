@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json
+from minihs.protocol.identifiers import parse_room_id
 from minihs.protocol.push_rule_edits import copy_room_rules
 from minihs.storage.account_data import fetch_account_data
 from minihs.storage.stream_rows import AccountDataWrite
@@ -23,7 +24,7 @@ PUSH_RULES, TAGS, DIRECT = "m.push_rules", "m.tag", "m.direct"
 def predecessor_of(create: Event | None) -> str | None:
     """Return the room that a room replaces, by its create event."""
     match create.content.get("predecessor") if create is not None else None:
-        case {"room_id": str(room_id)}:
+        case {"room_id": str(room_id)} if parse_room_id(room_id) is not None:
             return room_id
         case _:
             return None

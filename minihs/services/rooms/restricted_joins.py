@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden
+from minihs.protocol.identifiers import parse_room_id
 from minihs.protocol.power_levels import PowerLevels
 from minihs.services.rooms.standing import CREATE, POWER_LEVELS, current_events
 from minihs.storage.membership import is_joined_to_any
@@ -52,8 +53,10 @@ def allowed_rooms(join_rules: Mapping[str, object]) -> list[str]:
     rooms: list[str] = []
     for condition in allow if isinstance(allow, list) else ():
         match condition:
-            case {"type": "m.room_membership", "room_id": str(room_id)}:
-                rooms.append(room_id)
+            case {"type": "m.room_membership", "room_id": named}:
+                room_id = parse_room_id(named)
+                if room_id is not None:
+                    rooms.append(room_id)
             case _:
                 pass
     return rooms
