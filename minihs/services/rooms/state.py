@@ -17,9 +17,9 @@ from minihs.storage.event_store import REJECTED
 from minihs.storage.state import EMPTY_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from minihs.protocol.identifiers import EventId
+    from minihs.protocol.identifiers import EventId, StateKey
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
@@ -49,12 +49,22 @@ async def resolve_states(
     if known is not None:
         return await services.states.get(known), []
     states = list((await services.states.get_many(ids)).values())
-    resolved = await _resolve(services, room_version, states)
-    # The nearest of the states is the parent: few rows to write.
-    changes = [_changes(state, resolved) for state in states]
-    parent, fewest = min(zip(states, changes, strict=True), key=lambda pair: len(pair[1]))
+    state, rows = await record(services, states, await _resolve(services, room_version, states))
+    if not rows:
+        services.states.resolutions.put(ids, state.state_id)
+    return state, rows
+
+
+async def record(
+    services: Services, near: Sequence[State], entries: Mapping[StateKey, EventId]
+) -> tuple[State, list[StateRow]]:
+    """Return the state that has these entries, and the row that records it if it is new.
+
+    It is written down as what it changes on the nearest of some known states: few rows to write.
+    """
+    changes = [_changes(state, entries) for state in near]
+    parent, fewest = min(zip(near, changes, strict=True), key=lambda pair: len(pair[1]))
     if not fewest:
-        services.states.resolutions.put(ids, parent.state_id)
         return parent, []
     await services.states.numbers.reserve(1)
     state, row = services.states.derive(parent, fewest)
@@ -62,14 +72,12 @@ async def resolve_states(
     return state, [row]
 
 
-def _changes(
-    state: State, resolved: dict[tuple[str, str], EventId]
-) -> dict[tuple[str, str], EventId | None]:
-    """Return what makes `resolved` of a state."""
-    changes: dict[tuple[str, str], EventId | None] = {
-        key: event_id for key, event_id in resolved.items() if state.entries.get(key) != event_id
+def _changes(state: State, entries: Mapping[StateKey, EventId]) -> dict[StateKey, EventId | None]:
+    """Return what makes `entries` of a state."""
+    changes: dict[StateKey, EventId | None] = {
+        key: event_id for key, event_id in entries.items() if state.entries.get(key) != event_id
     }
-    changes |= {key: None for key in state.entries if key not in resolved}
+    changes |= {key: None for key in state.entries if key not in entries}
     return changes
 
 

@@ -1,4 +1,4 @@
-"""PDUs as they came: format, signatures, hashes. THE ONLY WAY from another server's JSON to an event.
+"""PDUs as they came: format, signatures, hashes. THE ONLY WAY from foreign JSON to an event.
 
 Whatever the path on which a PDU reached us (a transaction, the answer to /send_join, /backfill,
 /event, an invite), it passes here before anything looks at it. A PDU that is not well formed or
@@ -185,10 +185,10 @@ async def _verify_signature(
     at_ms = _signed_at_ms(event)
     tried_ms, keys = known.get((server_name, key_ids), (-1, {}))
     # Keys that were valid later were valid then; what was in vain then would be in vain later.
-    if tried_ms < 0 or (len(keys) == len(key_ids)) != (at_ms <= tried_ms):
-        if at_ms != tried_ms:
-            keys = await verify_keys(services, server_name, key_ids, at_ms)
-            known[server_name, key_ids] = at_ms, keys
+    is_settled = at_ms == tried_ms or (len(keys) == len(key_ids)) == (at_ms <= tried_ms)
+    if tried_ms < 0 or not is_settled:
+        keys = await verify_keys(services, server_name, key_ids, at_ms)
+        known[server_name, key_ids] = at_ms, keys
     try:
         verify_event_signature(event, server_name, keys)
     except (SignatureError, CanonicalJsonError) as error:
