@@ -134,6 +134,19 @@ def with_signature(
     return {**value, "signatures": others}
 
 
+def with_signatures_of(
+    value: Mapping[str, object], signed: Mapping[str, object], server_name: ServerName
+) -> dict[str, object]:
+    """Return the object with the signatures that a server put on a copy of it, as they are there."""
+    signatures = signed.get("signatures")
+    given = signatures.get(server_name) if isinstance(signatures, dict) else None
+    result = dict(value)
+    for key_id, signature in given.items() if isinstance(given, dict) else ():
+        if isinstance(signature, str):
+            result = with_signature(result, server_name, key_id, signature)
+    return result
+
+
 def verify_json(
     value: Mapping[str, object], server_name: ServerName, verify_keys: Mapping[str, bytes]
 ) -> None:

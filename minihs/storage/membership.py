@@ -73,6 +73,45 @@ LIST_GUESTS = statement(
     """,
 )
 
+# Unique index rooms_room_id_key and primary key of memberships.
+HAS_REMOTE_MEMBERS = statement(
+    "membership.has_remote_members",
+    """
+    SELECT EXISTS (
+      SELECT 1
+      FROM rooms r
+      JOIN memberships m ON m.room_nid = r.room_nid
+      WHERE r.room_id = $1 AND m.membership = 'join' AND NOT m.local
+    )
+    """,
+)
+
+# The same. A server that is in the room is found soon; one that is not, after all members.
+HAS_MEMBERS_OF_SERVER = statement(
+    "membership.has_members_of_server",
+    """
+    SELECT EXISTS (
+      SELECT 1
+      FROM rooms r
+      JOIN memberships m ON m.room_nid = r.room_nid
+      WHERE r.room_id = $1 AND m.membership = 'join'
+        AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $2
+    )
+    """,
+)
+
+# Index memberships_user_id.
+COUNT_INVITES = statement(
+    "membership.count_invites",
+    """
+    SELECT
+      count(*),
+      count(*) FILTER (WHERE substr(sender, strpos(sender, ':') + 1) = $2)
+    FROM memberships
+    WHERE user_id = $1 AND membership = 'invite'
+    """,
+)
+
 # Primary key of memberships.
 MARK_FORGOTTEN = statement(
     "membership.mark_forgotten",
@@ -139,6 +178,22 @@ async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[st
 async def list_guests(queries: Queries, room_id: str) -> list[UserId]:
     """Return the guests of this server who are joined to a room."""
     return [row[0] for row in await queries.fetch(LIST_GUESTS, room_id)]
+
+
+async def has_remote_members(queries: Queries, room_id: str) -> bool:
+    """Return whether users of other servers are joined to a room, as far as we know."""
+    return await queries.fetchval(HAS_REMOTE_MEMBERS, room_id) is True
+
+
+async def has_members_of_server(queries: Queries, room_id: str, server_name: str) -> bool:
+    """Return whether users of a server are joined to a room."""
+    return await queries.fetchval(HAS_MEMBERS_OF_SERVER, room_id, server_name) is True
+
+
+async def count_invites(queries: Queries, user_id: str, server_name: str) -> tuple[int, int]:
+    """Return how many invites a user has not answered, and how many of them by users of a server."""
+    row = await queries.fetchrow(COUNT_INVITES, user_id, server_name)
+    return (0, 0) if row is None else (row[0], row[1])
 
 
 async def mark_forgotten(queries: Queries, room_id: str, user_id: str) -> bool:

@@ -173,7 +173,7 @@ async def build_upon(services: Services, head: RoomHead, draft: EventDraft) -> P
             auth_event_ids=[stored.event_id for stored in auth.values()],
             server_name=services.server_name,
             signing_key=services.signing_key,
-            event_id=_own_event_id(services) if version.event_id_source == "server" else None,
+            event_id=own_event_id(services) if version.event_id_source == "server" else None,
         )
     except EventTooLargeError as error:
         raise TooLarge(str(error)) from error
@@ -236,6 +236,6 @@ async def _may_redact(
     )
 
 
-def _own_event_id(services: Services) -> EventId:
+def own_event_id(services: Services) -> EventId:
     """Return an id for an event of room versions 1 and 2, where servers choose it."""
     return f"${services.randomness.token(18)}:{services.server_name}"  # type: ignore[return-value]
