@@ -77,6 +77,89 @@ def upgrade() -> None:
         comment="Users of this server",
     )
     op.create_table(
+        "delivery_shards",
+        sa.Column(
+            "shard", sa.SmallInteger(), autoincrement=False, nullable=False, comment="Its number"
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="What destinations of it that are not behind have been served up to",
+        ),
+        sa.Column("holder", sa.Text(), nullable=False, comment="The process that serves it"),
+        sa.Column("until_ms", sa.BigInteger(), nullable=False, comment="How long the lease holds"),
+        sa.PrimaryKeyConstraint("shard", name=op.f("delivery_shards_pkey")),
+        comment="Destinations by a hash of their names: each shard is served by one process at a time",
+    )
+    op.create_table(
+        "destinations",
+        sa.Column("server_name", sa.Text(), nullable=False, comment="The other server"),
+        sa.Column(
+            "shard", sa.SmallInteger(), nullable=False, comment="Which of delivery_shards it is in"
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="Everything in the stream up to here was delivered or is not owed",
+        ),
+        sa.Column(
+            "behind",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="What it is owed since then must be looked up: it is caught up on it",
+        ),
+        sa.Column(
+            "failures",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="Since the last success",
+        ),
+        sa.Column(
+            "retry_at_ms",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="It is left alone until then",
+        ),
+        sa.Column(
+            "is_down",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="It did not answer at all",
+        ),
+        sa.Column(
+            "last_success_ms", sa.BigInteger(), nullable=True, comment="When it last took something"
+        ),
+        sa.Column(
+            "txn_id",
+            sa.Text(),
+            nullable=True,
+            comment="The transaction that must be repeated before any other",
+        ),
+        sa.Column(
+            "txn_positions",
+            postgresql.ARRAY(sa.BigInteger()),
+            server_default="{}",
+            nullable=False,
+            comment="The positions of that transaction's PDUs",
+        ),
+        sa.PrimaryKeyConstraint("server_name", name=op.f("destinations_pkey")),
+        comment="Servers that we send to: how far each has been served, and when to try again (D5)",
+    )
+    op.create_index(
+        "destinations_behind",
+        "destinations",
+        ["shard", "retry_at_ms"],
+        unique=False,
+        postgresql_where=sa.text("behind"),
+    )
+    op.create_index("destinations_shard", "destinations", ["shard", "position"], unique=False)
+    op.create_table(
         "devices",
         sa.Column(
             "device_nid",
@@ -416,6 +499,20 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("local AND membership = 'join'"),
     )
+    op.create_index(
+        "memberships_servers_joined",
+        "memberships",
+        [sa.literal_column("substr(user_id, strpos(user_id, ':') + 1)"), "room_nid"],
+        unique=False,
+        postgresql_where=sa.text("membership = 'join' AND NOT local"),
+    )
+    op.create_index(
+        "memberships_servers_left",
+        "memberships",
+        [sa.literal_column("substr(user_id, strpos(user_id, ':') + 1)"), "position"],
+        unique=False,
+        postgresql_where=sa.text("membership <> 'join' AND NOT local"),
+    )
     op.create_index("memberships_user_id", "memberships", ["user_id", "membership"], unique=False)
     op.create_index(
         "memberships_user_position", "memberships", ["user_id", "position"], unique=False
@@ -589,6 +686,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("published"),
     )
     op.create_index("rooms_room_id_key", "rooms", ["room_id"], unique=True)
+    op.create_table(
+        "sent_rooms",
+        sa.Column(
+            "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="The newest event that we owe somebody who is behind",
+        ),
+        sa.PrimaryKeyConstraint("room_nid", name=op.f("sent_rooms_pkey")),
+        comment="Where those who are behind must be caught up",
+    )
     op.create_table(
         "server_facts",
         sa.Column("name", sa.Text(), nullable=False, comment="What"),
@@ -875,6 +986,7 @@ def downgrade() -> None:
     op.drop_table("server_keys")
     op.drop_table("server_key_objects")
     op.drop_table("server_facts")
+    op.drop_table("sent_rooms")
     op.drop_index("rooms_room_id_key", table_name="rooms")
     op.drop_index("rooms_published", table_name="rooms", postgresql_where=sa.text("published"))
     op.drop_table("rooms")
@@ -890,6 +1002,16 @@ def downgrade() -> None:
     op.drop_table("profiles")
     op.drop_index("memberships_user_position", table_name="memberships")
     op.drop_index("memberships_user_id", table_name="memberships")
+    op.drop_index(
+        "memberships_servers_left",
+        table_name="memberships",
+        postgresql_where=sa.text("membership <> 'join' AND NOT local"),
+    )
+    op.drop_index(
+        "memberships_servers_joined",
+        table_name="memberships",
+        postgresql_where=sa.text("membership = 'join' AND NOT local"),
+    )
     op.drop_index(
         "memberships_local",
         table_name="memberships",
@@ -923,6 +1045,12 @@ def downgrade() -> None:
     op.drop_table("early_redactions")
     op.drop_index("devices_user_id_device_id_key", table_name="devices")
     op.drop_table("devices")
+    op.drop_index("destinations_shard", table_name="destinations")
+    op.drop_index(
+        "destinations_behind", table_name="destinations", postgresql_where=sa.text("behind")
+    )
+    op.drop_table("destinations")
+    op.drop_table("delivery_shards")
     op.drop_table("accounts")
     op.drop_index("account_data_user_position", table_name="account_data")
     op.drop_index("account_data_position", table_name="account_data")

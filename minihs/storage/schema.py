@@ -264,6 +264,20 @@ memberships = Table(
         "room_nid",
         postgresql_where=text("local AND membership = 'join'"),
     ),
+    # The server of a user id is what follows its first colon: the rooms that a server is in, and
+    # those that it was made to leave.
+    Index(
+        "memberships_servers_joined",
+        text("substr(user_id, strpos(user_id, ':') + 1)"),
+        "room_nid",
+        postgresql_where=text("membership = 'join' AND NOT local"),
+    ),
+    Index(
+        "memberships_servers_left",
+        text("substr(user_id, strpos(user_id, ':') + 1)"),
+        "position",
+        postgresql_where=text("membership <> 'join' AND NOT local"),
+    ),
     postgresql_with={"fillfactor": 80},
     comment="Current membership of each user that a room's state names, and what they have read",
 )
@@ -538,4 +552,50 @@ jobs = Table(
     _text("holder", "The process that runs it"),
     _bigint("until_ms", "How long the lease holds"),
     comment="Leases of loops that run in one process at a time (D4)",
+)
+
+# --- federation: what is owed to other servers -----------------------------------------------
+
+destinations = Table(
+    "destinations",
+    metadata,
+    _text("server_name", "The other server", primary_key=True),
+    Column("shard", SmallInteger, nullable=False, comment="Which of delivery_shards it is in"),
+    _bigint("position", "Everything in the stream up to here was delivered or is not owed"),
+    _flag("behind", "What it is owed since then must be looked up: it is caught up on it"),
+    Column(
+        "failures", Integer, nullable=False, server_default="0", comment="Since the last success"
+    ),
+    _bigint("retry_at_ms", "It is left alone until then", server_default="0"),
+    _flag("is_down", "It did not answer at all"),
+    _bigint("last_success_ms", "When it last took something", null=True),
+    _text("txn_id", "The transaction that must be repeated before any other", null=True),
+    Column(
+        "txn_positions",
+        ARRAY(BigInteger),
+        nullable=False,
+        server_default="{}",
+        comment="The positions of that transaction's PDUs",
+    ),
+    Index("destinations_behind", "shard", "retry_at_ms", postgresql_where=text("behind")),
+    Index("destinations_shard", "shard", "position"),
+    comment="Servers that we send to: how far each has been served, and when to try again (D5)",
+)
+
+delivery_shards = Table(
+    "delivery_shards",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False, comment="Its number"),
+    _bigint("position", "What destinations of it that are not behind have been served up to"),
+    _text("holder", "The process that serves it"),
+    _bigint("until_ms", "How long the lease holds"),
+    comment="Destinations by a hash of their names: each shard is served by one process at a time",
+)
+
+sent_rooms = Table(
+    "sent_rooms",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _bigint("position", "The newest event that we owe somebody who is behind"),
+    comment="Where those who are behind must be caught up",
 )
