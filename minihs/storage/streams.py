@@ -159,6 +159,22 @@ class StreamFollower:
         found.reverse()
         return found
 
+    async def between(self, after: int, upto: int) -> list[Positioned]:
+        """Return the items after a position, up to another that has been seen, oldest first.
+
+        Of rows that were written again since, what is older than the window has the newest only.
+        """
+        if after < self.floor:
+            return await self._read(after, upto)
+        found: list[Positioned] = []
+        for positioned in reversed(self._window):
+            if positioned[0] <= after:
+                break
+            if positioned[0] <= upto:
+                found.append(positioned)
+        found.reverse()
+        return found
+
     async def fetch_position(self) -> int:
         """Return the last position committed by any process."""
         return int(str(await self._db.fetchval(FETCH_POSITION)))
