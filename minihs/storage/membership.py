@@ -48,7 +48,8 @@ LIST_ROOMS = statement(
     """,
 )
 
-# Unique index rooms_room_id_key and primary key of memberships.
+# Unique index rooms_room_id_key; primary key of memberships and memberships_local. What we know of
+# rooms that nobody here is in any more may be out of date.
 IS_JOINED_TO_ANY = statement(
     "membership.is_joined_to_any",
     """
@@ -57,7 +58,25 @@ IS_JOINED_TO_ANY = statement(
       FROM rooms r
       JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $1
       WHERE r.room_id = ANY($2::text[]) AND m.membership = 'join'
+        AND EXISTS (
+          SELECT FROM memberships l
+          WHERE l.room_nid = r.room_nid AND l.local AND l.membership = 'join'
+        )
     )
+    """,
+)
+
+# The same.
+LIST_ROOMS_WITH_US = statement(
+    "membership.list_rooms_with_us",
+    """
+    SELECT r.room_id
+    FROM rooms r
+    WHERE r.room_id = ANY($1::text[])
+      AND EXISTS (
+        SELECT FROM memberships l
+        WHERE l.room_nid = r.room_nid AND l.local AND l.membership = 'join'
+      )
     """,
 )
 
@@ -178,6 +197,11 @@ async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[st
 async def list_guests(queries: Queries, room_id: str) -> list[UserId]:
     """Return the guests of this server who are joined to a room."""
     return [row[0] for row in await queries.fetch(LIST_GUESTS, room_id)]
+
+
+async def list_rooms_with_us(queries: Queries, room_ids: Sequence[str]) -> set[str]:
+    """Return those of the rooms that somebody of this server is joined to."""
+    return {row[0] for row in await queries.fetch(LIST_ROOMS_WITH_US, list(room_ids))}
 
 
 async def has_remote_members(queries: Queries, room_id: str) -> bool:

@@ -12,6 +12,8 @@ from minihs.services.rooms import directory, forget, membership
 from minihs.services.rooms.membership import INSIDE, MembershipChange
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.api.requests import Request
     from minihs.protocol.identifiers import RoomId, UserId
 
@@ -54,8 +56,8 @@ async def join_room(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3joinroomidoralias
     """
-    room_id = await directory.find_room(request.services, request.path["roomIdOrAlias"])
-    return await _join(request, room_id)
+    room_id, servers = await directory.find_room(request.services, request.path["roomIdOrAlias"])
+    return await _join(request, room_id, [*_via(request), *servers])
 
 
 async def join_room_by_id(request: Request) -> object:
@@ -63,7 +65,7 @@ async def join_room_by_id(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3roomsroomidjoin
     """
-    return await _join(request, _room_id(request))
+    return await _join(request, _room_id(request), ())
 
 
 async def knock_room(request: Request) -> object:
@@ -72,9 +74,13 @@ async def knock_room(request: Request) -> object:
     Spec: client-server-api#post_matrixclientv3knockroomidoralias
     """
     body = await request.json(Reason)
-    room_id = await directory.find_room(request.services, request.path["roomIdOrAlias"])
+    room_id, servers = await directory.find_room(request.services, request.path["roomIdOrAlias"])
     await membership.knock_on_room(
-        request.services, request.requester.user_id, room_id, content=body.content
+        request.services,
+        request.requester.user_id,
+        room_id,
+        content=body.content,
+        via=[*_via(request), *servers],
     )
     return {"room_id": room_id}
 
@@ -133,7 +139,12 @@ async def unban(request: Request) -> object:
     return await _change_other(request, "leave", frozenset({"ban"}))
 
 
-async def _join(request: Request, room_id: RoomId) -> object:
+def _via(request: Request) -> list[str]:
+    """Return the servers that the client knows to be in the room."""
+    return request.query_all("via") or request.query_all("server_name")
+
+
+async def _join(request: Request, room_id: RoomId, via: Sequence[str]) -> object:
     content = await request.json_object()
     if content.pop("third_party_signed", None) is not None:
         raise Forbidden("This server knows no invites by email address or phone number.")
@@ -141,7 +152,12 @@ async def _join(request: Request, room_id: RoomId) -> object:
         del content["reason"]
     requester = request.requester
     await membership.join_room(
-        request.services, requester.user_id, room_id, content=content, guest=requester.guest
+        request.services,
+        requester.user_id,
+        room_id,
+        content=content,
+        guest=requester.guest,
+        via=via,
     )
     return {"room_id": room_id}
 

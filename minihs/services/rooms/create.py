@@ -9,6 +9,8 @@ Spec: client-server-api#post_matrixclientv3createroom
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,7 @@ from minihs.base.errors import (
     Forbidden,
     InvalidParam,
     InvalidRoomState,
+    MatrixError,
     RoomInUse,
     UnsupportedRoomVersion,
 )
@@ -25,7 +28,11 @@ from minihs.protocol.identifiers import parse_room_alias, parse_user_id
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.services.rooms.commit import Plan
 from minihs.services.rooms.heads import new_head
-from minihs.services.rooms.membership import check_invitable
+from minihs.services.rooms.membership import (
+    MembershipChange,
+    change_membership,
+    check_invitable,
+)
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, check_new_aliases
@@ -40,6 +47,10 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import RoomAlias, RoomId, StateKey, UserId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+INVITES_AT_ONCE = 10
 
 Preset = Literal["private_chat", "public_chat", "trusted_private_chat"]
 Content = dict[str, object]
@@ -121,12 +132,11 @@ async def create_room(services: Services, creator: UserId, options: RoomOptions)
         if event.key == (CANONICAL_ALIAS, ""):
             known = () if alias is None else (alias,)
             await check_new_aliases(services, "", event.content, known=known)
-    for user_id in invited:
-        content: Content = {"membership": "invite"} | await member_profile(services, user_id)
-        if options.is_direct:
-            content["is_direct"] = True
+    direct: Content = {"is_direct": True} if options.is_direct else {}
+    for user_id in filter(services.is_local, invited):
+        content = {"membership": "invite", **await member_profile(services, user_id), **direct}
         events.append(StateEvent("m.room.member", content, user_id))
-    return await make_room(
+    room_id = await make_room(
         services,
         RoomPlan(
             creator=creator,
@@ -138,6 +148,34 @@ async def create_room(services: Services, creator: UserId, options: RoomOptions)
             profile=await member_profile(services, creator),
         ),
     )
+    await _invite_from_elsewhere(
+        services,
+        [
+            MembershipChange(room_id, creator, user_id, "invite", direct)
+            for user_id in invited
+            if not services.is_local(user_id)
+        ],
+    )
+    return room_id
+
+
+async def _invite_from_elsewhere(
+    services: Services, invites: Sequence[MembershipChange]
+) -> None:
+    """Invite users of other servers, which must sign it, to a room that has just been made.
+
+    The room is there, whatever their servers say.
+    """
+    for start in range(0, len(invites), INVITES_AT_ONCE):
+        some = invites[start : start + INVITES_AT_ONCE]
+        outcomes = await asyncio.gather(
+            *(change_membership(services, invite) for invite in some), return_exceptions=True
+        )
+        for invite, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, MatrixError):
+                logger.warning("cannot invite %s: %s", invite.user_id, outcome.message)
+            elif isinstance(outcome, BaseException):
+                raise outcome
 
 
 async def make_room(services: Services, room: RoomPlan) -> RoomId:

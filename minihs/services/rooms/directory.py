@@ -5,12 +5,19 @@ Spec: client-server-api#room-aliases, client-server-api#published-room-directory
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from minihs.base.limits import PAGE_LIMIT_MAX
-from minihs.protocol.identifiers import parse_room_alias, parse_room_id, server_name_of
+from minihs.protocol.identifiers import (
+    parse_room_alias,
+    parse_room_id,
+    parse_server_name,
+    server_name_of,
+)
+from minihs.remote.transport import RemoteError
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, set_room_state
 from minihs.services.rooms.standing import (
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import RoomAlias, RoomId, ServerName, StateKey, UserId
     from minihs.services.context import Services
     from minihs.storage.directory import PublishedRoom
+
+logger = logging.getLogger(__name__)
 
 HISTORY_VISIBILITY: StateKey = ("m.room.history_visibility", "")
 ROOMS_AT_ONCE = 200
@@ -64,8 +73,10 @@ class DirectoryQuery:
 # --- aliases ---------------------------------------------------------------------------------
 
 
-async def find_room(services: Services, room_id_or_alias: str) -> RoomId:
-    """Return the room that an id or an alias names.
+async def find_room(
+    services: Services, room_id_or_alias: str
+) -> tuple[RoomId, Sequence[ServerName]]:
+    """Return the room that an id or an alias names, and servers that an alias says are in it.
 
     Raises:
         InvalidParam: it is neither.
@@ -73,8 +84,8 @@ async def find_room(services: Services, room_id_or_alias: str) -> RoomId:
     """
     room_id = parse_room_id(room_id_or_alias)
     if room_id is not None:
-        return room_id
-    return (await resolve_alias(services, room_id_or_alias))[0]
+        return room_id, ()
+    return await resolve_alias(services, room_id_or_alias)
 
 
 async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[ServerName]]:
@@ -87,11 +98,33 @@ async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[Ser
         NotFound: it points nowhere, or its server cannot be asked.
     """
     alias = _parse_alias(text)
-    found = await directory.fetch_alias(services.db, alias) if services.is_local(alias) else None
+    if not services.is_local(alias):
+        return await _resolve_remote_alias(services, alias)
+    found = await directory.fetch_alias(services.db, alias)
     if found is None:
         raise NotFound(f"Room alias {alias} not found.")
     servers = await directory.list_servers_in_room(services.db, found[0])
     return found[0], sorted(servers, key=lambda name: name != services.server_name)
+
+
+async def _resolve_remote_alias(
+    services: Services, alias: RoomAlias
+) -> tuple[RoomId, list[ServerName]]:
+    """Return what the server of an alias says of it.
+
+    Spec: server-server-api#get_matrixfederationv1querydirectory
+    """
+    server = server_name_of(alias)
+    answer = await services.remote.query_directory(server, alias)
+    if isinstance(answer, RemoteError):
+        logger.info("cannot resolve %s: %s", alias, answer.describe())
+        raise NotFound(f"Room alias {alias} not found.")
+    room_id, named = parse_room_id(answer["room_id"]), answer["servers"]
+    if room_id is None:
+        raise NotFound(f"Room alias {alias} points to no room.")
+    servers = [parse_server_name(name) for name in (named if isinstance(named, list) else ())]
+    known = [name for name in servers if name is not None]
+    return room_id, list(dict.fromkeys(known or [server]))
 
 
 async def set_alias(services: Services, user_id: UserId, text: str, room_id: str) -> None:

@@ -20,18 +20,22 @@ from minihs.base.errors import (
     GuestAccessForbidden,
     MatrixError,
     NotFound,
+    UnableToAuthoriseJoin,
+    UnableToGrantJoin,
     Unavailable,
 )
 from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
-from minihs.protocol.identifiers import parse_user_id, server_name_of
+from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import MEMBERSHIPS, membership_of
 from minihs.protocol.unstable import DEACTIVATED
+from minihs.services.rooms import remote_membership
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
 from minihs.services.rooms.profile import member_profile
+from minihs.services.rooms.remote_membership import Elsewhere, RemoteChange
 from minihs.services.rooms.restricted_joins import find_authorising_user
 from minihs.services.rooms.send import load_state_events, send_decided
-from minihs.services.rooms.standing import CREATE, current_events, text_of
+from minihs.services.rooms.standing import CREATE, current_events, load_known_room, text_of
 from minihs.storage import membership as memberships
 from minihs.storage.account_data import fetch_account_data
 
@@ -60,7 +64,8 @@ class MembershipChange:
 
     `content` is what the event says beside its membership and the user's profile. `only_from`: the
     memberships that the user must have at present (None: any). `once`: nothing is sent when the
-    user has that membership already. `deactivation`: the user leaves for ever (MSC3759).
+    user has that membership already. `deactivation`: the user leaves for ever (MSC3759). `via` are
+    servers through which the room may be entered.
     """
 
     room_id: RoomId
@@ -72,14 +77,21 @@ class MembershipChange:
     once: bool = False
     guest: bool = False
     deactivation: bool = False
+    via: Sequence[str] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether users change their own membership."""
+        return self.sender == self.user_id
 
 
 async def change_membership(services: Services, change: MembershipChange) -> EventId:
     """Change a membership; return the member event, the present one if it says the same already.
 
     Raises:
-        NotFound: this server does not know the room, or cannot reach the invited user.
+        NotFound: nobody who was asked knows the room, or the invited user.
         Forbidden: the room's rules, or the invited user's wishes, are against it.
+        MatrixError: other servers had to be asked, and did not help.
     """
     await _check_invitable(services, change)
     profile: dict[str, object] = {}
@@ -89,6 +101,10 @@ async def change_membership(services: Services, change: MembershipChange) -> Eve
 
     async def decide(head: RoomHead) -> EventDraft | EventId:
         nonlocal predecessor
+        if change.is_own and await remote_membership.is_for_others(
+            services, head, change.user_id, change.membership
+        ):
+            raise Elsewhere("The room is not on this server.")
         key: StateKey = ("m.room.member", change.user_id)
         stored = (await load_state_events(services, head.state, [key])).get(key)
         current = None if stored is None else stored.event
@@ -111,10 +127,46 @@ async def change_membership(services: Services, change: MembershipChange) -> Eve
             state_key=change.user_id,
         )
 
-    event_id = await send_decided(services, change.room_id, decide)
+    if change.membership == "invite" and not services.is_local(change.user_id):
+        return await remote_membership.invite(services, change.room_id, change.user_id, decide)
+    try:
+        event_id = await send_decided(services, change.room_id, decide)
+    except (NotFound, Elsewhere, UnableToAuthoriseJoin, UnableToGrantJoin) as error:
+        if not change.is_own:
+            raise
+        event_id = await _change_elsewhere(services, change, _content(change, profile), error)
+        if change.membership == "join":
+            predecessor = await _predecessor(services, change.room_id)
     if predecessor is not None:
         await follow_to_replacement(services, change.user_id, predecessor, change.room_id)
     return event_id
+
+
+async def _change_elsewhere(
+    services: Services, change: MembershipChange, content: Mapping[str, object], why: MatrixError
+) -> EventId:
+    """Change a user's own membership through other servers. `why` this one cannot do it."""
+    if change.guest:
+        raise GuestAccessForbidden("Guests cannot join rooms of other servers.")
+    remote = RemoteChange(change.room_id, change.user_id, content, change.via)
+    match change.membership:
+        case "join":
+            if isinstance(why, UnableToAuthoriseJoin | UnableToGrantJoin) and (
+                not await remote_membership.candidates(services, remote)
+            ):
+                raise Forbidden(why.message) from why
+            return await remote_membership.join(services, remote)
+        case "knock":
+            return await remote_membership.knock(services, remote)
+        case "leave":
+            return await remote_membership.leave(services, remote)
+        case _:
+            raise why
+
+
+async def _predecessor(services: Services, room_id: RoomId) -> str | None:
+    head = await load_known_room(services, room_id)
+    return predecessor_of((await current_events(services, head, [CREATE])).get(CREATE))
 
 
 async def join_room(
@@ -124,21 +176,29 @@ async def join_room(
     *,
     content: Mapping[str, object],
     guest: bool = False,
+    via: Sequence[str] = (),
 ) -> EventId:
     """Let a user enter a room; joining twice is the same as once.
 
-    `content` are further keys of the member event.
+    `content` are further keys of the member event; `via` servers to ask if we are not in the room.
     Spec: client-server-api#post_matrixclientv3joinroomidoralias
 
     Raises:
         NotFound, Forbidden: see `change_membership`.
     """
-    change = MembershipChange(room_id, user_id, user_id, "join", content, once=True, guest=guest)
+    change = MembershipChange(
+        room_id, user_id, user_id, "join", content, once=True, guest=guest, via=via
+    )
     return await change_membership(services, change)
 
 
 async def knock_on_room(
-    services: Services, user_id: UserId, room_id: RoomId, *, content: Mapping[str, object]
+    services: Services,
+    user_id: UserId,
+    room_id: RoomId,
+    *,
+    content: Mapping[str, object],
+    via: Sequence[str] = (),
 ) -> EventId:
     """Let a user ask to be let in. Spec: client-server-api#post_matrixclientv3knockroomidoralias.
 
@@ -146,7 +206,7 @@ async def knock_on_room(
         NotFound, Forbidden: see `change_membership`.
     """
     return await change_membership(
-        services, MembershipChange(room_id, user_id, user_id, "knock", content)
+        services, MembershipChange(room_id, user_id, user_id, "knock", content, via=via)
     )
 
 
@@ -280,14 +340,13 @@ async def _check_invitable(services: Services, change: MembershipChange) -> None
 
 
 async def check_invitable(services: Services, user_id: str) -> None:
-    """Refuse to invite somebody whom we cannot tell, or who wants no invites.
+    """Refuse to invite somebody who wants no invites; other servers answer for their users.
 
     Raises:
-        NotFound: the user's server cannot be reached.
         Forbidden: `M_INVITE_BLOCKED`. Spec: client-server-api#invite-permission
     """
     if not services.is_local(user_id):
-        raise NotFound(f"The server {server_name_of(user_id)} cannot be reached.")
+        return
     json = await fetch_account_data(services.db, user_id, "", "m.invite_permission_config")
     if json is not None:
         match canonical_json.decode(json):

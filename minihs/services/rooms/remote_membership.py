@@ -40,7 +40,7 @@ from minihs.protocol.signatures import with_signatures_of
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import commit
 from minihs.services.rooms.commit import Plan, PlannedEvent
-from minihs.services.rooms.heads import RoomHead, building, load_head
+from minihs.services.rooms.heads import RoomHead, building
 from minihs.services.rooms.remote_joins import BadRoomError, commit_join, read_given_room
 from minihs.services.rooms.send import build_upon, load_state_events, own_event_id
 from minihs.services.rooms.verification import is_signed_by
@@ -106,20 +106,27 @@ class BadTemplateError(ValueError):
 # --- is it for others to decide? ---------------------------------------------------------------
 
 
-async def is_outside(services: Services, room_id: RoomId, user_id: str) -> bool:
-    """Return whether a user's membership in a room can only be changed through other servers.
+class Elsewhere(MatrixError):
+    """A membership that can only be changed through servers that are in the room."""
 
-    So it is where nobody of this server is joined but others are, and for a user who was invited,
-    or knocked, while that was so.
+
+async def is_for_others(
+    services: Services, head: RoomHead, user_id: str, membership: str
+) -> bool:
+    """Return whether users must ask other servers for a membership of theirs.
+
+    So it is where nobody of this server is joined but others are, and for the answer to an invite
+    (or the end of a knock) that is not part of the room as we know it.
     """
-    head = await load_head(services, room_id)
-    if head is None or not head.extremities:
-        return True
-    row = await memberships.fetch_membership(services.db, room_id, user_id)
+    if head.local_members and membership != "leave":
+        return False
+    row = await memberships.fetch_membership(services.db, head.room_id, user_id)
     if row is not None and row.membership in ("invite", "knock"):
         if head.state.get("m.room.member", user_id) != row.event_id:
-            return not head.local_members
-    return not head.local_members and await memberships.has_remote_members(services.db, room_id)
+            return True
+    return not head.local_members and await memberships.has_remote_members(
+        services.db, head.room_id
+    )
 
 
 # --- joining, knocking, leaving ----------------------------------------------------------------
@@ -254,7 +261,7 @@ async def _through_any(
         MatrixError: nobody did.
     """
     failures: list[RemoteError] = []
-    for server in await _candidates(services, change):
+    for server in await candidates(services, change):
         try:
             outcome = await through(services, change, server)
         except (BadTemplateError, BadRoomError) as error:
@@ -266,7 +273,7 @@ async def _through_any(
     raise _failure(failures)
 
 
-async def _candidates(services: Services, change: RemoteChange) -> list[ServerName]:
+async def candidates(services: Services, change: RemoteChange) -> list[ServerName]:
     """Return the servers to ask, the likeliest first."""
     row = await memberships.fetch_membership(services.db, change.room_id, change.user_id)
     named: list[str] = list(change.via)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import Forbidden
+from minihs.base.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
 from minihs.protocol.identifiers import parse_room_id
 from minihs.protocol.power_levels import PowerLevels
 from minihs.services.rooms.standing import CREATE, POWER_LEVELS, current_events
-from minihs.storage.membership import is_joined_to_any
+from minihs.storage.membership import is_joined_to_any, list_rooms_with_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,11 @@ async def find_authorising_user(services: Services, head: RoomHead, user_id: str
     Asked of users who are neither in the room nor invited to it.
 
     Raises:
-        Forbidden: the user meets no condition of the room, or nobody here may invite.
+        Forbidden: the user meets no condition of the room.
+        UnableToAuthoriseJoin: nor any that can be told from here; it may be that they meet others.
+        UnableToGrantJoin: nobody here may invite.
+
+    Spec: server-server-api#restricted-rooms
     """
     state = await current_events(services, head, [CREATE, POWER_LEVELS, JOIN_RULES])
     rules = state.get(JOIN_RULES)
@@ -42,6 +46,11 @@ async def find_authorising_user(services: Services, head: RoomHead, user_id: str
         return None
     allowed = allowed_rooms(rules.content)
     if not allowed or not await is_joined_to_any(services.db, user_id, allowed):
+        # Of our own users we know every room that they are in.
+        if not services.is_local(user_id) and (
+            set(allowed) - await list_rooms_with_us(services.db, allowed)
+        ):
+            raise UnableToAuthoriseJoin("This server is not in all rooms whose members may join.")
         raise Forbidden("You are in none of the rooms whose members may join.")
     levels = PowerLevels.of(state.get(POWER_LEVELS), state.get(CREATE), version)
     return _local_inviter(head, levels)
@@ -68,4 +77,4 @@ def _local_inviter(head: RoomHead, levels: PowerLevels) -> str:
     for user_id in (*named, *head.local_members):
         if user_id in head.local_members and levels.user_level(user_id) >= levels.invite:
             return user_id
-    raise Forbidden("Nobody of this server may let you into the room.")
+    raise UnableToGrantJoin("Nobody of this server may let you into the room.")
