@@ -12,6 +12,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.base.turns import Turns
 from minihs.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from minihs.storage import rooms
 from minihs.storage.group_commit import RoomCursor
@@ -68,10 +69,14 @@ HEADS_MAX = 5_000
 
 
 class RoomHeads:
-    """The heads that this process keeps, and the lock that orders their builders."""
+    """The heads that this process keeps, and the lock that orders their builders.
+
+    `fetching` are the turns to fetch what a room lacks: one at a time from each server.
+    """
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
+        self.fetching: Turns[tuple[str, str]] = Turns()
 
     def slot(self, room_id: str) -> _Slot:
         """Return the slot of a room, the most recently used last."""

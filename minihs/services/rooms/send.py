@@ -8,7 +8,7 @@ Spec: client-server-api#sending-events-to-a-room
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
@@ -27,6 +27,7 @@ from minihs.protocol.power_levels import PowerLevels
 from minihs.services.rooms import commit, state
 from minihs.services.rooms.commit import ClientTransaction, Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
+from minihs.services.rooms.state import load_state_events as load_state_events
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
-    from minihs.storage.state import State, StateRow
+    from minihs.storage.state import StateRow
 
 ATTEMPTS = 20
 CREATE = ("m.room.create", "")
@@ -191,26 +192,6 @@ async def build_upon(services: Services, head: RoomHead, draft: EventDraft) -> P
         and await _may_redact(services, head, event, event.redacts, auth_state)
     )
     return PlannedEvent(event, auth, may_redact, None, state_before, rows)
-
-
-async def load_state_events(
-    services: Services, state_: State, keys: Sequence[StateKey]
-) -> dict[StateKey, StoredEvent]:
-    """Return the events that hold the given keys of a state."""
-    entries, cached = state_.entries, services.events.cached
-    ids = {key: entry for key in keys if (entry := entries.get(key)) is not None}
-    found: dict[StateKey, StoredEvent] = {}
-    missing: list[EventId] = []
-    for key, event_id in ids.items():
-        stored = cached(event_id)
-        if stored is None:
-            missing.append(event_id)
-        else:
-            found[key] = stored
-    if missing:
-        loaded = await services.events.get_many(missing)
-        found |= {key: loaded[event_id] for key, event_id in ids.items() if event_id in loaded}
-    return found
 
 
 async def _may_redact(

@@ -15,7 +15,7 @@ from minihs.storage import state_reads
 from minihs.storage.rooms import list_current_states
 
 if TYPE_CHECKING:
-    from minihs.protocol.identifiers import StateKey
+    from minihs.protocol.identifiers import EventId, StateKey
     from minihs.services.context import Services
 
 SERVER_ACL: StateKey = ("m.room.server_acl", "")
@@ -32,7 +32,11 @@ async def is_allowed(services: Services, room_id: str, server_name: str) -> bool
     entries = await state_reads.load_entries(
         services.states, services.db, [state_id], [SERVER_ACL]
     )
-    event_id = entries[state_id].get(SERVER_ACL)
+    return await is_allowed_by(services, entries[state_id].get(SERVER_ACL), server_name)
+
+
+async def is_allowed_by(services: Services, event_id: EventId | None, server_name: str) -> bool:
+    """Return whether an ACL, given by its event, allows a server; none allows everybody."""
     stored = None if event_id is None else await services.events.get(event_id)
     if stored is None:
         return True

@@ -55,6 +55,26 @@ async def resolve_states(
     return state, rows
 
 
+async def load_state_events(
+    services: Services, state: State, keys: Sequence[StateKey]
+) -> dict[StateKey, StoredEvent]:
+    """Return the events that hold the given keys of a state."""
+    entries, cached = state.entries, services.events.cached
+    ids = {key: entry for key in keys if (entry := entries.get(key)) is not None}
+    found: dict[StateKey, StoredEvent] = {}
+    missing: list[EventId] = []
+    for key, event_id in ids.items():
+        stored = cached(event_id)
+        if stored is None:
+            missing.append(event_id)
+        else:
+            found[key] = stored
+    if missing:
+        loaded = await services.events.get_many(missing)
+        found |= {key: loaded[event_id] for key, event_id in ids.items() if event_id in loaded}
+    return found
+
+
 async def record(
     services: Services, near: Sequence[State], entries: Mapping[StateKey, EventId]
 ) -> tuple[State, list[StateRow]]:
