@@ -22,9 +22,11 @@ from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.config import Config, ConfigError, parse_address
 from minihs.base.limits import EVENT_CACHE_BYTES
+from minihs.base.metrics import RequestMetrics
 from minihs.base.randomness import Randomness
+from minihs.base.sharing import SharedWork
 from minihs.base.tasks import TaskOwner
-from minihs.protocol.identifiers import ServerName, parse_server_name
+from minihs.protocol.identifiers import EventId, ServerName, parse_server_name
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import (
     SigningKey,
@@ -122,6 +124,7 @@ async def build_services(
     db = await Database.connect(dsn, connections=config.database_connections)
     tasks = TaskOwner()
     key_ring = KeyRing(clock)
+    handshakes: SharedWork[str, EventId] = SharedWork("handshake")
     try:
         await facts.check_server_name(db, config.server_name)
         events = EventStore(db, EVENT_CACHE_BYTES)
@@ -159,6 +162,8 @@ async def build_services(
             ),
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
             typing=TypingRooms(),
+            handshakes=handshakes,
+            requests=RequestMetrics(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.views.follow, services.views.reset)
@@ -166,6 +171,7 @@ async def build_services(
         services.committer.start()
         yield services
     finally:
+        await handshakes.close()
         await tasks.close()
         await key_ring.close()
         await transport.close()

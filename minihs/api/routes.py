@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minihs.api import admin
+from minihs.api import admin, health, metrics
 from minihs.api.client import (
     account,
     account_data,
@@ -166,6 +166,10 @@ ROUTES: list[Route] = [
     Route("GET", KEY + "/server/{keyId}", keys.get_server_key, None, "anybody", "read"),
     Route("GET", KEY + "/query/{serverName}", keys.perspectives_key_query, "perspectivesKeyQuery", "anybody", "costly"),
     Route("POST", KEY + "/query", keys.bulk_perspectives_key_query, "bulkPerspectivesKeyQuery", "anybody", "costly"),
+    # Operation
+    Route("GET", "/health", health.get_health, None, "anybody"),
+    Route("GET", "/ready", health.get_ready, None, "anybody"),
+    Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),

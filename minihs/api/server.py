@@ -17,6 +17,7 @@ from minihs.api.rate_limits import RateLimiter
 from minihs.api.requests import Answer, Request, Signed, read_body
 from minihs.api.router import Router
 from minihs.api.routes import R0, ROUTES, V3, Route
+from minihs.base import logs
 from minihs.base.errors import (
     GuestAccessForbidden,
     InvalidParam,
@@ -28,6 +29,7 @@ from minihs.base.errors import (
     UserInteractiveAuthRequired,
 )
 from minihs.base.limits import BODY_BYTES_MAX, SERVER_BODY_BYTES_MAX
+from minihs.base.metrics import stopwatch
 from minihs.protocol.canonical_json import decode_lenient
 from minihs.services.accounts.authentication import Requester, authenticate
 from minihs.services.federation.authentication import read_claim, verify_claim
@@ -47,6 +49,16 @@ _HEADERS = CIMultiDict(
         "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
     }
 )
+
+
+async def _preflight(_request: Request) -> object:
+    """Answer a browser that asks whether it may; the headers say so."""
+    return {}
+
+
+# These two, and no others, are not in the table.
+PREFLIGHT = Route("OPTIONS", "", _preflight, None, "anybody")
+NO_ROUTE = Route("", "", _preflight, None, "anybody")
 
 
 def build_router() -> Router[Route]:
@@ -72,31 +84,38 @@ class _Server:
         self._services = services
         self._router = build_router()
         self._limiter = RateLimiter(services.clock) if services.config.rate_limits_on else None
+        self._logs_requests = logger.isEnabledFor(logging.DEBUG)
 
     async def handle(self, http: web.Request) -> web.Response:
         """Answer one request; nothing but a cancellation escapes."""
+        began, route = stopwatch(), NO_ROUTE
+        logs.request.set((http.method, http.path))
         try:
-            answer = await self._answer(http)
+            route, parameters = self._find(http)
+            response = _respond(await self._answer(http, route, parameters))
         except MatrixError as error:
             headers = {}
             if (retry_ms := error.fields.get("retry_after_ms")) is not None:
                 headers["Retry-After"] = str(-(-int(str(retry_ms)) // 1000))
-            return _respond(error.body(), error.http_status, headers)
+            response = _respond(Answer(error.body(), error.http_status, headers))
         except UserInteractiveAuthRequired as required:
-            return _respond(required.body, 401)
+            response = _respond(Answer(required.body, 401))
         except web.HTTPRequestEntityTooLarge:
-            return _respond(TooLarge("The body is too large.").body(), 413)
+            response = _respond(Answer(TooLarge("The body is too large.").body(), 413))
         except Exception:
-            logger.exception("%s %s failed", http.method, http.path)
+            logger.exception("the request failed")
             body = {"errcode": "M_UNKNOWN", "error": "Internal server error."}
-            return _respond(body, 500)
-        if isinstance(answer, Answer):
-            return _respond(answer.body, answer.status, answer.headers)
-        return _respond(answer)
+            response = _respond(Answer(body, 500))
+        seconds = stopwatch() - began
+        self._services.requests.observe(route.method, route.path, response.status, seconds)
+        if self._logs_requests:
+            logger.debug("answered %s in %.1f ms", response.status, seconds * 1000)
+        return response
 
-    async def _answer(self, http: web.Request) -> object:
+    def _find(self, http: web.Request) -> tuple[Route, Mapping[str, str]]:
+        """Return the endpoint that is asked for, and the parameters in its path."""
         if http.method == "OPTIONS":
-            return Answer({}, 200)
+            return PREFLIGHT, {}
         if "%00" in http.raw_path:  # PostgreSQL's text has no NUL; no name of anything has one.
             raise InvalidParam("There is a NUL in the URL.")
         path = http.raw_path.partition("?")[0]
@@ -107,7 +126,11 @@ class _Server:
             raise Unrecognized("Unrecognized request.")
         if isinstance(found, frozenset):
             raise Unrecognized("This path does not take that method.", status=405)
-        route, parameters = found
+        return found
+
+    async def _answer(
+        self, http: web.Request, route: Route, parameters: Mapping[str, str]
+    ) -> object:
         if route.access == "server":
             signed = await self._signed(http)
             return await route.handler(Request(self._services, http, parameters, None, signed))
@@ -154,12 +177,11 @@ class _Server:
         return requester
 
 
-def _respond(
-    body: object, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    if not isinstance(body, bytes):
-        body = orjson.dumps(body)
-    all_headers = _HEADERS.copy()
-    if headers:
-        all_headers.update(headers)
-    return web.Response(body=body, status=status, headers=all_headers)
+def _respond(answer: object) -> web.Response:
+    status, headers = 200, _HEADERS.copy()  # aiohttp adds to what it is given.
+    if isinstance(answer, Answer):
+        status = answer.status
+        headers.update(answer.headers)
+        answer = answer.body
+    body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+    return web.Response(body=body, status=status, headers=headers)

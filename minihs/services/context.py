@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from minihs.base.caching import BoundedCache
     from minihs.base.clock import Clock
     from minihs.base.config import Config
+    from minihs.base.metrics import RequestMetrics
     from minihs.base.randomness import Randomness
+    from minihs.base.sharing import SharedWork
     from minihs.base.tasks import TaskOwner
     from minihs.protocol.filters import Filter
-    from minihs.protocol.identifiers import ServerName
+    from minihs.protocol.identifiers import EventId, ServerName
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
     from minihs.services.ephemeral.typing_notifications import TypingRooms
@@ -64,6 +66,8 @@ class Services:
     ignored_lists: Batcher[str, str]
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     typing: TypingRooms
+    handshakes: SharedWork[str, EventId]
+    requests: RequestMetrics
 
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""

@@ -279,6 +279,8 @@ class GroupCommitter:
                 self._events.remember(stored)
                 items.append((position, stored))
                 items += [(position, m) for m in write.memberships if m.local]
+                if write.sticky is not None:
+                    items.append((position, write.sticky))
                 if write.redacts is not None:
                     self._events.note_redaction(write.redacts, stored.event_id)
         for unit in units:

@@ -66,6 +66,11 @@ class Views:
         self._loading: dict[str, asyncio.Future[UserView]] = {}
         self._by_room: dict[str, set[UserView]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for news."""
+        return sum(len(view.waiters) for view in self._views.values())
+
     async def get(self, user_id: str) -> UserView:
         """Return the view of a user, true as of the follower's head."""
         view = self._views.get(user_id)

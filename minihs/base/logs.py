@@ -1,0 +1,74 @@
+"""Logs: one line an entry, with the request it belongs to, and never a secret.
+
+    2026-11-21T12:00:00.123Z ERROR minihs.api.server [PUT /_matrix/client/v3/…]: the request failed
+
+Whatever is logged, exceptions with their values included, passes `redacted` last: the one rule for
+tokens, passwords and keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from time import gmtime as _utc
+from typing import TextIO
+
+from typing_extensions import override
+
+# Method and path of the request that the running task answers.
+request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)
+
+_SECRET_NAMES = (
+    r"[\w.-]*(?:password|passwd|secret|token|nonce|client_secret|mac|session|signing_key|session_id)"
+)
+_SECRETS = re.compile(
+    # access_token=…, password: '…', "refresh_token": "…", b'…', \"…\"
+    rf"""(?P<name>\b{_SECRET_NAMES}(?:\\*["'])?\s*[:=]\s*)"""
+    r"""(?P<value>b?\\*"(?:[^"\\]|\\.)*?\\*"|b?'(?:[^'\\]|\\.)*'|[^\s,;&}})\]"']+)"""
+    # Authorization: Bearer …
+    r"""|(?P<scheme>\b(?:Bearer|Basic)\s+)[^\s"',;]+"""
+    # postgresql://user:password@host
+    r"""|(?P<user>\w+://[^\s:/@]*:)[^\s@/]+(?=@)"""
+    # signedjson's key files: ed25519 a_Ab12 seed
+    r"""|(?P<key>\bed25519 \w+ )[A-Za-z0-9+/]{42,}""",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """Return a text without the secrets that follow a telling name, such as `access_token=`."""
+    return _SECRETS.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    kept = found["name"] or found["scheme"] or found["user"] or found["key"] or ""
+    return f"{kept}(redacted)"
+
+
+class Formatter(logging.Formatter):
+    """Time in UTC, level, logger, the request if there is one, the message, and any exception."""
+
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s")
+        self.converter = _utc
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the entry as it is written."""
+        of = request.get()
+        record.request = "" if of is None else f" [{of[0]} {of[1]}]"
+        return redacted(super().format(record))
+
+
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Send logs of `level` and above to `stream` (standard error)."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
