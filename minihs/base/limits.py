@@ -32,7 +32,7 @@ INVITES_PER_CREATION_MAX = 1_000
 INITIAL_STATE_EVENTS_MAX = 1_000
 TYPING_TIMEOUT_MAX_MS = 120_000
 ACCOUNT_DATA_BYTES_MAX = 1_048_576
-EVENT_CACHE_BYTES = 64 * 1_048_576
+EVENT_CACHE_BYTES = 32 * 1_048_576
 STATE_CACHE_ENTRIES = 2_000
 
 # Requests to other servers; ours, as others do. The time is for everything, connecting included.

@@ -17,23 +17,22 @@ from typing import TextIO
 
 from typing_extensions import override
 
-# Method and path of the request that the running task answers.
+# Method and target (as it was sent) of the request that the running task answers.
 request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)
 
-_SECRET_NAMES = (
-    r"[\w.-]*(?:password|passwd|secret|token|nonce|client_secret|mac|session|signing_key|session_id)"
-)
+_NAMES = r"[\w.-]{0,40}(?:password|passwd|secret|token|nonce|mac|session|session_id|signing_key)"
 _SECRETS = re.compile(
-    # access_token=…, password: '…', "refresh_token": "…", b'…', \"…\"
-    rf"""(?P<name>\b{_SECRET_NAMES}(?:\\*["'])?\s*[:=]\s*)"""
-    r"""(?P<value>b?\\*"(?:[^"\\]|\\.)*?\\*"|b?'(?:[^'\\]|\\.)*'|[^\s,;&}})\]"']+)"""
+    # access_token=…, 'password': '…', "refresh_token": "…", and JSON that was quoted once more
+    rf"""(?P<name>\b{_NAMES}(?:\\*["'])?\s*[:=]\s*b?)"""
+    r"""(?:(?P<quote>\\+["'])(?:(?!(?P=quote)).)*(?:(?P=quote))?"""
+    r"""|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&}})\]"']+)"""
     # Authorization: Bearer …
     r"""|(?P<scheme>\b(?:Bearer|Basic)\s+)[^\s"',;]+"""
     # postgresql://user:password@host
     r"""|(?P<user>\w+://[^\s:/@]*:)[^\s@/]+(?=@)"""
-    # signedjson's key files: ed25519 a_Ab12 seed
+    # signedjson's key files: ed25519 version seed
     r"""|(?P<key>\bed25519 \w+ )[A-Za-z0-9+/]{42,}""",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -61,7 +60,7 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry as it is written."""
         of = request.get()
-        record.request = "" if of is None else f" [{of[0]} {of[1]}]"
+        record.request = "" if of is None else f" [{of[0]} {of[1].partition('?')[0]}]"
         return redacted(super().format(record))
 
 

@@ -241,11 +241,12 @@ class Filter:
     event_format: EventFormat = "client"
     event_fields: tuple[tuple[str, ...], ...] | None = None
 
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Return a hashable value that is equal for filters that do the same."""
+    signature: tuple[object, ...] = field(init=False, compare=False, repr=False)
+    """A hashable value that is equal for filters that do the same."""
+
+    def __post_init__(self) -> None:
         room = self.room
-        return (
+        signature = (
             _sorted(room.rooms),
             _sorted(room.not_rooms),
             room.include_leave,
@@ -258,6 +259,7 @@ class Filter:
             self.event_format,
             self.event_fields,
         )
+        object.__setattr__(self, "signature", signature)
 
     @property
     def shapes_events(self) -> bool:

@@ -153,29 +153,37 @@ class Reader:
 class MemberNames:
     """The local members of a room, arranged so that a text finds whom it names.
 
-    Made once for a set of members; a name is looked up by its longest word, so that a message
-    costs as much as it has words and not as much as the room has members. Include whoever the
-    event invites.
+    A name is looked up by its longest word, so that a message costs as much as it has words and
+    not as much as the room has members; the index is made when a text is first searched. Include
+    whoever the event invites.
     """
 
     __slots__ = ("_display_names", "_localparts", "_members")
 
     def __init__(self, members: Mapping[str, str | None]) -> None:
         self._members = members
-        self._display_names = _WordIndex(
-            (name, user_id) for user_id, name in members.items() if name
-        )
-        self._localparts = _WordIndex((_localpart(user_id), user_id) for user_id in members)
+        self._display_names: _WordIndex | None = None
+        self._localparts: _WordIndex | None = None
 
     def __contains__(self, user_id: object) -> bool:
         return user_id in self._members
 
     def named_by_display_name(self, occasion: Occasion) -> Iterator[str]:
         """Yield the members whose display name is in the body."""
+        if not occasion.body:
+            return iter(())
+        if self._display_names is None:
+            self._display_names = _WordIndex(
+                (name, user_id) for user_id, name in self._members.items() if name
+            )
         return self._display_names.find(occasion)
 
     def named_by_localpart(self, occasion: Occasion) -> Iterator[str]:
         """Yield the members whose localpart is in the body."""
+        if not occasion.body:
+            return iter(())
+        if self._localparts is None:
+            self._localparts = _WordIndex((_localpart(user), user) for user in self._members)
         return self._localparts.find(occasion)
 
 

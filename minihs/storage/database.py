@@ -32,8 +32,10 @@ SETTINGS = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "application_name": "minihs",
-    # While a table has no statistics yet, the planner would rather collect a bitmap of a whole room
-    # and sort it than walk the index that has the order.
+    # Plans are made when tables are still empty and without statistics, and kept. Every statement
+    # has its index; without this the planner would rather read a small table whole, or collect a
+    # bitmap of a whole room and sort it, than walk the index that has the order.
+    "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     # A process that hangs inside a transaction must not hold the stream's lock for ever.
     "idle_in_transaction_session_timeout": "60s",

@@ -28,10 +28,11 @@ RECENT_REDACTIONS_MAX = 10_000
 COLUMNS = """
       e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
       e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before, e.room_state_after,
-      e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies
+      e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies,
+      e.sticky_until_ms
 """
 
-COLUMN_COUNT = 18
+COLUMN_COUNT = 19
 
 # Unique index events_event_id_key.
 LOAD_EVENTS = statement(
@@ -61,7 +62,8 @@ class StoredEvent:
 
     `order` is its place in the room (None: an outlier); `state_before` and `state_after` the state
     before and after the event; `room_state_before` and `room_state_after` the room's current state without and with it;
-    `notifies` whether it counts as unread for users with default push rules.
+    `notifies` whether it counts as unread for users with default push rules; `sticky_until_ms` the
+    moment its stickiness ends (MSC4354).
     """
 
     __slots__ = (
@@ -80,6 +82,7 @@ class StoredEvent:
         "state_after",
         "state_before",
         "status",
+        "sticky_until_ms",
         "thread_root",
         "txn_id",
     )
@@ -102,6 +105,7 @@ class StoredEvent:
         device_nid: int | None = None,
         txn_id: str | None = None,
         notifies: bool = False,
+        sticky_until_ms: int | None = None,
     ) -> None:
         self.event = event
         self.event_nid = event_nid
@@ -118,6 +122,7 @@ class StoredEvent:
         self.device_nid = device_nid
         self.txn_id = txn_id
         self.notifies = notifies
+        self.sticky_until_ms = sticky_until_ms
         self.client_head: bytes | None = None  # These two: see services/rooms/client_events.py.
         self.client_unsigned = b""
 
@@ -135,6 +140,11 @@ class EventStore:
         self._cache: BoundedCache[EventId, StoredEvent] = BoundedCache(budget_bytes)
         self._loader: Batcher[EventId, StoredEvent] = Batcher(self._load)
         self._recent_redactions: OrderedDict[EventId, EventId] = OrderedDict()
+
+    @property
+    def cached_bytes(self) -> int:
+        """How much of its budget the cache uses."""
+        return self._cache.weight
 
     def cached(self, event_id: EventId) -> StoredEvent | None:
         """Return an event that is in memory, or None."""
@@ -189,7 +199,7 @@ class EventStore:
         (
             event_id, json, room_version, event_nid, redacted_by, position, major, minor, status,
             state_before, state_after, room_state_before, room_state_after, main_count, thread_root,
-            device_nid, txn_id, notifies,
+            device_nid, txn_id, notifies, sticky_until_ms,
         ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
         if known is not None and known.status == status and known.order is not None:
@@ -210,6 +220,7 @@ class EventStore:
             device_nid=device_nid,
             txn_id=txn_id,
             notifies=notifies,
+            sticky_until_ms=sticky_until_ms,
         )
 
     def remember(self, stored: StoredEvent) -> None:

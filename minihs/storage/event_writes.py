@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minihs.storage.sql import statement
-from minihs.storage.stream_rows import array_literal
+from minihs.storage.stream_rows import StickyEvent, array_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,6 +78,7 @@ class EventWrite:
     invite_states: dict[UserId, str] = field(default_factory=dict)  # stripped state, as JSON
     pushes: Sequence[Push] = ()
     read_by: UserId | None = None  # a local sender has read what came before
+    sticky: StickyEvent | None = None
     redacts: EventId | None = None  # an accepted redaction of this event, known or not
 
     @property
@@ -116,23 +117,23 @@ _VERIFY = """
       INSERT INTO events (
         event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
         state_after, room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
-        device_nid, txn_id, txn_scope, redacted_by, json
+        sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json
       )
       SELECT
         new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
         CASE WHEN new.state_before IS NOT NULL THEN last.base + new.ordinal END, new.status, new.key_nid, new.state_before, new.state_after, new.room_state_before,
         new.room_state_after, new.auth_nids::bigint[], new.main_count, new.thread_root,
-        new.notifies, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
+        new.notifies, new.sticky_until_ms, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
       FROM
         last,
         unnest(
           $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[], $13::bigint[],
-          $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[], $19::boolean[],
-          $20::bigint[],
-          $21::text[], $22::text[], $23::text[], $24::text[]
+          $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[], $19::boolean[], $20::bigint[],
+          $21::bigint[],
+          $22::text[], $23::text[], $24::text[], $25::text[]
         ) WITH ORDINALITY AS new (
           event_nid, event_id, room_nid, status, key_nid, state_before, state_after, room_state_before,
-          room_state_after, auth_nids, main_count, thread_root, notifies, device_nid, txn_id,
+          room_state_after, auth_nids, main_count, thread_root, notifies, sticky_until_ms, device_nid, txn_id,
           txn_scope, redacted_by, json, ordinal
         )
       -- An event that takes its place in the room only now keeps its number.
@@ -143,6 +144,7 @@ _VERIFY = """
         state_after = excluded.state_after, room_state_before = excluded.room_state_before,
         room_state_after = excluded.room_state_after, main_count = excluded.main_count,
         thread_root = excluded.thread_root, notifies = excluded.notifies,
+        sticky_until_ms = excluded.sticky_until_ms,
         auth_nids = coalesce(excluded.auth_nids, events.auth_nids)
       WHERE events.order_major IS NULL
     ), read AS (
@@ -151,7 +153,7 @@ _VERIFY = """
         read_main_position = last.base + new.ordinal, read_main_count = new.main_count
       FROM
         last,
-        unnest($25::bigint[], $26::text[], $27::bigint[], $28::bigint[])
+        unnest($26::bigint[], $27::text[], $28::bigint[], $29::bigint[])
           AS new (room_nid, user_id, ordinal, main_count)
       WHERE m.room_nid = new.room_nid AND m.user_id = new.user_id
     ), pushed AS (
@@ -161,7 +163,7 @@ _VERIFY = """
         new.highlight
       FROM
         last,
-        unnest($29::text[], $30::bigint[], $31::bigint[], $32::text[], $33::smallint[], $34::boolean[])
+        unnest($30::text[], $31::bigint[], $32::bigint[], $33::text[], $34::smallint[], $35::boolean[])
           AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
     )
 """
@@ -177,15 +179,15 @@ _STATE = """
       FROM
         last,
         unnest(
-          $35::bigint[], $36::text[], $37::text[], $38::text[], $39::bigint[], $40::bigint[],
-          $41::boolean[]
+          $36::bigint[], $37::text[], $38::text[], $39::text[], $40::bigint[], $41::bigint[],
+          $42::boolean[]
         ) AS new (
           room_nid, room_id, room_version, extremities, state_id, main_count, published
         )
     ), new_states AS (
       INSERT INTO states (state_id, parent_id, chain, size)
       SELECT new.*
-      FROM last, unnest($42::bigint[], $43::bigint[], $44::integer[], $45::integer[]) AS new
+      FROM last, unnest($43::bigint[], $44::bigint[], $45::integer[], $46::integer[]) AS new
     ), new_entries AS (
       INSERT INTO state_entries (state_id, key_nid, event_nid)
       SELECT
@@ -195,7 +197,7 @@ _STATE = """
         )
       FROM
         last,
-        unnest($46::bigint[], $47::bigint[], $48::bigint[], $49::text[])
+        unnest($47::bigint[], $48::bigint[], $49::bigint[], $50::text[])
           AS new (state_id, key_nid, event_nid, event_id)
     ), members AS (
       INSERT INTO memberships AS old (
@@ -210,8 +212,8 @@ _STATE = """
       FROM
         last,
         unnest(
-          $50::bigint[], $51::text[], $52::text[], $53::text[], $54::text[], $55::bigint[],
-          $56::boolean[], $57::boolean[], $58::text[], $59::text[], $60::bigint[], $61::bigint[]
+          $51::bigint[], $52::text[], $53::text[], $54::text[], $55::text[], $56::bigint[],
+          $57::boolean[], $58::boolean[], $59::text[], $60::text[], $61::bigint[], $62::bigint[]
         ) AS new (
           room_nid, user_id, membership, event_id, sender, ordinal, local, forgotten,
           display_name, avatar_url, read_ordinal, read_main_count
@@ -234,28 +236,40 @@ _STATE = """
           THEN old.read_main_count ELSE excluded.read_main_count END
     ), invited AS (
       INSERT INTO invite_states (room_id, user_id, json)
-      SELECT new.* FROM last, unnest($62::text[], $63::text[], $64::text[]) AS new
+      SELECT new.* FROM last, unnest($63::text[], $64::text[], $65::text[]) AS new
       ON CONFLICT (room_id, user_id) DO UPDATE SET json = excluded.json
     ), redacting AS (
       INSERT INTO redactions (event_id, redaction_id, room_nid)
-      SELECT new.* FROM last, unnest($65::text[], $66::text[], $67::bigint[]) AS new
+      SELECT new.* FROM last, unnest($66::text[], $67::text[], $68::bigint[]) AS new
       ON CONFLICT DO NOTHING
     ), redacted AS (
       UPDATE events e
       SET redacted_by = new.redaction_id
-      FROM last, unnest($65::text[], $66::text[], $67::bigint[]) AS new (event_id, redaction_id, room_nid)
+      FROM last, unnest($66::text[], $67::text[], $68::bigint[]) AS new (event_id, redaction_id, room_nid)
       WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
     ), threads_read AS (
       INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
       SELECT new.room_nid, new.user_id, new.thread_root, last.base + new.ordinal
       FROM
         last,
-        unnest($68::bigint[], $69::text[], $70::text[], $71::bigint[])
+        unnest($69::bigint[], $70::text[], $71::text[], $72::bigint[])
           AS new (room_nid, user_id, thread_root, ordinal)
       ON CONFLICT (room_nid, user_id, thread_root) DO UPDATE SET position = excluded.position
     ), new_aliases AS (
       INSERT INTO room_aliases (alias, room_id, creator)
-      SELECT new.* FROM last, unnest($72::text[], $73::text[], $74::text[]) AS new
+      SELECT new.* FROM last, unnest($73::text[], $74::text[], $75::text[]) AS new
+    ), sticky AS (
+      INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, position)
+      SELECT new.event_id, new.room_nid, new.sender, new.until_ms, last.base + new.ordinal
+      FROM
+        last,
+        unnest($76::text[], $77::bigint[], $78::text[], $79::bigint[], $80::bigint[])
+          AS new (event_id, room_nid, sender, until_ms, ordinal)
+      ON CONFLICT (event_id) DO UPDATE SET position = excluded.position
+    ), unstuck AS (
+      DELETE FROM sticky_events s
+      USING last, unnest($66::text[]) AS redacted (event_id)
+      WHERE s.event_id = redacted.event_id
     )
 """
 
@@ -324,6 +338,7 @@ async def write_batch(
         [w.stored.main_count for w in events],
         [w.stored.thread_root for w in events],
         [w.stored.notifies for w in events],
+        [w.stored.sticky_until_ms for w in events],
         [w.stored.device_nid for w in events],
         [w.stored.txn_id for w in events],
         [w.txn_scope for w in events],
@@ -373,6 +388,7 @@ def _is_plain(write: EventWrite) -> bool:
         or write.memberships
         or write.redacts is not None
         or write.stored.thread_root is not None
+        or write.sticky is not None
     )
 
 
@@ -450,6 +466,14 @@ def _state_arguments(
     arguments += _columns(
         [(r.alias[0], r.room_id, r.alias[1]) for r in batch.rooms.values() if r.alias is not None],
         3,
+    )
+    arguments += _columns(
+        [
+            (w.sticky.event_id, w.room_nid, w.sticky.sender, w.sticky.until_ms, ordinal)
+            for ordinal, w in enumerate(events, 1)
+            if w.sticky is not None
+        ],
+        5,
     )
     return arguments
 

@@ -104,7 +104,8 @@ WRITE_REFUSALS = statement(
     """,
 )
 
-# Unique index rooms_room_id_key. A room without extremities is one that nobody here has joined yet.
+# Unique index rooms_room_id_key. A room without extremities is one that nobody here has joined yet;
+# what its version is was only said by others, and is believed until somebody says otherwise.
 ENSURE_ROOM = statement(
     "history_writes.ensure_room",
     """
@@ -112,7 +113,10 @@ ENSURE_ROOM = statement(
       room_nid, room_id, room_version, version, extremities, state_id, main_count, published
     )
     VALUES ($1, $2, $3, 0, '{}', 0, 0, false)
-    ON CONFLICT (room_id) DO UPDATE SET room_version = rooms.room_version
+    ON CONFLICT (room_id) DO UPDATE
+    SET
+      room_version = CASE
+        WHEN rooms.extremities = '{}' THEN excluded.room_version ELSE rooms.room_version END
     RETURNING room_nid
     """,
 )

@@ -25,12 +25,28 @@ TAKE_LEASE = statement(
     """,
 )
 
+# A scan: one small row for each loop and process.
+LIST_HOLDERS = statement(
+    "jobs.list_holders",
+    "SELECT holder FROM jobs WHERE starts_with(name, $1) AND until_ms > $2",
+)
+
+DELETE_EXPIRED = statement(
+    "jobs.delete_expired", "DELETE FROM jobs WHERE starts_with(name, $1) AND until_ms <= $2"
+)
+
 DELETE_LEASE = statement("jobs.delete_lease", "DELETE FROM jobs WHERE name = $1 AND holder = $2")
 
 
 async def take_lease(queries: Queries, name: str, holder: str, now_ms: int, until_ms: int) -> bool:
     """Take or renew the lease of a loop till `until_ms`; return whether `holder` has it now."""
     return await queries.fetchval(TAKE_LEASE, name, holder, now_ms, until_ms) is True
+
+
+async def list_holders(queries: Queries, prefix: str, now_ms: int) -> list[str]:
+    """Return who holds leases of which the names begin so; those that have run out are deleted."""
+    await queries.execute(DELETE_EXPIRED, prefix, now_ms)
+    return [row[0] for row in await queries.fetch(LIST_HOLDERS, prefix, now_ms)]
 
 
 async def delete_lease(queries: Queries, name: str, holder: str) -> None:

@@ -105,7 +105,7 @@ HAS_REMOTE_MEMBERS = statement(
     """,
 )
 
-# The same. A server that is in the room is found soon; one that is not, after all members.
+# Unique index rooms_room_id_key; memberships_servers_joined.
 HAS_MEMBERS_OF_SERVER = statement(
     "membership.has_members_of_server",
     """
@@ -113,7 +113,7 @@ HAS_MEMBERS_OF_SERVER = statement(
       SELECT 1
       FROM rooms r
       JOIN memberships m ON m.room_nid = r.room_nid
-      WHERE r.room_id = $1 AND m.membership = 'join'
+      WHERE r.room_id = $1 AND m.membership = 'join' AND NOT m.local
         AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $2
     )
     """,
@@ -210,7 +210,7 @@ async def has_remote_members(queries: Queries, room_id: str) -> bool:
 
 
 async def has_members_of_server(queries: Queries, room_id: str, server_name: str) -> bool:
-    """Return whether users of a server are joined to a room."""
+    """Return whether users of another server are joined to a room."""
     return await queries.fetchval(HAS_MEMBERS_OF_SERVER, room_id, server_name) is True
 
 

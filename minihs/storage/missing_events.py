@@ -106,9 +106,7 @@ async def insert_gaps(queries: Queries, room_nid: int, event_nids: Sequence[int]
     await queries.execute(INSERT_GAPS, event_nids, room_nid)
 
 
-async def list_gaps(
-    queries: Queries, room_nid: int, from_order: tuple[int, int]
-) -> list[EventId]:
+async def list_gaps(queries: Queries, room_nid: int, from_order: tuple[int, int]) -> list[EventId]:
     """Return the events at or after a place of a room whose prev_events we lack, newest first."""
     return [row[0] for row in await queries.fetch(LIST_GAPS, room_nid, *from_order)]
 

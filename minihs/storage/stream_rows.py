@@ -49,7 +49,17 @@ class TypingWrite:
     expires_ms: tuple[int, ...]
 
 
-StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite
+@dataclass(frozen=True, slots=True)
+class StickyEvent:
+    """A sticky event becomes deliverable: it was accepted, or passed its checks later (MSC4354)."""
+
+    room_id: RoomId
+    event_id: EventId
+    sender: UserId
+    until_ms: int
+
+
+StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite | StickyEvent
 
 # Each writes a batch: the last of several rows with one key wins, as it comes last in the stream.
 WRITE_ACCOUNT_DATA = statement(
@@ -137,6 +147,18 @@ WRITE_TYPING = statement(
 )
 
 
+# Primary key. A soft-failed sticky event passed its checks after all: it comes now.
+WRITE_STICKY_EVENTS = statement(
+    "stream_rows.write_sticky_events",
+    """
+    UPDATE sticky_events s
+    SET position = new.position
+    FROM unnest($1::text[], $2::bigint[]) AS new (event_id, position)
+    WHERE s.event_id = new.event_id AND s.position IS NULL
+    """,
+)
+
+
 def array_literal(values: Sequence[object]) -> str:
     """Return PostgreSQL's text form of an array: for arrays of arrays, which `unnest` would flatten."""
     quoted = ('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
@@ -182,4 +204,9 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
             [p for p, _ in typing],
             [array_literal(r.user_ids) for _, r in typing],
             [array_literal(r.expires_ms) for _, r in typing],
+        )
+    sticky = [(p, r) for p, r in rows if isinstance(r, StickyEvent)]
+    if sticky:
+        await queries.execute(
+            WRITE_STICKY_EVENTS, [r.event_id for _, r in sticky], [p for p, _ in sticky]
         )

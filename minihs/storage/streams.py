@@ -22,7 +22,13 @@ import asyncpg
 from minihs.storage.event_store import COLUMNS, StoredEvent
 from minihs.storage.event_writes import Membership
 from minihs.storage.sql import statement
-from minihs.storage.stream_rows import AccountDataWrite, ReceiptWrite, StreamRow, TypingWrite
+from minihs.storage.stream_rows import (
+    AccountDataWrite,
+    ReceiptWrite,
+    StickyEvent,
+    StreamRow,
+    TypingWrite,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,6 +94,17 @@ LIST_RECEIPTS = statement(
     FROM receipts t
     JOIN rooms r ON r.room_nid = t.room_nid
     WHERE t.position > $1 AND t.position <= $2
+    """,
+)
+
+# Index sticky_events_position.
+LIST_STICKY_EVENTS = statement(
+    "streams.list_sticky_events",
+    """
+    SELECT s.position, r.room_id, s.event_id, s.sender, s.until_ms
+    FROM sticky_events s
+    JOIN rooms r ON r.room_nid = s.room_nid
+    WHERE s.position > $1 AND s.position <= $2
     """,
 )
 
@@ -284,6 +301,8 @@ class StreamFollower:
             items.append((row[0], ReceiptWrite(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_TYPING, after, upto):
             items.append((row[0], TypingWrite(row[1], tuple(row[2]), tuple(row[3]))))  # noqa: PERF401
+        for row in await fetch(LIST_STICKY_EVENTS, after, upto):
+            items.append((row[0], StickyEvent(*row[1:])))  # noqa: PERF401
         items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
         return items
 

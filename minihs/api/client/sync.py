@@ -27,6 +27,7 @@ async def sync(request: Request) -> object:
     services, requester = request.services, request.requester
     await services.follower.wait_for(requester.position)
     since = request.query("since")
+    token = parse_token(since, services.follower.head) if since is not None else None
     presence = request.query("set_presence")
     if presence not in (None, "online", "offline", "unavailable"):
         raise InvalidParam("set_presence must be online, offline or unavailable.")
@@ -35,11 +36,12 @@ async def sync(request: Request) -> object:
         SyncRequest(
             requester,
             await _filter(request),
-            parse_token(since, services.follower.head) if since is not None else None,
+            None if token is None else token.position,
             full_state=request.query_flag("full_state"),
             use_state_after=any(
                 request.query_flag(name) for name in unstable.USE_STATE_AFTER_PARAMETER.spellings
             ),
+            backlogs={} if token is None else token.backlogs,
             timeout_ms=request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS),
         ),
     )

@@ -17,6 +17,7 @@ import orjson
 from minihs.protocol import client_format, unstable
 from minihs.protocol.events import Event
 from minihs.protocol.redaction import redact
+from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.storage import events as event_reads
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from minihs.storage.database import Queries
     from minihs.storage.event_store import StoredEvent
 
+_TTL_NAMES = [name.encode() for name in unstable.STICKY_TTL.written]
 _MEMBERSHIP_NAMES = unstable.MEMBERSHIP_ON_EVENT.written
 
 
@@ -112,9 +114,22 @@ def client_event(
     if membership is not None:
         for name in _MEMBERSHIP_NAMES:
             unsigned = b'%b,"%b":"%b"' % (unsigned, name.encode(), membership.encode())
+    if stored.sticky_until_ms is not None and stored.redacted_by is None:
+        unsigned = _with_time_left(unsigned, stored, now_ms)
     if stored.txn_id is not None and device_nid is not None and stored.device_nid == device_nid:
         unsigned = b'%b,"transaction_id":%b' % (unsigned, orjson.dumps(stored.txn_id))
     return client_format.finish(head, unsigned)
+
+
+def _with_time_left(unsigned: bytes, stored: StoredEvent, now_ms: int) -> bytes:
+    """Return `unsigned` with how long the event stays sticky, if it is. MSC4354#sync-api-changes."""
+    duration_ms = sticky_duration_ms(stored.event.pdu)
+    left_ms = min((stored.sticky_until_ms or 0) - now_ms, duration_ms or 0)
+    if left_ms <= 0:
+        return unsigned
+    for name in _TTL_NAMES:
+        unsigned = b'%b,"%b":%d' % (unsigned, name, left_ms)
+    return unsigned
 
 
 async def shown(

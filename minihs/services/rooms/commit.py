@@ -14,12 +14,14 @@ import orjson
 
 from minihs.base.tasks import give_way
 from minihs.protocol.client_format import stripped_state
+from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
 from minihs.services.rooms import notifications, state
 from minihs.storage import history_writes
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
 from minihs.storage.history_writes import HistoryWrite, Refusal
+from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -88,6 +90,7 @@ class PlannedEvent:
     state_before: State | None = None
     rows: Sequence[StateRow] = ()
     stored: StoredEvent | None = None
+    received_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -159,6 +162,10 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         stored.device_nid = planned.transaction.device_nid
         stored.txn_id = planned.transaction.txn_id
         write.txn_scope = planned.transaction.scope
+    now_ms = services.clock.now_ms()
+    sticky = stickiness(event.pdu, planned.received_ms or now_ms)
+    if sticky is not None and stored.redacted_by is None:
+        stored.sticky_until_ms = sticky.end_ms
     became_current: list[Event] = []
     lost: list[UserId] = []
     if before is room_before and after is head.state:  # The usual case: one end, one change.
@@ -172,6 +179,8 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         lost=lost,
         server_name=services.server_name,
         may_redact=planned.may_redact,
+        sticky=sticky if stored.redacted_by is None else None,
+        now_ms=now_ms,
     ):
         await _carry_out(services, plan, write, room_before, effect)
         if len(write.memberships) % MEMBERS_AT_ONCE == MEMBERS_AT_ONCE - 1:
@@ -271,6 +280,8 @@ async def _carry_out(
             write.invite_states[user_id] = orjson.dumps(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
+        case consequences.RecordStickiness(until_ms):
+            write.sticky = StickyEvent(head.room_id, event.event_id, event.sender, until_ms)
         case consequences.MarkRead(user_id):
             write.read_by = user_id
         case consequences.CountUnread():
@@ -343,7 +354,9 @@ async def room_state_for_outsiders(
 def _thread_root(event: Event) -> EventId | None:
     """Return the root of the thread that an event is in. Spec: client-server-api#threading."""
     match event.content.get("m.relates_to"):
-        case {"rel_type": "m.thread", "event_id": str(root)} if not event.is_state and "\0" not in root:
+        case {"rel_type": "m.thread", "event_id": str(root)} if (
+            not event.is_state and "\0" not in root
+        ):
             return root  # type: ignore[return-value]  # any text may be an event id
         case _:
             return None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, ServerName, UserId
+    from minihs.protocol.stickiness import Stickiness
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ class Redact:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordStickiness:
+    """The event is delivered reliably to every joined user until this moment. MSC4354#proposal."""
+
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class MarkRead:
     """Who sends has read what came before. Spec: client-server-api#receiving-notifications."""
 
@@ -68,7 +76,7 @@ class CountUnread:
     """
 
 
-Effect = SetMembership | ShowInvite | Redact | MarkRead | CountUnread
+Effect = SetMembership | ShowInvite | Redact | RecordStickiness | MarkRead | CountUnread
 
 
 def effects_of(
@@ -78,13 +86,15 @@ def effects_of(
     lost: Sequence[UserId],
     server_name: ServerName,
     may_redact: bool,
+    sticky: Stickiness | None = None,
+    now_ms: int = 0,
 ) -> list[Effect]:
     """Return what an accepted event causes.
 
     `became_current` are the member events that are part of the room's current state only since it:
     usually none or itself, more where state resolution changed its mind. `lost` are the users whose
     membership the state no longer names. `may_redact`: its sender had the power to redact the event
-    it names, or is on the server of that event's sender.
+    it names, or is on the server of that event's sender. `sticky` is when the event is sticky.
     """
     effects: list[Effect] = []
     local_sender = server_name_of(event.sender) == server_name
@@ -97,6 +107,8 @@ def effects_of(
         )
     if event.type == "m.room.redaction" and event.redacts is not None and may_redact:
         effects.append(Redact(event.redacts))
+    if sticky is not None and sticky.is_sticky(now_ms):
+        effects.append(RecordStickiness(sticky.end_ms))
     if local_sender:
         effects.append(MarkRead(event.sender))
     effects.append(CountUnread())

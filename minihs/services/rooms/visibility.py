@@ -232,4 +232,5 @@ def _redacted(stored: StoredEvent) -> StoredEvent:
         device_nid=stored.device_nid,
         txn_id=stored.txn_id,
         notifies=stored.notifies,
+        sticky_until_ms=stored.sticky_until_ms,
     )

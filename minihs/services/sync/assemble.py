@@ -28,7 +28,7 @@ def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, device_nid: 
     """Return a room's `timeline`; its events must have been prepared."""
     return {
         "events": [
-            _event(stored, filter_, now_ms, device_nid, membership)
+            event_json(stored, filter_, now_ms, device_nid, membership)
             for stored, membership in zip(timeline.events, timeline.memberships, strict=True)
         ],
         "limited": timeline.limited,
@@ -38,16 +38,17 @@ def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, device_nid: 
 
 def state_json(events: Sequence[StoredEvent], filter_: Filter, now_ms: int) -> Json:
     """Return a room's `state`; its events must have been prepared."""
-    return {"events": [_event(stored, filter_, now_ms, None, None) for stored in events]}
+    return {"events": [event_json(stored, filter_, now_ms, None, None) for stored in events]}
 
 
-def _event(
+def event_json(
     stored: StoredEvent,
     filter_: Filter,
     now_ms: int,
     device_nid: int | None,
     membership: str | None,
 ) -> object:
+    """Return one event in the shape that the filter asks for; it must have been prepared."""
     if not filter_.shapes_events:
         return orjson.Fragment(
             client_event(

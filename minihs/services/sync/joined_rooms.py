@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING
 import orjson
 
 from minihs.base.caching import BoundedCache
+from minihs.protocol import canonical_json, unstable
 from minihs.services.rooms import client_events
 from minihs.services.sync import assemble
-from minihs.services.sync.streams import ephemeral, state, summary, timeline
+from minihs.services.sync.streams import ephemeral, state, sticky_events, summary, timeline
+from minihs.services.sync.streams.sticky_events import Shown
 from minihs.storage import rooms
 from minihs.storage.event_store import StoredEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
+    from minihs.services.sync.positions import StickyBacklog
     from minihs.services.sync.spans import Span, SyncRequest
     from minihs.services.sync.streams.timeline import Timeline
 
 SHARED_BYTES = 16 * 1_048_576
-AGE_GRAIN_MS = 5_000  # `age` in a shared part is at most this old.
+AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class SharedPart:
     """
 
     json: Json
+    shown: Shown
     devices: frozenset[int]
     members_changed: bool
 
@@ -51,13 +55,19 @@ class SharedParts:
 
 
 async def joined_rooms(
-    services: Services, request: SyncRequest, spans: Sequence[Span], account_data: set[str]
-) -> dict[str, Json]:
-    """Return the JSON of each joined room in which something happened.
+    services: Services,
+    request: SyncRequest,
+    spans: Sequence[Span],
+    joined: Sequence[Span],
+    account_data: set[str],
+) -> tuple[dict[str, Json], Mapping[int, StickyBacklog]]:
+    """Return the JSON of each joined room in which something happened, and what is left over.
 
-    `account_data` are the rooms in which the reader's account data changed.
+    `spans` are of the rooms in which something may have happened, `joined` of those in which sticky
+    events may be owed; `account_data` are the rooms in which the reader's account data changed.
     """
     parts: dict[str, Json] = {}
+    shown: dict[str, Shown] = {}
     changed_members: set[str] = set()
     from_database: list[Span] = []
     for span in spans:
@@ -67,25 +77,84 @@ async def joined_rooms(
         part = await _shared(services, request, span)
         if part is not None and part.json:
             parts[span.room_id] = dict(part.json)
+            shown[span.room_id] = part.shown
             if part.members_changed:
                 changed_members.add(span.room_id)
         events = ephemeral.read_window(services, request, span)
         if events:
             parts.setdefault(span.room_id, {})["ephemeral"] = {"events": events}
     if from_database:
-        found, changed = await _from_database(services, request, from_database)
-        parts |= found
-        changed_members |= changed
+        changed_members |= await _from_database(services, request, from_database, parts, shown)
     for span in spans:
         if span.room_id in account_data:
             parts.setdefault(span.room_id, {})
+    sticky = await sticky_events.read(services, request, joined, shown)
+    await _add_sticky_events(services, request, parts, sticky.events)
     await _add_summaries(services, request, parts, changed_members)
     await _add_counts(services, request, parts)
     for part_json in parts.values():
         part_json.setdefault(
-            "timeline", {"events": [], "limited": False, "prev_batch": _here(spans)}
+            "timeline", {"events": [], "limited": False, "prev_batch": _here(joined)}
         )
-    return parts
+    return parts, sticky.backlogs
+
+
+async def _add_sticky_events(
+    services: Services,
+    request: SyncRequest,
+    parts: dict[str, Json],
+    found: Mapping[str, Sequence[StoredEvent]],
+) -> None:
+    """Put sticky events into their section, and their senders where members are loaded lazily.
+
+    MSC4354#sync-api-changes
+    """
+    lazy = request.filter.room.state.lazy_load_members
+    for room_id, events in found.items():
+        await client_events.prepare(services, events)
+        now_ms, device_nid = services.clock.now_ms(), request.requester.device_nid
+        part = parts.setdefault(room_id, {})
+        section = {
+            "events": [
+                assemble.event_json(stored, request.filter, now_ms, device_nid, None)
+                for stored in events
+            ]
+        }
+        for name in unstable.STICKY_SYNC_SECTION.written:
+            part[name] = section
+        if lazy:
+            await _add_senders(services, request, room_id, part, events)
+
+
+async def _add_senders(
+    services: Services,
+    request: SyncRequest,
+    room_id: str,
+    part: Json,
+    events: Sequence[StoredEvent],
+) -> None:
+    """Add the member events of those who sent sticky events to the state section."""
+    current = await rooms.list_current_states(services.db, [room_id])
+    entries = (await services.states.get(current[room_id])).entries
+    senders = {stored.event.sender for stored in events}
+    ids = [e for s in senders if (e := entries.get(("m.room.member", s))) is not None]
+    members = list((await services.events.get_many(ids)).values())
+    await client_events.prepare(services, members)
+    name = "state_after" if request.use_state_after else "state"
+    already = canonical_json.decode(orjson.dumps(part.get(name, {"events": []})))
+    known = already["events"] if isinstance(already, dict) else []
+    have = {event.get("event_id") for event in known if isinstance(event, dict)}
+    now_ms = services.clock.now_ms()
+    part[name] = {
+        "events": [
+            *known,
+            *(
+                assemble.event_json(member, request.filter, now_ms, None, None)
+                for member in members
+                if member.event_id not in have
+            ),
+        ]
+    }
 
 
 def _here(spans: Sequence[Span]) -> str:
@@ -154,6 +223,10 @@ def _written(
     everything = [*found.events, *states]
     return SharedPart(
         json,
+        Shown(
+            frozenset(stored.event_id for stored in found.events),
+            found.events[0].position if found.events else None,
+        ),
         frozenset(s.device_nid for s in found.events if s.device_nid is not None and s.txn_id),
         any(stored.event.type == "m.room.member" for stored in everything),
     )
@@ -164,9 +237,13 @@ def _fragment(value: object) -> orjson.Fragment:
 
 
 async def _from_database(
-    services: Services, request: SyncRequest, spans: Sequence[Span]
-) -> tuple[dict[str, Json], set[str]]:
-    """Return parts of spans that the window does not hold, and those whose members changed."""
+    services: Services,
+    request: SyncRequest,
+    spans: Sequence[Span],
+    parts: dict[str, Json],
+    shown: dict[str, Shown],
+) -> set[str]:
+    """Add parts of spans that the window does not hold; return the rooms whose members changed."""
     found = await timeline.read_database(services, request, spans)
     pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found]
     states = await state.state_sections(services, request, pairs)
@@ -174,12 +251,12 @@ async def _from_database(
         services,
         [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
     )
-    parts: dict[str, Json] = {}
     changed: set[str] = set()
     for span, of_room in pairs:
         part = _written(
             services, request, of_room, states[span.room_id], request.requester.device_nid
         )
+        shown[span.room_id] = part.shown
         if part.json or span.is_new or request.full_state:
             parts[span.room_id] = part.json
         if part.members_changed or span.is_new:
@@ -187,7 +264,7 @@ async def _from_database(
     for room_id, events in (await ephemeral.read_database(services, request, spans)).items():
         if events:
             parts.setdefault(room_id, {})["ephemeral"] = {"events": events}
-    return parts, changed
+    return changed
 
 
 async def _add_summaries(

@@ -1,30 +1,72 @@
 """The `since` token: one position of the one stream (D1), and cursors of paged sections behind it.
 
-`s123` is everything up to position 123. What follows an underscore belongs to paged sections.
+`s123` is everything up to position 123. `s123_7-90-100-120.8-0-0-0` says besides that of the sticky
+events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none:
+their backlog did not fit into one answer. The last two numbers are the span of the timeline that was
+in the same answer: what that showed need not be repeated.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from minihs.base.errors import InvalidParam
 
-_TOKEN = re.compile(r"s([0-9]{1,19})(?:_[A-Za-z0-9_.-]{0,200})?", re.ASCII)
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TOKEN = re.compile(r"s([0-9]{1,19})(?:_([0-9.-]{0,8000}))?", re.ASCII)
 
 
-def format_token(position: int) -> str:
-    """Return the token of a position."""
-    return f"s{position}"
+@dataclass(frozen=True, slots=True)
+class StickyBacklog:
+    """Sticky events of a room up to `upto` are delivered; so is what the timeline showed.
+
+    The timeline showed the events in (`shown_after`, `shown_upto`] that passed its filter.
+    """
+
+    upto: int
+    shown_after: int = 0
+    shown_upto: int = 0
 
 
-def parse_token(token: str, head: int) -> int:
-    """Return the position of a token that this server handed out.
+@dataclass(frozen=True, slots=True)
+class SyncToken:
+    """How much a client has seen; `backlogs` by the room's number in the database."""
+
+    position: int
+    backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
+
+
+def format_token(position: int, backlogs: Mapping[int, StickyBacklog] | None = None) -> str:
+    """Return the token of a position and of the backlogs that are left."""
+    if not backlogs:
+        return f"s{position}"
+    cursors = ".".join(
+        f"{nid}-{b.upto}-{b.shown_after}-{b.shown_upto}" for nid, b in sorted(backlogs.items())
+    )
+    return f"s{position}_{cursors}"
+
+
+def parse_token(token: str, head: int) -> SyncToken:
+    """Return what a token says that this server handed out.
 
     Raises:
         InvalidParam: it is not one of ours, or lies in the future.
     """
     found = _TOKEN.fullmatch(token)
     position = int(found[1]) if found else -1
-    if not 0 <= position <= head:
+    if found is None or position > head:
         raise InvalidParam("This is not a sync token of this server.")
-    return position
+    backlogs: dict[int, StickyBacklog] = {}
+    for cursor in filter(None, (found[2] or "").split(".")):
+        numbers = cursor.split("-")
+        if len(numbers) != 4 or not all(n and len(n) < 20 for n in numbers):  # noqa: PLR2004
+            raise InvalidParam("This is not a sync token of this server.")
+        nid, upto, after, shown = map(int, numbers)
+        if max(nid, upto, after, shown) >= 2**63:
+            raise InvalidParam("This is not a sync token of this server.")
+        backlogs[nid] = StickyBacklog(upto, after, shown)
+    return SyncToken(position, backlogs)

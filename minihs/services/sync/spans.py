@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
+    from minihs.services.sync.positions import StickyBacklog
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """Who syncs, and how. `since` is None for an initial sync."""
+    """Who syncs, and how. `since` is None for an initial sync.
+
+    `backlogs` are the sticky events that earlier answers had no place for.
+    """
 
     requester: Requester
     filter: Filter
@@ -42,6 +48,7 @@ class SyncRequest:
     use_state_after: bool
     timeout_ms: int
     ignored: frozenset[str] = frozenset()
+    backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
 
     @property
     def user_id(self) -> UserId:

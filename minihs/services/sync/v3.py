@@ -38,7 +38,7 @@ async def sync(services: Services, request: SyncRequest) -> Json:
         view = await services.views.get(request.user_id)
         upto = services.follower.head
         since = request.since
-        if since is None or request.full_state or view.changed_at > since:
+        if since is None or request.full_state or request.backlogs or view.changed_at > since:
             answer, has_news = await _collect(services, request, view, upto)
             if has_news or since is None or request.full_state:
                 return answer
@@ -86,14 +86,17 @@ async def _collect(
     if left is None:
         left = await _left_in_database(services, request, since, upto)
     data = await account_data.read(services, request, upto)
-    spans = [
+    joined = [
         _span(request, room_id, membership, upto)
         for room_id, membership in rooms.items()
-        if membership.membership == "join"
-        and request.filter.room.has_room(room_id)
-        and (room_id in changed or room_id in data)
+        if membership.membership == "join" and request.filter.room.has_room(room_id)
     ]
-    join = await joined_rooms(services, request, spans, data.keys() & rooms.keys()) if spans else {}
+    spans = [span for span in joined if span.room_id in changed or span.room_id in data]
+    if in_window and not request.backlogs:
+        joined = spans  # Nothing sticky can be owed where nothing happened.
+    join, backlogs = await joined_rooms(
+        services, request, spans, joined, data.keys() & rooms.keys()
+    )
     for room_id, part in join.items():
         if room_id in data:
             part["account_data"] = {"events": data[room_id]}
@@ -102,7 +105,7 @@ async def _collect(
     leave = await _left_rooms(services, request, left)
     global_data = data.get("", [])
     has_news = bool(join or invite or knock or leave or global_data)
-    answer = assemble.answer_json(format_token(upto), join, invite, knock, leave, global_data)
+    answer = assemble.answer_json(format_token(upto, backlogs), join, invite, knock, leave, global_data)
     return answer, has_news
 
 

@@ -77,7 +77,7 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> Timelin
         if item.order is None:
             continue  # It came when nobody here was in the room.
         newest, oldest = newest or item, item
-        if _passes(item, filter_, request.ignored):
+        if passes(item, filter_, request.ignored):
             if len(chosen) < limit:
                 chosen.append(item)
             else:
@@ -146,7 +146,7 @@ async def _choose(
         ranges = [(s.room_id, s.after, upto[s.room_id]) for s in open_spans]
         pages = await timelines.list_newest(services.db, services.events, ranges, chunk)
         scanned += chunk
-        passing = [[e for e in page if _passes(e, filter_, request.ignored)] for page in pages]
+        passing = [[e for e in page if passes(e, filter_, request.ignored)] for page in pages]
         seen = await _visible(services, request, open_spans, passing)
         unfinished: list[Span] = []
         for span, page, events in zip(open_spans, pages, seen, strict=True):
@@ -195,7 +195,8 @@ async def _visible(
     ]
 
 
-def _passes(stored: StoredEvent, filter_: EventFilter, ignored: frozenset[str]) -> bool:
+def passes(stored: StoredEvent, filter_: EventFilter, ignored: frozenset[str]) -> bool:
+    """Return whether an event is let into a timeline by the filter and the ignored users."""
     event = stored.event
     if ignored and event.sender in ignored and not event.is_state:
         return False

@@ -1,0 +1,174 @@
+"""Sticky events: every joined user gets each of them, once, for as long as it lives.
+
+They come in a section of their own, whatever the timeline's limit left out. In the stream they lie at
+the position at which they became deliverable. A client has had those up to its token's position; of a
+room that it joined since it has had none. What does not fit into one answer stays in the token as a
+backlog of the room, and rooms take turns, so that nobody's flood delays another room's call.
+
+MSC4354#sync-api-changes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.services.sync.positions import StickyBacklog
+from minihs.services.sync.streams.timeline import passes
+from minihs.storage import sticky_events
+from minihs.storage.stream_rows import StickyEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from minihs.services.context import Services
+    from minihs.services.sync.spans import Span, SyncRequest
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.sticky_events import LiveStickyEvent
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a timeline showed: its events, and the position of the first of them."""
+
+    event_ids: frozenset[str]
+    first: int | None
+
+
+EVENTS_MAX = 100  # Of all rooms, in one answer.
+EVENTS_PER_ROOM_MAX = 50  # While other rooms wait.
+
+
+@dataclass(frozen=True, slots=True)
+class StickySection:
+    """The sticky events to deliver, by room, and the backlogs that remain."""
+
+    events: Mapping[str, Sequence[StoredEvent]]
+    backlogs: Mapping[int, StickyBacklog]
+
+
+NOTHING = StickySection({}, {})
+
+
+async def read(
+    services: Services,
+    request: SyncRequest,
+    spans: Sequence[Span],
+    shown: Mapping[str, Shown],
+) -> StickySection:
+    """Return the sticky events of joined rooms that the client lacks.
+
+    `spans` are of all joined rooms whose sticky events the request is about; `shown` are
+    the timelines of the same answer. The events are not checked against the history
+    visibility: whoever is joined may see what is sticky now.
+
+    MSC4354#sync-api-changes
+    """
+    backlogs = await _backlogs(services, request)
+    wanted = [
+        (span, backlogs.get(span.room_id), _after(span, backlogs.get(span.room_id)))
+        for span in spans
+        if span.is_new or span.room_id in backlogs or _has_news(services, request, span)
+    ]
+    if not wanted:
+        return NOTHING
+    upto = spans[0].upto
+    live = await sticky_events.list_live(
+        services.db,
+        [(span.room_id, after) for span, _, after in wanted],
+        upto,
+        services.clock.now_ms(),
+        ignored=request.ignored,
+        limit=EVENTS_MAX + 1,
+    )
+    if not live:
+        return NOTHING
+    stored = await services.events.get_many([event.event_id for event in live])
+    by_room: dict[str, list[LiveStickyEvent]] = {}
+    for event in live:
+        known = stored.get(event.event_id)
+        backlog = backlogs.get(event.room_id)
+        if known is None or known.redacted_by is not None:
+            continue
+        if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
+            continue
+        if backlog is not None and _was_shown(request, backlog, event, known):
+            continue
+        by_room.setdefault(event.room_id, []).append(event)
+    chosen = _take_turns(by_room)
+    remaining: dict[int, StickyBacklog] = {}
+    for span, backlog, _ in wanted:
+        events, taken = by_room.get(span.room_id, []), chosen.get(span.room_id, [])
+        if len(taken) < len(events):
+            upto_now = taken[-1].position if taken else _after(span, backlog)
+            remaining[events[0].room_nid] = _left_over(upto_now, span, shown.get(span.room_id))
+    return StickySection(
+        {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()},
+        remaining,
+    )
+
+
+async def _backlogs(services: Services, request: SyncRequest) -> dict[str, StickyBacklog]:
+    """Return the backlogs of the client's token, by room."""
+    if not request.backlogs:
+        return {}
+    rooms = await sticky_events.list_rooms_by_nid(services.db, request.backlogs.keys())
+    return {rooms[nid]: backlog for nid, backlog in request.backlogs.items() if nid in rooms}
+
+
+def _after(span: Span, backlog: StickyBacklog | None) -> int:
+    """Return the position up to which the client has a room's sticky events."""
+    if span.is_new:
+        return 0
+    return span.after if backlog is None else backlog.upto
+
+
+def _has_news(services: Services, request: SyncRequest, span: Span) -> bool:
+    """Return whether a room may have new sticky events; False only when it certainly has none."""
+    if request.since is None or services.follower.floor > span.after:
+        return True
+    for position, item in reversed(services.follower.room_items(span.room_id)):
+        if position <= span.after:
+            return False
+        if isinstance(item, StickyEvent) and position <= span.upto:
+            return True
+    return False
+
+
+def _was_shown(
+    request: SyncRequest, backlog: StickyBacklog, event: LiveStickyEvent, stored: StoredEvent
+) -> bool:
+    """Return whether the timeline of the answer that left the backlog showed the event already."""
+    return (
+        backlog.shown_after < event.position <= backlog.shown_upto
+        and stored.position == event.position  # It did not become deliverable later.
+        and passes(stored, request.filter.room.timeline, request.ignored)
+    )
+
+
+def _left_over(upto: int, span: Span, shown: Shown | None) -> StickyBacklog:
+    """Return the backlog of a room, with the part of it that the timeline showed for certain."""
+    if shown is None or shown.first is None:
+        return StickyBacklog(upto)
+    first = max(shown.first, span.joined_at or 0)  # Before, the history visibility may have hidden.
+    return StickyBacklog(upto, first - 1, span.upto)
+
+
+def _take_turns(
+    by_room: Mapping[str, Sequence[LiveStickyEvent]],
+) -> dict[str, list[LiveStickyEvent]]:
+    """Return what goes into one answer: of each room the oldest, fairly shared."""
+    room_max = EVENTS_PER_ROOM_MAX if len(by_room) > 1 else EVENTS_MAX
+    chosen: dict[str, list[LiveStickyEvent]] = {room_id: [] for room_id in by_room}
+    left = EVENTS_MAX
+    turn = 0
+    while left and turn < room_max:
+        took = False
+        for room_id, events in by_room.items():
+            if turn < len(events) and left:
+                chosen[room_id].append(events[turn])
+                left -= 1
+                took = True
+        if not took:
+            break
+        turn += 1
+    return {room_id: events for room_id, events in chosen.items() if events}
