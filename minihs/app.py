@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75
 PARSED_FILTERS_MAX = 10_000
+SERVER_ACLS_MAX = 1_000
 SHUTDOWN_S = 5
 
 
@@ -163,6 +164,7 @@ async def build_services(
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
             typing=TypingRooms(),
             handshakes=handshakes,
+            server_acls=BoundedCache(SERVER_ACLS_MAX),
             requests=RequestMetrics(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)

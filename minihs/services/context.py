@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minihs.base.tasks import TaskOwner
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import EventId, ServerName
+    from minihs.protocol.server_acl import ServerAcl
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
     from minihs.services.ephemeral.typing_notifications import TypingRooms
@@ -67,6 +68,7 @@ class Services:
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]
+    server_acls: BoundedCache[EventId, ServerAcl]
     requests: RequestMetrics
 
     def is_local(self, user_id: str) -> bool:

@@ -112,7 +112,7 @@ class building:  # noqa: N801  # reads as a statement: `async with building(…)
             slot.users -= 1
             raise
         try:
-            if slot.head is None or slot.head.is_stale:
+            if slot.head is None or slot.head.is_stale or not slot.head.extremities:
                 slot.head = await load_head(self._services, self._room_id)
         except BaseException:
             await self.__aexit__()

@@ -6,8 +6,8 @@ allowed by its own auth events. Whatever is not is left out, with all that rests
 left must be a room: created in the version that we were told, by the event that its id names, and
 one that lets our user in.
 
-Events of the answer are outliers, stored before the join is committed; the join is then the only
-end of the room's graph that we have.
+The events of the answer are outliers, stored before the join is committed; the join is then the only
+end of the room's graph that we have, and what came before it is a gap in our history.
 
 Spec: server-server-api#joining-rooms
 """
@@ -18,34 +18,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Unavailable
-from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import (
     EventAuthError,
     check_against_auth_events,
     check_state_dependent,
+    check_state_independent,
     select_auth_keys_of,
 )
-from minihs.services.rooms import commit
-from minihs.services.rooms.commit import HistoryWrite, Plan, PlannedEvent
+from minihs.services.rooms import commit, missing, state
+from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.verification import verify_pdus
 from minihs.storage.event_store import REJECTED, StoredEvent
 from minihs.storage.group_commit import Conflict
+from minihs.storage.missing_events import insert_gaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
-    from minihs.storage.state import State
 
 CREATE: StateKey = ("m.room.create", "")
 ATTEMPTS = 20
-EVENTS_AT_ONCE = 500
-AUTH_CHECKS_AT_ONCE = 50
 
 
 class BadRoomError(ValueError):
@@ -54,21 +52,15 @@ class BadRoomError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GivenRoom:
-    """A room as a resident server gave it to us, checked.
+    """A room as a resident server gave it to us, checked and stored.
 
-    `events` are the accepted events, whatever they rest upon before them; `state` is the state
-    before our join.
+    `auth` are the auth events of our join, `entries` is the state before it.
     """
 
-    room_version: RoomVersion
+    room: missing.Room
     join: Event
-    events: Mapping[EventId, Event]
-    state: Mapping[StateKey, EventId]
-
-    @property
-    def create(self) -> Event:
-        """The room's create event."""
-        return self.events[self.state[CREATE]]
+    auth: Mapping[StateKey, StoredEvent]
+    entries: Mapping[StateKey, EventId]
 
 
 async def read_given_room(
@@ -78,110 +70,108 @@ async def read_given_room(
     state_pdus: Sequence[object],
     chain_pdus: Sequence[object],
 ) -> GivenRoom:
-    """Return the room of an answer to /send_join.
+    """Return the room of an answer to /send_join; its events are stored then.
 
     Cost: a signature to verify for each event; other requests are served in between.
 
     Raises:
         BadRoomError: it is no such room.
     """
-    checked = await verify_pdus(services, [*state_pdus, *chain_pdus], room_version)
-    ours = [event if _is_state_of(event, join.room_id) else None for event in checked]
+    verified = await verify_pdus(services, [*state_pdus, *chain_pdus], room_version)
+    ours = [event if _is_state_of(event, join.room_id) else None for event in verified]
     given = {event.event_id: event for event in ours if event is not None}
-    accepted = await _authorised(services, given)
-    state: dict[StateKey, EventId] = {}
-    for event in ours[: len(state_pdus)]:
-        if event is not None and event.event_id in accepted:
-            if state.setdefault(event.key, event.event_id) != event.event_id:
-                raise BadRoomError(f"two events of the state are {event.key}")
-    if CREATE not in state:
+    create = _create_event(given.values(), room_version)
+    room_nid = await commit.ensure_room(services, join.room_id, room_version)
+    room = missing.Room(join.room_id, room_nid, room_version, create.event_id)
+    await missing.store_outliers(services, room, given.values())
+
+    named = [event.event_id for event in ours[: len(state_pdus)] if event is not None]
+    stored = await services.events.get_many([*named, *join.auth_event_ids])
+    entries: dict[StateKey, EventId] = {}
+    for event_id in named:
+        found = stored.get(event_id)
+        if found is None or found.status == REJECTED:
+            continue
+        if entries.setdefault(found.event.key, event_id) != event_id:
+            raise BadRoomError(f"two events of the state are {found.event.key}")
+    if entries.get(CREATE) != create.event_id:
         raise BadRoomError("the state has no create event")
-    create = accepted[state[CREATE]]
-    if create.content.get("room_version", "1") != room_version.identifier:
-        raise BadRoomError("the room is of another version than was said")
-    entries = {key: accepted[state[key]] for key in select_auth_keys_of(join) if key in state}
-    try:
-        check_against_auth_events(join, [accepted[e] for e in join.auth_event_ids if e in accepted])
-        check_state_dependent(join, {**entries, CREATE: create})
-    except EventAuthError as error:
-        raise BadRoomError(f"the room does not let us in: {error.message}") from error
-    return GivenRoom(room_version, join, accepted, state)
+    _check_join(join, entries, stored)
+    auth = {stored[e].event.key: stored[e] for e in join.auth_event_ids}
+    return GivenRoom(room, join, auth, entries)
 
 
-def _is_state_of(event: Event | None, room_id: str) -> bool:
+def _is_state_of(event: Event | None, room_id: RoomId) -> bool:
     return event is not None and event.is_state and event.room_id == room_id
 
 
-async def _authorised(services: Services, given: Mapping[EventId, Event]) -> dict[EventId, Event]:
-    """Return those of the events that their auth events allow, and known ones they rest upon.
+def _create_event(events: Iterable[Event], room_version: RoomVersion) -> Event:
+    """Return the event that created the room: in this version, by the owner of the room's id.
 
-    Each comes after everything that it rests upon.
+    Nothing is stored before this is certain: it decides by which rules the rest is read.
     """
-    named = {auth_id for event in given.values() for auth_id in event.auth_event_ids}
-    known = await services.events.get_many(named | given.keys())
-    accepted = {
-        event_id: stored.event
-        for event_id, stored in known.items()
-        if stored.status != REJECTED and event_id not in given
-    }
-    refused = {event_id for event_id, stored in known.items() if stored.status == REJECTED}
-    for count, event in enumerate(in_auth_order(given)):
-        if count % AUTH_CHECKS_AT_ONCE == 0:
-            await give_way()
-        if event.event_id in refused:
+    for event in events:
+        if event.key != CREATE:
             continue
-        auth_events = [accepted[e] for e in event.auth_event_ids if e in accepted]
         try:
-            check_against_auth_events(event, auth_events)
-        except EventAuthError:
-            continue  # And so will be all that rest upon it.
-        accepted[event.event_id] = event
-    return accepted
+            check_state_independent(event, ())
+        except EventAuthError as error:
+            raise BadRoomError(f"the create event is none: {error.message}") from error
+        if event.content.get("room_version", "1") != room_version.identifier:
+            raise BadRoomError("the room is of another version than was said")
+        return event
+    raise BadRoomError("there is no create event")
 
 
-def in_auth_order(events: Mapping[EventId, Event]) -> Iterable[Event]:
-    """Return the events so that each comes after its auth events; those in a cycle are left out."""
-    waits_for = {
-        event_id: {e for e in event.auth_event_ids if e in events}
-        for event_id, event in events.items()
-    }
-    named_by: dict[EventId, list[EventId]] = {}
-    for event_id, auth_ids in waits_for.items():
-        for auth_id in auth_ids:
-            named_by.setdefault(auth_id, []).append(event_id)
-    ready = [event_id for event_id, auth_ids in waits_for.items() if not auth_ids]
-    while ready:
-        event_id = ready.pop()
-        yield events[event_id]
-        for waiting in named_by.get(event_id, ()):
-            waits_for[waiting].discard(event_id)
-            if not waits_for[waiting]:
-                ready.append(waiting)
-
-
-async def commit_join(services: Services, room: GivenRoom) -> EventId:
-    """Make a given room ours: store it, then commit our user's join; return the join's id.
+def _check_join(
+    join: Event, entries: Mapping[StateKey, EventId], stored: Mapping[EventId, StoredEvent]
+) -> None:
+    """Refuse a room that, by its own rules, did not let our user in.
 
     Raises:
+        BadRoomError: so it is.
+    """
+    rejected = {event_id for event_id, found in stored.items() if found.status == REJECTED}
+    deciding = {
+        key: stored[entries[key]].event
+        for key in (CREATE, *select_auth_keys_of(join))
+        if key in entries
+    }
+    auth_events = [stored[e].event for e in join.auth_event_ids if e in stored]
+    try:
+        check_against_auth_events(join, auth_events, rejected)
+        check_state_dependent(join, deciding)
+    except EventAuthError as error:
+        raise BadRoomError(f"the room does not let us in: {error.message}") from error
+
+
+async def commit_join(services: Services, given: GivenRoom) -> EventId:
+    """Make a given room ours by committing our user's join; return the join's id.
+
+    Raises:
+        BadRoomError: we know the room in another version.
         Unavailable: other processes were faster, time after time.
     """
-    join = room.join
-    room_nid = await commit.ensure_room(services, join.room_id, room.room_version)
-    stored = await _store(services, room_nid, room)
+    join, room_nid = given.join, given.room.room_nid
+    await services.event_numbers.reserve(1)
+    number = services.event_numbers.take()
     for _ in range(ATTEMPTS):
         async with building(services, join.room_id) as head:
-            if head is None:
-                raise RuntimeError(f"{join.room_id} has just been made")
+            if head is None or head.room_version is not given.room.room_version:
+                raise BadRoomError("we know the room in another version")
             known = await services.events.get(join.event_id)
             if known is not None and known.order is not None:
                 return join.event_id  # It came by another way, too.
-            before = await _state_before(services, room_nid, head, room)
-            if not head.local_members:
-                # What we knew from an earlier stay, if anything, has been overtaken.
-                head.unsubmitted, head.extremities = True, []
-            plan = Plan(head)
-            auth = {stored[auth_id].event.key: stored[auth_id] for auth_id in join.auth_event_ids}
-            planned = PlannedEvent(join, auth, state_before=before, stored=known)
+            stored = known or StoredEvent(join, number)
+            if len(await missing.list_with_state(services, join.prev_event_ids)) < len(
+                join.prev_event_ids
+            ):
+                await insert_gaps(services.db, room_nid, [stored.event_nid])
+            before, rows = await state.record(services, [head.state], given.entries)
+            if rows:
+                await commit.store_history(services, room_nid, (), rows)
+            plan = _plan(head)
+            planned = PlannedEvent(join, given.auth, state_before=before, stored=stored)
             await commit.add_event(services, plan, planned)
             durable = plan.submit(services)
         try:
@@ -192,40 +182,8 @@ async def commit_join(services: Services, room: GivenRoom) -> EventId:
     raise Unavailable("The room is too busy; try again.")
 
 
-async def _store(services: Services, room_nid: int, room: GivenRoom) -> dict[EventId, StoredEvent]:
-    """Store the events of a given room that we do not have; return all of them."""
-    stored = await services.events.get_many(room.events)
-    new = [event for event in room.events.values() if event.event_id not in stored]
-    for start in range(0, len(new), EVENTS_AT_ONCE):
-        some = new[start : start + EVENTS_AT_ONCE]
-        await services.event_numbers.reserve(len(some))
-        stored |= {e.event_id: StoredEvent(e, services.event_numbers.take()) for e in some}
-        await commit.store_history(
-            services,
-            room_nid,
-            [
-                HistoryWrite(
-                    stored[event.event_id], [stored[e].event_nid for e in event.auth_event_ids]
-                )
-                for event in some
-            ],
-        )
-    return stored
-
-
-async def _state_before(
-    services: Services, room_nid: int, head: RoomHead, room: GivenRoom
-) -> State:
-    """Return the state before our join, stored as what it changes on what we knew."""
-    old = head.state.entries
-    changes: dict[StateKey, EventId | None] = {
-        key: event_id for key, event_id in room.state.items() if old.get(key) != event_id
-    }
-    changes |= {key: None for key in old if key not in room.state}
-    if not changes:
-        return head.state
-    await services.states.numbers.reserve(1)
-    before, row = services.states.derive(head.state, changes)
-    await commit.store_history(services, room_nid, (), [row])
-    services.states.remember(before)
-    return before
+def _plan(head: RoomHead) -> Plan:
+    """Return the plan of a join: what we knew from an earlier stay, if anything, is overtaken."""
+    if not head.local_members:
+        head.unsubmitted, head.extremities = True, []
+    return Plan(head)

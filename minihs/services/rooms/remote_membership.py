@@ -215,8 +215,8 @@ async def _join_through(
     state, chain = answer["state"], answer["auth_chain"]
     if not isinstance(state, list) or not isinstance(chain, list):
         raise BadRoomError("state or auth_chain are no lists")
-    room = await read_given_room(services, template.room_version, event, state, chain)
-    return await commit_join(services, room)
+    given = await read_given_room(services, template.room_version, event, state, chain)
+    return await commit_join(services, given)
 
 
 async def _knock_through(
@@ -292,8 +292,8 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
 
 def _failure(failures: Sequence[RemoteError]) -> MatrixError:
     """Return the error that tells the user most about why no server helped."""
-    if not failures:
-        return NotFound("No server is known that is in this room.")
+    if not any(failure.kind != "unreachable" for failure in failures):
+        return NotFound("No server that knows this room can be reached.")
     for failure in failures:
         if failure.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
             version = failure.body.get("room_version")
