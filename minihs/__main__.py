@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minihs.base import logs
 from minihs.base.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
@@ -51,14 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _log_to_stderr(config: Config) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-
-
 def _with_database(config: Config, work: Callable[[str], Awaitable[int]]) -> int:
     """Run `work` with the DSN of the database, migrated; start the embedded one if need be."""
     from minihs.storage import migrate  # noqa: PLC0415
@@ -96,7 +88,7 @@ async def _wait_for_database(dsn: str) -> None:
 def _run(config: Config, options: argparse.Namespace) -> int:
     from minihs.workers.processes import run_server  # noqa: PLC0415
 
-    _log_to_stderr(config)
+    logs.configure(config.log_level)
     return _with_database(config, lambda dsn: run_server(config, dsn, options.workers))
 
 

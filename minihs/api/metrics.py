@@ -1,7 +1,6 @@
 """Figures for Prometheus, of the process that answers.
 
-With several workers every worker has its own: a scrape of the shared listener would meet one of them by
-chance, so `process` names the one that answered.
+Of the whole server where several processes share it (`base.metrics.SharedFigures`).
 """
 
 from __future__ import annotations

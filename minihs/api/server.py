@@ -89,7 +89,7 @@ class _Server:
     async def handle(self, http: web.Request) -> web.Response:
         """Answer one request; nothing but a cancellation escapes."""
         began, route = stopwatch(), NO_ROUTE
-        logs.request.set((http.method, http.path))
+        logs.request.set((http.method, http.raw_path))
         try:
             route, parameters = self._find(http)
             response = _respond(await self._answer(http, route, parameters))
