@@ -159,7 +159,7 @@ class MembershipRow:
     """A user's current membership in a room. `order_major` is its member event's place there."""
 
     membership: str
-    event_id: str
+    event_id: EventId
     sender: str
     position: int
     order_major: int

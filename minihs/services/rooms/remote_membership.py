@@ -169,13 +169,17 @@ async def leave(services: Services, change: RemoteChange) -> EventId:
     Where no server helps, the user is rid of it all the same: nobody else hears of it then.
 
     Raises:
-        Forbidden: the user is neither invited nor knocks.
+        NotFound, Forbidden: the user has nothing to do with the room.
 
     Spec: server-server-api#leaving-rooms-rejecting-invites
     """
     row = await memberships.fetch_membership(services.db, change.room_id, change.user_id)
-    present = None if row is None else await services.events.get(row.event_id)  # type: ignore[arg-type]  # an event id
-    if row is None or present is None or row.membership not in ("invite", "knock"):
+    present = None if row is None else await services.events.get(row.event_id)
+    if row is None or present is None:
+        raise NotFound("Unknown room.")
+    if row.membership == "leave":
+        return row.event_id
+    if row.membership not in ("invite", "knock"):
         raise Forbidden("You are not in this room.")
     try:
         return await services.handshakes.run(
@@ -309,6 +313,8 @@ def _failure(failures: Sequence[RemoteError]) -> MatrixError:
 
 def refusal_of(failure: RemoteError) -> MatrixError:
     """Return what a user is told of another server's refusal, or of its silence."""
+    if failure.kind == "unreachable":
+        return NotFound(f"The server {failure.destination} cannot be reached.")
     if failure.status == 403:
         return Forbidden(failure.message, errcode=failure.errcode or None)
     if failure.status == 404:
