@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 LOADS_MAX = 20
 
 
+class TooManyLoadsError(RuntimeError):
+    """State resolution does not come to an end of what it needs to see."""
+
+
 async def resolve(
     services: Services, room_version: RoomVersion, after: Sequence[StoredEvent]
 ) -> tuple[State, list[StateRow]]:
@@ -118,4 +122,4 @@ async def _resolve(
             if not unknown:
                 raise
             wanted |= unknown
-    raise RuntimeError("state resolution asks for ever more events")
+    raise TooManyLoadsError("state resolution asks for ever more events")

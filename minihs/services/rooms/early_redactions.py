@@ -1,0 +1,62 @@
+"""Redactions: which of them apply, also when they came before the event that they name.
+
+A redaction applies to an event of its room if its sender had the power to redact when it was sent,
+or is of the same server as the event's sender. Nothing that came too early is trusted: it is kept
+aside, and held against the event when that comes. The create event is what a room is, and stays.
+
+Spec: rooms/v11#handling-redactions
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.protocol.identifiers import server_name_of
+from minihs.protocol.power_levels import PowerLevels
+from minihs.services.rooms.state import load_state_events
+from minihs.storage import missing_events
+from minihs.storage.event_store import ACCEPTED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.services.context import Services
+    from minihs.storage.state import State
+
+POWER_KEYS: tuple[StateKey, ...] = (("m.room.power_levels", ""), ("m.room.create", ""))
+CHECKED_MAX = 20  # Redactions of one event; who sends more has to send them after the event.
+
+
+async def applies(services: Services, redaction: Event, before: State, target: Event) -> bool:
+    """Return whether a redaction, sent in the state `before`, takes its target's content away."""
+    if target.room_id != redaction.room_id or target.event_id != redaction.redacts:
+        return False
+    if target.type == "m.room.create":
+        return False
+    if server_name_of(target.sender) == server_name_of(redaction.sender):
+        return True
+    found = await load_state_events(services, before, POWER_KEYS)
+    power, create = (found[key].event if key in found else None for key in POWER_KEYS)
+    levels = PowerLevels.of(power, create, redaction.room_version)
+    return levels.user_level(redaction.sender) >= levels.redact
+
+
+async def find_applying(
+    services: Services, events: Mapping[EventId, Event]
+) -> dict[EventId, EventId]:
+    """Return which of some new events have been redacted before they came, and by what."""
+    found: dict[EventId, EventId] = {}
+    checked: dict[EventId, int] = {}
+    for target_id, redaction_id in await missing_events.list_redactions(services.db, list(events)):
+        checked[target_id] = checked.get(target_id, 0) + 1
+        if target_id in found or checked[target_id] > CHECKED_MAX:
+            continue
+        redaction = await services.events.get(redaction_id)
+        if redaction is None or redaction.status != ACCEPTED or redaction.state_before is None:
+            continue
+        before = await services.states.get(redaction.state_before)
+        if await applies(services, redaction.event, before, events[target_id]):
+            found[target_id] = redaction_id
+    return found

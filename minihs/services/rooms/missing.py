@@ -1,0 +1,421 @@
+"""WHAT WE LACK OF A ROOM, asked of a server that has it: events, their auth events, states.
+
+An event may arrive before what it follows or rests upon. The server that sent it is asked for
+that: first for the events between (`fetch_events_between`); where those do not reach what we have,
+for the state at the far end (`fetch_state_after`). Auth events come one way or another
+(`fetch_auth_events`).
+
+Whatever is fetched is verified like any other event, and stored as an *outlier*: an event without a
+place in the room, known to be allowed (or not) by its own auth events. Every list is bounded, and
+every request is made outside transactions and outside the room's turn. When a server does not
+answer or answers nonsense, nothing has changed but that we have more outliers.
+
+Spec: server-server-api#backfilling-and-retrieving-missing-events
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.base.tasks import give_way
+from minihs.protocol.event_auth import (
+    EventAuthError,
+    check_state_dependent,
+    check_state_independent,
+)
+from minihs.remote.transport import RemoteError
+from minihs.services.rooms import commit, state
+from minihs.services.rooms.commit import HistoryWrite, Refusal
+from minihs.services.rooms.heads import building
+from minihs.services.rooms.verification import verify_pdus
+from minihs.storage import missing_events
+from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey
+    from minihs.protocol.room_versions import RoomVersion
+    from minihs.remote.client import Answer
+    from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
+    from minihs.storage.state import State
+
+logger = logging.getLogger(__name__)
+
+# What we ask for, and take, at most. Ours.
+BETWEEN_EVENTS_MAX = 20  # of one request
+BETWEEN_ROUNDS_MAX = 5
+EARLIEST_MAX = 20
+AUTH_CHAIN_MAX = 5_000
+AUTH_ROUNDS_MAX = 20
+STATE_EVENTS_MAX = 150_000
+SINGLE_EVENTS_MAX = 50  # More than that, and a tenth of the state, are asked for in one go.
+SINGLE_REQUESTS_AT_ONCE = 5
+OUTLIERS_AT_ONCE = 500
+CHECKS_AT_ONCE = 50
+
+CREATE: StateKey = ("m.room.create", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What never changes of a room that we know."""
+
+    room_id: RoomId
+    room_nid: int
+    room_version: RoomVersion
+    create_id: EventId | None
+
+    @classmethod
+    def of(cls, head: RoomHead) -> Room:
+        """Return the facts of the room that a head is of."""
+        return cls(
+            head.room_id, head.cursor.room_nid, head.room_version, head.state.get("m.room.create")
+        )
+
+
+# --- what we have ------------------------------------------------------------------------------
+
+
+async def list_with_state(
+    services: Services, event_ids: Iterable[EventId]
+) -> dict[EventId, StoredEvent]:
+    """Return those of the events after which we know the state of their room.
+
+    That is every event but unknown ones and outliers.
+    """
+    known = await services.events.get_many(event_ids)
+    # Another process may have given an outlier its place since it was put into memory.
+    doubtful = [event_id for event_id, stored in known.items() if stored.state_after is None]
+    if doubtful:
+        for event_id in doubtful:
+            services.events.forget(event_id)
+        known |= await services.events.get_many(doubtful)
+    return {e: stored for e, stored in known.items() if stored.state_after is not None}
+
+
+def in_order(events: Iterable[Event], after: Callable[[Event], Iterable[EventId]]) -> list[Event]:
+    """Return the events so that each comes after those of them that `after` names.
+
+    Else their order stays. Events in a cycle are left out, with all that come after them.
+    """
+    by_id = {event.event_id: event for event in events}
+    numbers = {event_id: number for number, event_id in enumerate(by_id)}
+    waits_for: dict[EventId, set[EventId]] = {}
+    followers: dict[EventId, list[EventId]] = {}
+    for event_id, event in by_id.items():
+        waits_for[event_id] = {e for e in after(event) if e in by_id}
+        for named in waits_for[event_id]:
+            followers.setdefault(named, []).append(event_id)
+    ready = [(numbers[event_id], event_id) for event_id, others in waits_for.items() if not others]
+    heapq.heapify(ready)
+    ordered: list[Event] = []
+    while ready:
+        _, event_id = heapq.heappop(ready)
+        ordered.append(by_id[event_id])
+        for follower in followers.get(event_id, ()):
+            waits_for[follower].discard(event_id)
+            if not waits_for[follower]:
+                heapq.heappush(ready, (numbers[follower], follower))
+    return ordered
+
+
+def ancestors(
+    event_ids: Iterable[EventId],
+    events: Mapping[EventId, Event],
+    before: Callable[[Event], Iterable[EventId]],
+) -> set[EventId]:
+    """Return those of `events` that can be reached through `before`, the first ones included."""
+    found: set[EventId] = set()
+    queue = [event_id for event_id in event_ids if event_id in events]
+    while queue:
+        event_id = queue.pop()
+        if event_id not in found:
+            found.add(event_id)
+            queue += (e for e in before(events[event_id]) if e in events)
+    return found
+
+
+# --- events between ----------------------------------------------------------------------------
+
+
+async def fetch_events_between(
+    services: Services,
+    origin: str,
+    room: Room,
+    events: Sequence[Event],
+    earliest: Sequence[EventId],
+) -> list[Event]:
+    """Return what lies between our `earliest` events and these, as far as the origin tells.
+
+    All of it leads to `events`, and nothing of it is known; the order is the origin's.
+
+    Spec: server-server-api#post_matrixfederationv1get_missing_eventsroomid
+    """
+    found: dict[EventId, Event] = {}
+    given = {event.event_id: event for event in events}
+    latest = list(given)
+    for _ in range(BETWEEN_ROUNDS_MAX):
+        answer = await services.remote.get_missing_events(
+            origin,
+            room.room_id,
+            earliest=earliest[:EARLIEST_MAX],
+            latest=latest,
+            limit=BETWEEN_EVENTS_MAX,
+        )
+        pdus = _list_of(answer, "events")[:BETWEEN_EVENTS_MAX]
+        fetched = await _verify(services, room, pdus)
+        known = await list_with_state(services, fetched)
+        new = {e: event for e, event in fetched.items() if e not in known and e not in found}
+        found = new | found
+        reached = ancestors(given, found | given, _prev_event_ids)
+        found = {e: event for e, event in found.items() if e in reached and e not in given}
+        # Fewer than asked for: that is all that there is.
+        if not new or len(pdus) < BETWEEN_EVENTS_MAX:
+            break
+        prev_ids = {e for event in found.values() for e in event.prev_event_ids} - found.keys()
+        unknown = prev_ids - (await list_with_state(services, prev_ids)).keys()
+        latest = [e for e, event in found.items() if not unknown.isdisjoint(event.prev_event_ids)]
+        if not latest:
+            break
+    return list(found.values())
+
+
+def _prev_event_ids(event: Event) -> Iterable[EventId]:
+    return event.prev_event_ids
+
+
+def _auth_event_ids(event: Event) -> Iterable[EventId]:
+    return event.auth_event_ids
+
+
+# --- auth events -------------------------------------------------------------------------------
+
+
+async def fetch_auth_events(
+    services: Services, origin: str, room: Room, events: Iterable[Event]
+) -> None:
+    """Store the auth chains of these events as outliers, as far as the origin tells.
+
+    Spec: server-server-api#get_matrixfederationv1event_authroomideventid
+    """
+    for event in events:
+        if not await _unknown(services, event.auth_event_ids):
+            continue
+        answer = await services.remote.get_event_auth(origin, room.room_id, event.event_id)
+        chain = await _verify(services, room, _list_of(answer, "auth_chain")[:AUTH_CHAIN_MAX])
+        wanted = ancestors(event.auth_event_ids, chain, _auth_event_ids)
+        await store_outliers(services, room, [chain[event_id] for event_id in wanted])
+        if unknown := await _unknown(services, event.auth_event_ids):
+            await _fetch_auth_chain(services, origin, room, unknown)
+
+
+async def _fetch_auth_chain(
+    services: Services, origin: str, room: Room, event_ids: Iterable[EventId]
+) -> None:
+    """Fetch events and what they rest upon one by one, down to what we have."""
+    chain: dict[EventId, Event] = {}
+    unknown = set(event_ids)
+    for _ in range(AUTH_ROUNDS_MAX):
+        if not unknown or len(chain) + len(unknown) > SINGLE_EVENTS_MAX:
+            break
+        fetched = await _fetch_single_events(services, origin, room, unknown)
+        chain |= fetched
+        named = {e for event in fetched.values() for e in event.auth_event_ids} - chain.keys()
+        unknown = await _unknown(services, named)
+    await store_outliers(services, room, chain.values())
+
+
+async def _unknown(services: Services, event_ids: Iterable[EventId]) -> set[EventId]:
+    wanted = set(event_ids)
+    return wanted - (await services.events.get_many(wanted)).keys()
+
+
+# --- states ------------------------------------------------------------------------------------
+
+
+async def fetch_state_after(
+    services: Services, origin: str, room: Room, event_id: EventId, near: State
+) -> State | None:
+    """Return the state after an event that we lack, as the origin tells it; None if it cannot.
+
+    The state is recorded, as what it changes on `near`. Events of it that cannot be had, or that
+    must not be believed, are left out of it.
+
+    Spec: server-server-api#get_matrixfederationv1state_idsroomid
+    """
+    before = await _fetch_entries_before(services, origin, room, event_id)
+    if before is None:
+        return None
+    stored = await services.events.get(event_id)
+    if stored is None or stored.event.room_id != room.room_id:
+        return None
+    entries = before
+    if stored.event.is_state and stored.status != REJECTED:
+        entries = {**before, stored.event.key: event_id}
+    return await _record(services, room, entries, near)
+
+
+async def fetch_state_before(
+    services: Services, origin: str, room: Room, event: Event, near: State
+) -> State | None:
+    """Return the state before an event, as the origin tells it; None if it cannot."""
+    entries = await _fetch_entries_before(services, origin, room, event.event_id, itself=False)
+    return None if entries is None else await _record(services, room, entries, near)
+
+
+async def _record(
+    services: Services, room: Room, entries: Mapping[StateKey, EventId], near: State
+) -> State:
+    found, rows = await state.record(services, [near], entries)
+    if rows:
+        await commit.store_history(services, room.room_nid, (), rows)
+    return found
+
+
+async def _fetch_entries_before(
+    services: Services, origin: str, room: Room, event_id: EventId, *, itself: bool = True
+) -> dict[StateKey, EventId] | None:
+    """Return the state before an event; what it consists of is stored, with the event `itself`."""
+    answer = await services.remote.get_state_ids(origin, room.room_id, event_id)
+    state_ids = _ids(_list_of(answer, "pdu_ids"))
+    chain_ids = _ids(_list_of(answer, "auth_chain_ids"))
+    wanted = {*state_ids, *chain_ids, *([event_id] if itself else ())}
+    if not state_ids or len(wanted) > STATE_EVENTS_MAX:
+        return None
+    known = await missing_events.list_known(services.db, wanted)
+    unknown = wanted - known.keys()
+    if unknown:
+        if len(unknown) > SINGLE_EVENTS_MAX and len(unknown) * 10 > len(wanted):
+            fetched = await _fetch_whole_state(services, origin, room, event_id)
+            if itself and event_id in unknown:
+                fetched |= await _fetch_single_events(services, origin, room, [event_id])
+        else:
+            some = sorted(unknown)[: 4 * SINGLE_EVENTS_MAX]
+            fetched = await _fetch_single_events(services, origin, room, some)
+        await store_outliers(
+            services, room, [event for e, event in fetched.items() if e in unknown]
+        )
+        known |= await missing_events.list_known(services.db, unknown)
+    entries: dict[StateKey, EventId] = {}
+    for state_id in state_ids:
+        found = known.get(state_id)
+        if found is None or found.room_nid != room.room_nid or found.status == REJECTED:
+            continue
+        if found.key is None or entries.setdefault(found.key, state_id) != state_id:
+            logger.info("%s gives a state of %s that is none", origin, room.room_id)
+            return None
+    if CREATE not in entries or entries[CREATE] != (room.create_id or entries[CREATE]):
+        logger.info("%s gives a state of %s without its create event", origin, room.room_id)
+        return None
+    return entries
+
+
+async def _fetch_whole_state(
+    services: Services, origin: str, room: Room, event_id: EventId
+) -> dict[EventId, Event]:
+    answer = await services.remote.get_state(origin, room.room_id, event_id)
+    pdus = [*_list_of(answer, "pdus"), *_list_of(answer, "auth_chain")]
+    return await _verify(services, room, pdus[:STATE_EVENTS_MAX])
+
+
+async def _fetch_single_events(
+    services: Services, origin: str, room: Room, event_ids: Collection[EventId]
+) -> dict[EventId, Event]:
+    """Return those of the events that the origin gives us, each by its own request."""
+    turns = asyncio.Semaphore(SINGLE_REQUESTS_AT_ONCE)
+
+    async def fetch(event_id: EventId) -> list[object]:
+        async with turns:
+            return _list_of(await services.remote.get_event(origin, event_id), "pdus")[:1]
+
+    answers = await asyncio.gather(*map(fetch, event_ids))
+    fetched = await _verify(services, room, [pdu for pdus in answers for pdu in pdus])
+    return {event_id: fetched[event_id] for event_id in event_ids if event_id in fetched}
+
+
+# --- outliers ----------------------------------------------------------------------------------
+
+
+async def store_outliers(services: Services, room: Room, events: Iterable[Event]) -> None:
+    """Store verified events of a room that we do not have, if their auth events are known.
+
+    What those do not allow is stored as rejected; where one is missing, nothing can be said, and
+    the event is left out with all that rest upon it.
+
+    Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
+    """
+    ordered = in_order(events, _auth_event_ids)
+    for start in range(0, len(ordered), OUTLIERS_AT_ONCE):
+        some = ordered[start : start + OUTLIERS_AT_ONCE]
+        # In the room's turn, so that no event gets two numbers.
+        async with building(services, room.room_id):
+            await _store_outliers(services, room, some)
+
+
+async def _store_outliers(services: Services, room: Room, events: Sequence[Event]) -> None:
+    wanted = {event.event_id for event in events}
+    wanted.update(e for event in events for e in event.auth_event_ids)
+    known = await services.events.get_many(wanted)
+    await services.event_numbers.reserve(len(events))
+    writes: list[HistoryWrite] = []
+    for number, event in enumerate(events, 1):
+        auth = [known[e] for e in event.auth_event_ids if e in known]
+        if event.event_id in known or len(auth) < len(event.auth_event_ids):
+            continue
+        refusal = refusal_by_auth_events(event, auth)
+        status = ACCEPTED if refusal is None else REJECTED
+        stored = StoredEvent(event, services.event_numbers.take(), status=status)
+        known[event.event_id] = stored
+        auth_nids = [found.event_nid for found in auth] if event.is_state else None
+        writes.append(HistoryWrite(stored, auth_nids, refusal=refusal))
+        if number % CHECKS_AT_ONCE == 0:
+            await give_way()
+    if writes:
+        await commit.store_history(services, room.room_nid, writes)
+
+
+def refusal_by_auth_events(event: Event, auth: Sequence[StoredEvent]) -> Refusal | None:
+    """Return why an event's own auth events do not allow it; None if they do."""
+    auth_events = [stored.event for stored in auth]
+    rejected = {stored.event_id for stored in auth if stored.status == REJECTED}
+    try:
+        check_state_independent(event, auth_events, rejected)
+        check_state_dependent(event, {auth_event.key: auth_event for auth_event in auth_events})
+    except EventAuthError as error:
+        deciding = rejected or event.auth_event_ids
+        return Refusal(error.rule, error.passage, error.message, sorted(deciding))
+    return None
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+async def _verify(services: Services, room: Room, pdus: Sequence[object]) -> dict[EventId, Event]:
+    """Return the events of this room among some PDUs, by id."""
+    verified = await verify_pdus(services, pdus, room.room_version)
+    return {
+        event.event_id: event
+        for event in verified
+        if event is not None and event.room_id == room.room_id
+    }
+
+
+def _list_of(answer: Answer, key: str) -> list[object]:
+    """Return a list that was answered; empty if there was no such answer."""
+    if isinstance(answer, RemoteError):
+        logger.info("nothing is fetched from %s", answer.describe())
+        return []
+    value = answer.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _ids(values: Sequence[object]) -> list[EventId]:
+    """Return what may be ids of events."""
+    return [v for v in values if isinstance(v, str) and "\0" not in v]  # type: ignore[misc]
