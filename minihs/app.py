@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from minihs.api import metrics
 from minihs.api.server import build_application
 from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.config import Config, ConfigError, parse_address
 from minihs.base.limits import EVENT_CACHE_BYTES
-from minihs.base.metrics import RequestMetrics
+from minihs.base.metrics import Metrics
 from minihs.base.randomness import Randomness
 from minihs.base.sharing import SharedWork
 from minihs.base.tasks import TaskOwner
@@ -165,7 +166,7 @@ async def build_services(
             typing=TypingRooms(),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
-            requests=RequestMetrics(),
+            metrics=Metrics(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.views.follow, services.views.reset)
@@ -213,6 +214,8 @@ async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> 
             await web.SockSite(runner, encrypted, ssl_context=context).start()
         if plain is not None:
             await web.SockSite(runner, plain).start()
+        if services.metrics.shared is not None:
+            services.tasks.spawn("publish metrics", metrics.publish(services))
         yield
     finally:
         await runner.cleanup()

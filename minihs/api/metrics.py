@@ -1,6 +1,6 @@
 """Figures for Prometheus, of the process that answers.
 
-Of the whole server where several processes share it (`base.metrics.SharedFigures`).
+Where several processes are one server, each has the figures of all (`base.metrics.SharedFigures`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 
+PUBLISH_MS = 1_000
+
+
 async def get_metrics(request: Request) -> object:
     """GET /metrics.
 
@@ -28,8 +31,18 @@ async def get_metrics(request: Request) -> object:
     """
     if "X-Forwarded-For" in request.http.headers or not _is_near(request.ip):
         raise Forbidden("Metrics are for the server's own network.")
-    body = render(families(request.services))
-    return Answer(body, headers={"Content-Type": CONTENT_TYPE})
+    services = request.services
+    found = families(services)
+    if services.metrics.shared is not None:
+        found = services.metrics.shared.total(found)
+    return Answer(render(found), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def publish(services: Services) -> None:
+    """Keep the figures that this process shares with others fresh."""
+    while services.metrics.shared is not None:
+        services.metrics.shared.publish(families(services))
+        await services.clock.sleep_ms(PUBLISH_MS)
 
 
 def _is_near(address: str) -> bool:
@@ -78,4 +91,4 @@ def families(services: Services) -> list[Family]:
             counts.seconds.samples(),
         )
     )
-    return [*found, *services.requests.families(), *process_families()]
+    return [*found, *services.metrics.families(), *process_families()]

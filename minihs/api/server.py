@@ -107,7 +107,7 @@ class _Server:
             body = {"errcode": "M_UNKNOWN", "error": "Internal server error."}
             response = _respond(Answer(body, 500))
         seconds = stopwatch() - began
-        self._services.requests.observe(route.method, route.path, response.status, seconds)
+        self._services.metrics.observe(route.method, route.path, response.status, seconds)
         if self._logs_requests:
             logger.debug("answered %s in %.1f ms", response.status, seconds * 1000)
         return response

@@ -8,7 +8,9 @@ The text form is Prometheus's exposition format 0.0.4.
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -16,9 +18,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SLOT_BYTES = 262_144
+_HEADER = struct.Struct("=QQ")  # How often the slot was begun and finished, and its length.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -33,7 +39,7 @@ class Family:
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    samples: Mapping[str, float]
+    samples: dict[str, float]
 
 
 class Histogram:
@@ -69,11 +75,16 @@ class _Endpoint:
     seconds: Histogram = field(default_factory=Histogram)
 
 
-class RequestMetrics:
-    """The requests that a process has answered, by endpoint."""
+class Metrics:
+    """What a process counts of the requests that it answers, and what it shares with others.
+
+    Processes that serve one listener are one server to whoever asks, and any of them may be asked.
+    So each writes its figures into memory that all of them see, and adds up what is there.
+    """
 
     def __init__(self) -> None:
         self._endpoints: dict[tuple[str, str], _Endpoint] = {}
+        self.shared: SharedFigures | None = None
 
     def observe(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count one request; `path` is the endpoint's, with names in place of values."""
@@ -84,7 +95,7 @@ class RequestMetrics:
         endpoint.seconds.observe(seconds)
 
     def families(self) -> list[Family]:
-        """Return what has been counted."""
+        """Return what this process has counted."""
         counts: dict[str, float] = {}
         seconds: dict[str, float] = {}
         for (method, path), endpoint in self._endpoints.items():
@@ -100,6 +111,71 @@ class RequestMetrics:
                 seconds,
             ),
         ]
+
+
+class SharedFigures:
+    """Memory that several processes share: each has a slot for its families, `own` is ours.
+
+    What a process that died had counted stays: its successor in the slot adds to it, as a sum that
+    falls would look like a restart of the whole server.
+    """
+
+    def __init__(self, descriptor: int, slots: int, own: int) -> None:
+        self._memory = mmap.mmap(descriptor, slots * SLOT_BYTES)
+        self._slots, self._own = slots, own
+        self._before = [f for f in self._read(own) if f.kind != "gauge"]
+
+    @staticmethod
+    def make(slots: int) -> int:
+        """Return the descriptor of memory for that many processes."""
+        descriptor = os.memfd_create("minihs-figures", 0)
+        os.ftruncate(descriptor, slots * SLOT_BYTES)
+        return descriptor
+
+    def publish(self, families: Sequence[Family]) -> None:
+        """Let the other processes see our families."""
+        text = msgspec.msgpack.encode(self._with_own_past(families))
+        start, room = self._own * SLOT_BYTES, SLOT_BYTES - _HEADER.size
+        if len(text) > room:
+            return
+        turn = _HEADER.unpack_from(self._memory, start)[0]
+        _HEADER.pack_into(self._memory, start, turn + 1, 0)  # Odd: being written.
+        self._memory[start + _HEADER.size : start + _HEADER.size + len(text)] = text
+        _HEADER.pack_into(self._memory, start, turn + 2, len(text))
+
+    def total(self, families: Sequence[Family]) -> list[Family]:
+        """Return our families with those that the others have published last."""
+        every = {slot: self._read(slot) for slot in range(self._slots) if slot != self._own}
+        every[self._own] = self._with_own_past(families)
+        sums: dict[str, Family] = {}
+        for slot, of_process in sorted(every.items()):
+            for family in of_process:
+                _add(sums, family, str(slot))
+        return list(sums.values())
+
+    def _with_own_past(self, families: Sequence[Family]) -> list[Family]:
+        sums: dict[str, Family] = {}
+        for family in (*families, *self._before):
+            _add(sums, family, "")
+        return list(sums.values())
+
+    def _read(self, slot: int) -> list[Family]:
+        """Return the families in a slot; none while they are being written."""
+        start = slot * SLOT_BYTES
+        turn, length = _HEADER.unpack_from(self._memory, start)
+        text = self._memory[start + _HEADER.size : start + _HEADER.size + length]
+        if turn % 2 or not length or _HEADER.unpack_from(self._memory, start)[0] != turn:
+            return []
+        return msgspec.msgpack.decode(text, type=list[Family])
+
+
+def _add(sums: dict[str, Family], family: Family, process: str) -> None:
+    """Add a family: counts to counts, gauges beside each other if they are of several processes."""
+    known = sums.setdefault(family.name, Family(family.name, family.kind, family.help, {}))
+    for key, value in family.samples.items():
+        if family.kind == "gauge" and process:
+            key = (key[:-1] + "," if key else "{") + f'process="{process}"}}'  # noqa: PLW2901
+        known.samples[key] = known.samples.get(key, 0) + value
 
 
 def labels(**values: str) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from minihs.base.caching import BoundedCache
     from minihs.base.clock import Clock
     from minihs.base.config import Config
-    from minihs.base.metrics import RequestMetrics
+    from minihs.base.metrics import Metrics
     from minihs.base.randomness import Randomness
     from minihs.base.sharing import SharedWork
     from minihs.base.tasks import TaskOwner
@@ -69,7 +69,7 @@ class Services:
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]
     server_acls: BoundedCache[EventId, ServerAcl]
-    requests: RequestMetrics
+    metrics: Metrics
 
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""

@@ -1,7 +1,8 @@
 """The server's processes: one, or several that share sockets and database (D4).
 
 With N workers the parent binds the sockets, hands them to N children, and starts a child anew that
-dies. Children need nothing from one another but PostgreSQL.
+dies. Children need nothing from one another but PostgreSQL, and show each other their metrics. When
+the parent is gone, however it went, they end: they hold the other end of a pipe of its.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from minihs import app
+from minihs.base.metrics import SharedFigures
 from minihs.workers import housekeeping, runner
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INHERITED = "MINIHS_INHERITED_SOCKETS"
+PARENT = "MINIHS_PARENT_PIPE"
+FIGURES = "MINIHS_SHARED_FIGURES"
 RESTART_PAUSE_S = 1
+END_S_MAX = 15
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -35,21 +40,27 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     inherited = os.environ.get(INHERITED)
-    if inherited is not None:
-        sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
-    else:
+    if inherited is None:
         sockets = list(app.listen_sockets(config))
-    if workers > 1 and inherited is None:
-        return await _supervise(dsn, workers, sockets, stop)
+        if workers > 1:
+            logger.info("%s answers at http://%s", config.server_name, config.listen)
+            return await _supervise(dsn, workers, sockets, stop)
+    else:
+        sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
+        parent = int(os.environ[PARENT])
+        loop.add_reader(parent, stop.set)  # It is never written to: readable means closed.
     # What lives after the start lives for ever, and few of a request's objects are in cycles: the
     # collector's default rhythm would cost a fifth of the time of a large page of history.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    async with app.build_services(config, dsn) as services, app.serve(services, sockets):
-        runner.start(services, housekeeping.LOOPS)
-        if inherited is None:
-            logger.info("%s answers at http://%s", config.server_name, config.listen)
-        await stop.wait()
+    async with app.build_services(config, dsn) as services:
+        if figures := os.environ.get(FIGURES):
+            services.metrics.shared = SharedFigures(*map(int, figures.split(",")))
+        async with app.serve(services, sockets):
+            runner.start(services, housekeeping.LOOPS)
+            if inherited is None:
+                logger.info("%s answers at http://%s", config.server_name, config.listen)
+            await stop.wait()
     return 0
 
 
@@ -57,18 +68,21 @@ async def _supervise(
     dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
 ) -> int:
     """Keep `workers` children running until told to stop."""
-    numbers = [s.fileno() for s in sockets if s is not None]
+    children_end, our_end = os.pipe()
+    figures = SharedFigures.make(workers)
+    shared = [children_end, figures, *(s.fileno() for s in sockets if s is not None)]
     environment = {
         **os.environ,
         INHERITED: ",".join(str(s.fileno()) if s is not None else "" for s in sockets),
+        PARENT: str(children_end),
         "MINIHS_DATABASE_URL": dsn,
     }
 
-    async def child() -> None:
+    async def child(number: int) -> None:
         while not stop.is_set():
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "minihs", *_own_options(), env=environment,
-                pass_fds=numbers,
+                sys.executable, "-m", "minihs", *_own_options(), pass_fds=shared,
+                env=environment | {FIGURES: f"{figures},{workers},{number}"},
             )  # fmt: skip
             ended = asyncio.ensure_future(process.wait())
             stopping = asyncio.ensure_future(stop.wait())
@@ -77,14 +91,20 @@ async def _supervise(
             if stop.is_set():
                 if process.returncode is None:
                     process.terminate()
-                await ended
+                await asyncio.wait({ended}, timeout=END_S_MAX)
+                if process.returncode is None:
+                    process.kill()
+                    await ended
                 return
             logger.error("a worker ended with status %s; starting another", ended.result())
             await asyncio.sleep(RESTART_PAUSE_S)  # noqa: TID251  # no services here to ask
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(workers):
-            group.create_task(child())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(child(number))
+    finally:
+        os.close(our_end)
     return 0
 
 
