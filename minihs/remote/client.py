@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 
 from minihs.base.limits import (
     REMOTE_ANSWER_BYTES_MAX,
+    REMOTE_KEYS_BYTES_MAX,
     REMOTE_KEYS_TIMEOUT_MS,
     REMOTE_STATE_BYTES_MAX,
     REMOTE_STATE_TIMEOUT_MS,
@@ -65,7 +66,7 @@ class _Limits:
 _PLAIN = _Limits()
 _PDUS = _Limits(holds_pdus=True)
 _STATE = _Limits(REMOTE_STATE_TIMEOUT_MS, REMOTE_STATE_BYTES_MAX, holds_pdus=True)
-_KEYS = _Limits(timeout_ms=REMOTE_KEYS_TIMEOUT_MS)
+_KEYS = _Limits(REMOTE_KEYS_TIMEOUT_MS, REMOTE_KEYS_BYTES_MAX)
 
 
 def _never(_destination: str) -> bool:

@@ -80,7 +80,7 @@ async def test_other_paths_are_not_known(hs1: Homeserver, path: str) -> None:
 
 
 async def query(homeserver: Homeserver, server_name: str, *key_ids: str) -> list[dict]:
-    asked = {server_name: {key_id: {} for key_id in key_ids}}
+    asked: dict[str, object] = {server_name: {key_id: {} for key_id in key_ids}}
     many = await homeserver.request("POST", QUERY, {"server_keys": asked})
     assert many.status == 200
     return many.json["server_keys"]
