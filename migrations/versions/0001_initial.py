@@ -820,8 +820,21 @@ def upgrade() -> None:
             nullable=True,
             comment="When it became deliverable; null: it is soft-failed",
         ),
+        sa.Column(
+            "checked_state",
+            sa.BigInteger(),
+            nullable=True,
+            comment="Of a soft-failed one: the current state that refused it",
+        ),
         sa.PrimaryKeyConstraint("event_id", name=op.f("sticky_events_pkey")),
         comment="Events that are sticky now, or were until lately (MSC4354)",
+    )
+    op.create_index(
+        "sticky_events_held",
+        "sticky_events",
+        ["room_nid"],
+        unique=False,
+        postgresql_where=sa.text("position IS NULL"),
     )
     op.create_index("sticky_events_position", "sticky_events", ["position"], unique=False)
     op.create_index("sticky_events_room", "sticky_events", ["room_nid", "position"], unique=False)
@@ -978,6 +991,11 @@ def downgrade() -> None:
     op.drop_index("sticky_events_until", table_name="sticky_events")
     op.drop_index("sticky_events_room", table_name="sticky_events")
     op.drop_index("sticky_events_position", table_name="sticky_events")
+    op.drop_index(
+        "sticky_events_held",
+        table_name="sticky_events",
+        postgresql_where=sa.text("position IS NULL"),
+    )
     op.drop_table("sticky_events")
     op.drop_table("states")
     op.drop_index("state_keys_type_state_key_key", table_name="state_keys")

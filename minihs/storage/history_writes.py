@@ -47,17 +47,18 @@ WRITE_EVENTS = statement(
     """
     INSERT INTO events (
       event_nid, event_id, room_nid, status, key_nid, state_before, state_after, auth_nids,
-      order_major, order_minor, thread_root, redacted_by, json
+      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms
     )
     SELECT
       event_nid, event_id, $2, status, key_nid, state_before, state_after, auth_nids::bigint[],
-      order_major, order_minor, thread_root, redacted_by, json
+      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms
     FROM unnest(
       $1::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::bigint[],
-      $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::text[], $13::text[]
+      $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::text[], $13::text[],
+      $14::bigint[]
     ) AS new (
       event_nid, event_id, status, key_nid, state_before, state_after, auth_nids, order_major,
-      order_minor, thread_root, redacted_by, json
+      order_minor, thread_root, redacted_by, json, sticky_until_ms
     )
     ON CONFLICT (event_id) DO UPDATE
     SET
@@ -155,6 +156,7 @@ async def write_history(
             [s.thread_root for s in events],
             [s.redacted_by for s in events],
             [s.event.json.decode() for s in events],
+            [s.sticky_until_ms for s in events],
         )
         states = [*(row for w in writes for row in w.states), *more_states]
         if states:

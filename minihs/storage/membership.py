@@ -10,7 +10,7 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from minihs.protocol.identifiers import RoomId, UserId
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.storage.database import Queries, Row
 
 # Index memberships_user_id. The stream's position says as of when this is true.

@@ -179,6 +179,8 @@ sticky_events = Table(
     _text("sender", "Its sender"),
     _bigint("until_ms", "The moment its stickiness ends"),
     _bigint("position", "When it became deliverable; null: it is soft-failed", null=True),
+    _bigint("checked_state", "Of a soft-failed one: the current state that refused it", null=True),
+    Index("sticky_events_held", "room_nid", postgresql_where=text("position IS NULL")),
     Index("sticky_events_room", "room_nid", "position"),
     Index("sticky_events_position", "position"),
     Index("sticky_events_until", "until_ms"),

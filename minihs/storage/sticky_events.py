@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from minihs.storage.database import Queries
 
 
+HELD_PER_SENDER_MAX = 100
+
+
 @dataclass(frozen=True, slots=True)
 class LiveStickyEvent:
     """A deliverable sticky event. `room_nid` serves in sync tokens."""
@@ -42,6 +45,56 @@ LIST_LIVE = statement(
       LIMIT $6
     ) s
     ORDER BY s.position
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStickyEvent:
+    """A soft-failed sticky event whose room's current state has changed since it was tried."""
+
+    room_id: str
+    event_id: EventId
+    until_ms: int
+
+
+# Index sticky_events_held.
+LIST_HELD = statement(
+    "sticky_events.list_held",
+    """
+    SELECT r.room_id, s.event_id, s.until_ms
+    FROM sticky_events s
+    JOIN rooms r ON r.room_nid = s.room_nid
+    WHERE
+      s.position IS NULL AND s.until_ms > $1 AND s.checked_state IS DISTINCT FROM r.state_id
+    ORDER BY s.until_ms
+    LIMIT $2
+    """,
+)
+
+# Primary key.
+MARK_CHECKED = statement(
+    "sticky_events.mark_checked",
+    "UPDATE sticky_events SET checked_state = $2 WHERE event_id = ANY($1::text[])",
+)
+
+# Of one sender and room only the newest are held: more would be a way to keep us busy.
+INSERT_HELD = statement(
+    "sticky_events.insert_held",
+    """
+    WITH held AS (
+      INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, checked_state)
+      VALUES ($1, $2, $3, $4, $5)
+      ON CONFLICT DO NOTHING
+    )
+    DELETE FROM sticky_events
+    WHERE event_id IN (
+      SELECT event_id
+      FROM sticky_events
+      WHERE room_nid = $2 AND sender = $3 AND position IS NULL
+      ORDER BY until_ms DESC
+      OFFSET $6
+    )
     """,
 )
 
@@ -83,6 +136,25 @@ async def list_live(
         limit,
     )
     return [LiveStickyEvent(*row) for row in rows]
+
+
+async def list_held(queries: Queries, now_ms: int, limit: int) -> list[HeldStickyEvent]:
+    """Return live soft-failed sticky events that are to be tried again."""
+    return [HeldStickyEvent(*row) for row in await queries.fetch(LIST_HELD, now_ms, limit)]
+
+
+async def mark_checked(queries: Queries, event_ids: Sequence[EventId], state_id: int) -> None:
+    """Note the current state against which soft-failed events have been tried."""
+    await queries.execute(MARK_CHECKED, event_ids, state_id)
+
+
+async def insert_held(
+    queries: Queries, event_id: EventId, room_nid: int, sender: str, until_ms: int, state_id: int
+) -> None:
+    """Hold a soft-failed sticky event back; of its sender the oldest beyond a bound are dropped."""
+    await queries.execute(
+        INSERT_HELD, event_id, room_nid, sender, until_ms, state_id, HELD_PER_SENDER_MAX - 1
+    )
 
 
 async def list_rooms_by_nid(queries: Queries, room_nids: Collection[int]) -> dict[int, str]:

@@ -151,9 +151,14 @@ WRITE_TYPING = statement(
 WRITE_STICKY_EVENTS = statement(
     "stream_rows.write_sticky_events",
     """
+    WITH new AS (
+      SELECT * FROM unnest($1::text[], $2::bigint[]) AS new (event_id, position)
+    ), accepted AS (
+      UPDATE events e SET status = 0 FROM new WHERE e.event_id = new.event_id
+    )
     UPDATE sticky_events s
     SET position = new.position
-    FROM unnest($1::text[], $2::bigint[]) AS new (event_id, position)
+    FROM new
     WHERE s.event_id = new.event_id AND s.position IS NULL
     """,
 )

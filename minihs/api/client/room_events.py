@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import InvalidParam
+from minihs.protocol import unstable
+from minihs.protocol.stickiness import read_sticky_duration
 from minihs.services.rooms import room_events
 from minihs.services.rooms.commit import ClientTransaction
 
@@ -26,6 +29,7 @@ async def send_message(request: Request) -> object:
         event_type,
         await request.json_object(),
         ClientTransaction(requester.device_nid, path["txnId"], f"send/{event_type}"),
+        sticky_ms=_sticky_duration_ms(request),
     )
     return {"event_id": event_id}
 
@@ -63,8 +67,29 @@ async def set_room_state_with_key(request: Request) -> object:
         path.get("stateKey", ""),
         await request.json_object(),
         guest=requester.guest,
+        sticky_ms=_sticky_duration_ms(request),
     )
     return {"event_id": event_id}
+
+
+def _sticky_duration_ms(request: Request) -> int | None:
+    """Return for how long the event is to be sticky; None: it is an ordinary event.
+
+    MSC4354#proposal
+
+    Raises:
+        InvalidParam: the duration is no number from 0 to an hour, or two are given that differ.
+    """
+    given = unstable.read(request.http.query, unstable.STICKY_DURATION_PARAMETER)
+    if given is None:
+        return None
+    if isinstance(given, unstable.Disagreement):
+        raise InvalidParam(given.message)
+    duration_ms = read_sticky_duration(str(given))
+    if duration_ms is None:
+        name = unstable.STICKY_DURATION_PARAMETER.stable
+        raise InvalidParam(f"{name} must be a number of milliseconds, of an hour at the most.")
+    return duration_ms
 
 
 def _room_id(request: Request) -> RoomId:

@@ -17,15 +17,15 @@ from minihs.protocol.client_format import stripped_state
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
 from minihs.services.rooms import notifications, state
-from minihs.storage import history_writes
-from minihs.storage.event_store import StoredEvent
+from minihs.storage import history_writes, sticky_events
+from minihs.storage.event_store import SOFT_FAILED, StoredEvent
 from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
 from minihs.storage.history_writes import HistoryWrite, Refusal
 from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomAlias, RoomId, StateKey, UserId
@@ -79,8 +79,8 @@ class PlannedEvent:
     """An event that has passed its checks, with what the commit needs to know.
 
     `auth` are its auth events, by key. `state_before` is the state before the event (None: the
-    room's current state), `rows` the states that were made to find it; `stored` the event's former
-    self, if it was an outlier.
+    room's current state), `rows` the states that were made to find it; `stored` the event with its
+    number, if it has one. `covers` are events which, beside its prev_events, it puts behind it.
     """
 
     event: Event
@@ -91,6 +91,7 @@ class PlannedEvent:
     rows: Sequence[StateRow] = ()
     stored: StoredEvent | None = None
     received_ms: int | None = None
+    covers: Collection[EventId] = ()
 
 
 @dataclass(slots=True)
@@ -145,7 +146,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     stored.state_before, stored.state_after = before.state_id, after.state_id
     stored.thread_root = _thread_root(event)
     services.events.remember(stored)
-    prev_event_ids = set(event.prev_event_ids)
+    prev_event_ids = {*event.prev_event_ids, *planned.covers}
     head.extremities = [
         *(e for e in head.extremities if e.event_id not in prev_event_ids), stored
     ]  # fmt: skip
@@ -235,9 +236,25 @@ async def store_history(
     keys += [key for w in writes for row in w.states for key in row.changes]
     keys += [key for row in states for key in row.changes]
     key_nids = await services.states.key_nids(keys) if keys else {}
+    now_ms = services.clock.now_ms()
+    for write in writes:
+        sticky = stickiness(write.stored.event.pdu, now_ms)
+        if sticky is not None and write.stored.redacted_by is None:
+            write.stored.sticky_until_ms = sticky.end_ms
     await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
         services.events.remember(write.stored)
+        await _hold_back(services, room_nid, write.stored, now_ms)
+
+
+async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:
+    """Keep a soft-failed sticky event for another try. MSC4354#federation-behaviour."""
+    until_ms = stored.sticky_until_ms
+    if stored.status == SOFT_FAILED and until_ms is not None and until_ms > now_ms:
+        # Against which state it was tried is noted by the first second try.
+        await sticky_events.insert_held(
+            services.db, stored.event_id, room_nid, stored.event.sender, until_ms, -1
+        )
 
 
 async def ensure_room(services: Services, room_id: str, room_version: RoomVersion) -> int:

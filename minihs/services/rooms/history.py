@@ -277,7 +277,7 @@ async def _open_event(
         access = await open_room(services, reader, room_id)
     except Forbidden:
         raise refusal from None
-    seen = await visible(services, reader.user_id, [stored])
+    seen = await visible(services, reader.user_id, [stored], sticky=True)
     if not seen:
         raise refusal
     return access, seen[0]

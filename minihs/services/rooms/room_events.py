@@ -11,6 +11,7 @@ from minihs.base.errors import BadAlias, BadJson, Forbidden, InvalidParam, NotFo
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_room_alias
 from minihs.protocol.power_levels import creators_of
+from minihs.protocol.stickiness import sticky_members
 from minihs.services.rooms.membership import GUEST_ACCESS, remove_guests, set_member_event
 from minihs.services.rooms.send import load_state_events, send_decided, send_event
 from minihs.services.rooms.standing import CREATE, current_events, standing_of
@@ -36,6 +37,8 @@ async def send_message(
     event_type: str,
     content: Mapping[str, object],
     transaction: ClientTransaction,
+    *,
+    sticky_ms: int | None = None,
 ) -> EventId:
     """Send a message event; return its id, or that of the first request with this transaction.
 
@@ -57,6 +60,7 @@ async def send_message(
         type=event_type,
         content=content,
         origin_server_ts=services.clock.now_ms(),
+        extra={} if sticky_ms is None else sticky_members(sticky_ms),
     )
     return await send_event(services, draft, transaction=transaction)
 
@@ -110,6 +114,7 @@ async def set_room_state(
     content: Mapping[str, object],
     *,
     guest: bool = False,
+    sticky_ms: int | None = None,
 ) -> EventId:
     """Set an entry of a room's state; return the event, the present one if nothing would change.
 
@@ -128,7 +133,7 @@ async def set_room_state(
     async def decide(head: RoomHead) -> EventDraft | EventId:
         stored = (await load_state_events(services, head.state, [key])).get(key)
         current = None if stored is None else stored.event
-        if stored is not None and _repeats(stored, sender, content):
+        if sticky_ms is None and stored is not None and _repeats(stored, sender, content):
             standing = await standing_of(services, head, sender)
             if standing.membership == "join":
                 return stored.event_id
@@ -143,6 +148,7 @@ async def set_room_state(
             content=content,
             origin_server_ts=services.clock.now_ms(),
             state_key=state_key,
+            extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 
     event_id = await send_decided(services, room_id, decide)

@@ -50,6 +50,7 @@ async def visible(
     *,
     joined_at: Mapping[str, int] | None = None,
     ignored: Collection[str] = (),
+    sticky: bool = False,
     queries: Queries | None = None,
 ) -> list[Seen]:
     """Return those of the events that `reader` may see, in the order given, with the membership.
@@ -60,7 +61,8 @@ async def visible(
     `joined_at` maps rooms to a position since which the reader is known to have been joined without
     a break until now (as a view of /sync knows): events since then cost no look-up, and nothing is
     read for such a room's membership. `ignored` are the users whose messages the reader ignores.
-    `queries` is where to read (the database unless given). An event of an erased sender may be
+    `sticky`: what is sticky now is shown to whoever is joined now, whatever the history visibility
+    (MSC4354#proposal). `queries` is where to read (the database unless given). An event of an erased sender may be
     replaced by its redacted copy.
 
     Spec: client-server-api#room-history-visibility
@@ -69,8 +71,11 @@ async def visible(
     chosen: list[StoredEvent] = []
     decided: list[Seen | None] = []
     undecided: list[int] = []
+    now_ms = services.clock.now_ms() if sticky else None
     for stored in events:
-        if stored.status != ACCEPTED or stored.state_before is None or stored.order is None:
+        if stored.status != ACCEPTED or stored.state_before is None:
+            continue
+        if stored.order is None and not _is_live(stored, now_ms):
             continue
         if ignored and not stored.event.is_state and stored.event.sender in ignored:
             continue
@@ -88,7 +93,7 @@ async def visible(
         chosen.append(stored)
     if undecided:
         found = await _decide(
-            services, queries or services.db, reader, [chosen[n] for n in undecided], since
+            services, queries or services.db, reader, [chosen[n] for n in undecided], since, now_ms
         )
         for n, seen in zip(undecided, found, strict=True):
             decided[n] = seen
@@ -101,11 +106,12 @@ async def _decide(
     reader: str,
     events: Sequence[StoredEvent],
     since: Mapping[str, int],
+    now_ms: int | None,
 ) -> list[Seen | None]:
-    """Return, for each event, what the reader gets of it."""
+    """Return, for each event, what the reader gets of it; `now_ms` only where stickiness counts."""
     state_ids = {stored.state_before for stored in events if stored.state_before is not None}
     states = await reader_states(services, queries, reader, state_ids)
-    ends = await _stays(services, queries, reader, events, states, since)
+    ends = await _stays(services, queries, reader, events, states, since, now_ms)
     decided: list[Seen | None] = []
     strangers: set[str] = set()
     for stored in events:
@@ -113,7 +119,10 @@ async def _decide(
         event = stored.event
         end = ends.get(event.room_id)
         joined_since = end is _EVER or (end is not None and (stored.order or end) < end)
-        if not may_user_see(event, reader, before, joined_since=joined_since):
+        live = end is _EVER and _is_live(stored, now_ms)
+        if not may_user_see(
+            event, reader, before, joined_since=joined_since, sticky_to_member=live
+        ):
             decided.append(None)
             continue
         after = state_after(event, before, reader).membership
@@ -166,12 +175,14 @@ async def _stays(
     events: Sequence[StoredEvent],
     states: Mapping[int, ReaderState],
     since: Mapping[str, int],
+    now_ms: int | None,
 ) -> dict[str, tuple[int, int]]:
     """Return where in each room the reader's last stay ended, for the rooms where it matters."""
     rooms = {
         stored.event.room_id
         for stored in events
-        if _depends_on_stay(stored.event, reader, states[stored.state_before or 0])
+        if _is_live(stored, now_ms)
+        or _depends_on_stay(stored.event, reader, states[stored.state_before or 0])
     }
     ends: dict[str, tuple[int, int]] = {room: _EVER for room in rooms if room in since}
     unknown = rooms - ends.keys()
@@ -184,6 +195,16 @@ async def _stays(
         if left is not None and left.order is not None:
             ends[room_id] = left.order
     return ends
+
+
+def _is_live(stored: StoredEvent, now_ms: int | None) -> bool:
+    """Return whether an event is sticky, where that counts."""
+    return (
+        now_ms is not None
+        and stored.sticky_until_ms is not None
+        and stored.sticky_until_ms > now_ms
+        and stored.redacted_by is None
+    )
 
 
 def _depends_on_stay(event: Event, reader: str, before: ReaderState) -> bool:

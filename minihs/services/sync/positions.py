@@ -1,9 +1,9 @@
 """The `since` token: one position of the one stream (D1), and cursors of paged sections behind it.
 
-`s123` is everything up to position 123. `s123_7-90-100-120.8-0-0-0` says besides that of the sticky
-events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none:
-their backlog did not fit into one answer. The last two numbers are the span of the timeline that was
-in the same answer: what that showed need not be repeated.
+`s123` is everything up to position 123. `s123_7-90-100-120.8-0` says besides that of the sticky
+events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none: their
+backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
+meanwhile: what those let through need not be repeated.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ _TOKEN = re.compile(r"s([0-9]{1,19})(?:_([0-9.-]{0,8000}))?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class StickyBacklog:
-    """Sticky events of a room up to `upto` are delivered; so is what the timeline showed.
+    """Sticky events of a room up to `upto` are delivered; so is what timelines showed.
 
-    The timeline showed the events in (`shown_after`, `shown_upto`] that passed its filter.
+    Of each span (after, upto] of `shown` a timeline showed whatever passed its filter.
     """
 
     upto: int
-    shown_after: int = 0
-    shown_upto: int = 0
+    shown: tuple[tuple[int, int], ...] = ()
+
+    def was_shown(self, position: int) -> bool:
+        """Return whether a position lies in a span that a timeline showed."""
+        return any(after < position <= upto for after, upto in self.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,11 @@ def format_token(position: int, backlogs: Mapping[int, StickyBacklog] | None = N
     """Return the token of a position and of the backlogs that are left."""
     if not backlogs:
         return f"s{position}"
-    cursors = ".".join(
-        f"{nid}-{b.upto}-{b.shown_after}-{b.shown_upto}" for nid, b in sorted(backlogs.items())
+    cursors = (
+        "-".join(map(str, (nid, b.upto, *(n for span in b.shown for n in span))))
+        for nid, b in sorted(backlogs.items())
     )
-    return f"s{position}_{cursors}"
+    return f"s{position}_{'.'.join(cursors)}"
 
 
 def parse_token(token: str, head: int) -> SyncToken:
@@ -62,11 +66,10 @@ def parse_token(token: str, head: int) -> SyncToken:
         raise InvalidParam("This is not a sync token of this server.")
     backlogs: dict[int, StickyBacklog] = {}
     for cursor in filter(None, (found[2] or "").split(".")):
-        numbers = cursor.split("-")
-        if len(numbers) != 4 or not all(n and len(n) < 20 for n in numbers):  # noqa: PLR2004
+        parts = cursor.split("-")
+        if len(parts) < 2 or len(parts) % 2 or not all(n and len(n) < 19 for n in parts):  # noqa: PLR2004
             raise InvalidParam("This is not a sync token of this server.")
-        nid, upto, after, shown = map(int, numbers)
-        if max(nid, upto, after, shown) >= 2**63:
-            raise InvalidParam("This is not a sync token of this server.")
-        backlogs[nid] = StickyBacklog(upto, after, shown)
+        nid, upto, *spans = map(int, parts)
+        shown = tuple(zip(spans[::2], spans[1::2], strict=True))
+        backlogs[nid] = StickyBacklog(upto, shown)
     return SyncToken(position, backlogs)

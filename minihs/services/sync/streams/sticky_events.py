@@ -35,6 +35,7 @@ class Shown:
 
 
 EVENTS_MAX = 100  # Of all rooms, in one answer.
+SPANS_MAX = 20  # A client that pages without end may see an event of the oldest span twice.
 EVENTS_PER_ROOM_MAX = 50  # While other rooms wait.
 
 
@@ -100,7 +101,9 @@ async def read(
         events, taken = by_room.get(span.room_id, []), chosen.get(span.room_id, [])
         if len(taken) < len(events):
             upto_now = taken[-1].position if taken else _after(span, backlog)
-            remaining[events[0].room_nid] = _left_over(upto_now, span, shown.get(span.room_id))
+            remaining[events[0].room_nid] = _left_over(
+                upto_now, backlog, span, shown.get(span.room_id)
+            )
     return StickySection(
         {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()},
         remaining,
@@ -139,18 +142,21 @@ def _was_shown(
 ) -> bool:
     """Return whether the timeline of the answer that left the backlog showed the event already."""
     return (
-        backlog.shown_after < event.position <= backlog.shown_upto
+        backlog.was_shown(event.position)
         and stored.position == event.position  # It did not become deliverable later.
         and passes(stored, request.filter.room.timeline, request.ignored)
     )
 
 
-def _left_over(upto: int, span: Span, shown: Shown | None) -> StickyBacklog:
-    """Return the backlog of a room, with the part of it that the timeline showed for certain."""
-    if shown is None or shown.first is None:
-        return StickyBacklog(upto)
-    first = max(shown.first, span.joined_at or 0)  # Before, the history visibility may have hidden.
-    return StickyBacklog(upto, first - 1, span.upto)
+def _left_over(
+    upto: int, backlog: StickyBacklog | None, span: Span, shown: Shown | None
+) -> StickyBacklog:
+    """Return the backlog of a room, with the parts of it that timelines showed for certain."""
+    spans = [s for s in (backlog.shown if backlog is not None else ()) if s[1] > upto]
+    if shown is not None and shown.first is not None:
+        # Before they joined, the history visibility may have hidden some.
+        spans.append((max(shown.first, span.joined_at or 0) - 1, span.upto))
+    return StickyBacklog(upto, tuple(spans[-SPANS_MAX:]))
 
 
 def _take_turns(
