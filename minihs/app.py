@@ -126,6 +126,7 @@ async def build_services(
     db = await Database.connect(dsn, connections=config.database_connections)
     tasks = TaskOwner()
     key_ring = KeyRing(clock)
+    transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
     try:
         await facts.check_server_name(db, config.server_name)
@@ -147,6 +148,7 @@ async def build_services(
                 server_name, signing_key, transport, is_transaction_open=is_transaction_open
             ),
             key_ring=key_ring,
+            transactions=transactions,
             token_owners=Batcher(lambda hashes: sessions.fetch_token_owners(db, hashes)),
             events=events,
             event_numbers=Numbers(db, "event_numbers"),
@@ -176,6 +178,7 @@ async def build_services(
     finally:
         await handshakes.close()
         await tasks.close()
+        await transactions.close()
         await key_ring.close()
         await transport.close()
         await db.close()

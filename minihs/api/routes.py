@@ -32,7 +32,7 @@ from minihs.api.client import (
     versions,
     well_known,
 )
-from minihs.api.federation import keys, version
+from minihs.api.federation import keys, transactions, version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -166,6 +166,8 @@ ROUTES: list[Route] = [
     Route("GET", KEY + "/server/{keyId}", keys.get_server_key, None, "anybody", "read"),
     Route("GET", KEY + "/query/{serverName}", keys.perspectives_key_query, "perspectivesKeyQuery", "anybody", "costly"),
     Route("POST", KEY + "/query", keys.bulk_perspectives_key_query, "bulkPerspectivesKeyQuery", "anybody", "costly"),
+    # Server to server: transactions
+    Route("PUT", FEDERATION + "/send/{txnId}", transactions.send_transaction, "sendTransaction", "server"),
     # Operation
     Route("GET", "/health", health.get_health, None, "anybody"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),

@@ -52,6 +52,7 @@ class Services:
     db: Database
     remote: Remote
     key_ring: KeyRing
+    transactions: SharedWork[tuple[str, str], bytes]
     token_owners: Batcher[str, TokenOwner]
     events: EventStore
     event_numbers: Numbers

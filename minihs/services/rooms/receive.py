@@ -20,7 +20,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import Unavailable
+from minihs.base.errors import MatrixError, Unavailable
 from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import (
     EventAuthError,
@@ -85,17 +85,26 @@ async def receive_pdus(
             logger.info("dropped %s from %s: %s", found.event_id or "a PDU", origin, reason)
         if found.event_id is not None:
             results[found.event_id] = reason
-    for event_id in await _settled(services, events):
-        del events[event_id]
-    if not events:
-        return results
-    receipt = Receipt(origin, room, list(events.values()), received_ms)
-    await _fetch_what_is_missing(services, receipt, ends, near)
-    await _judge_and_commit(services, receipt)
-    for event_id, reason in receipt.dropped.items():
-        if event_id in results:
-            results[event_id] = reason
-    return results
+    settled = await _settled(services, events)
+    new = [event for event_id, event in events.items() if event_id not in settled]
+    receipt = Receipt(origin, room, new, received_ms)
+    if new:
+        await _receive(services, receipt, ends, near)
+    return results | {e: why for e, why in receipt.dropped.items() if e in results}
+
+
+async def _receive(
+    services: Services, receipt: Receipt, ends: Sequence[EventId], near: State
+) -> None:
+    """Take in events; what is wrong with the events is noted, and with us, too."""
+    try:
+        await _fetch_what_is_missing(services, receipt, ends, near)
+        await _judge_and_commit(services, receipt)
+    except MatrixError:
+        raise
+    except Exception:  # It must not keep other rooms' events from coming.
+        logger.exception("PDUs of %s from %s failed", receipt.room.room_id, receipt.origin)
+        receipt.dropped |= {event.event_id: "internal error" for event in receipt.events}
 
 
 @dataclass(slots=True)
@@ -153,11 +162,11 @@ def _misplaced(room: Room, event: Event) -> str | None:
     return None
 
 
-async def _settled(services: Services, events: Mapping[EventId, Event]) -> list[EventId]:
+async def _settled(services: Services, events: Mapping[EventId, Event]) -> set[EventId]:
     """Return those of the events that we have, and need not judge again."""
     known = await services.events.get_many(events)
     with_state = await missing.list_with_state(services, known)
-    return [e for e, stored in known.items() if e in with_state or stored.status == REJECTED]
+    return {e for e, stored in known.items() if e in with_state or stored.status == REJECTED}
 
 
 # --- what is missing ---------------------------------------------------------------------------

@@ -1,0 +1,187 @@
+"""EDUs OF OTHER SERVERS: by their type, to whom they concern.
+
+A server may speak for its own users only, and of rooms only where they are and where it is heard.
+What is not so is ignored, one EDU for itself: there is no answer in which to say it. On return the
+effects are durable.
+
+Spec: server-server-api#edus
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from minihs.base.errors import Forbidden
+from minihs.protocol.canonical_json import INTEGER_MAX
+from minihs.protocol.identifiers import (
+    EventId,
+    RoomId,
+    UserId,
+    parse_room_id,
+    parse_user_id,
+    server_name_of,
+)
+from minihs.services.ephemeral import typing_notifications
+from minihs.services.rooms.server_acls import is_allowed
+from minihs.storage import receipts as receipt_reads
+from minihs.storage.event_store import ACCEPTED, StoredEvent
+from minihs.storage.stream_rows import ReceiptWrite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from minihs.protocol.identifiers import ServerName
+    from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+TYPING_MS: Final = 60_000  # Servers repeat it before; none says when it ends. Ours, as others do.
+RECEIPTS_MAX: Final = 5_000  # Of one transaction.
+
+Handler = Callable[["Services", "ServerName", "Sequence[Mapping[str, object]]"], Awaitable[None]]
+
+
+async def receive_edus(services: Services, origin: ServerName, edus: Sequence[object]) -> None:
+    """Do what the EDUs of a transaction say, as far as their origin may say it."""
+    by_type: dict[str, list[Mapping[str, object]]] = {}
+    for edu in edus:
+        match edu:
+            case {"edu_type": str(kind), "content": dict(content)} if kind in HANDLERS:
+                by_type.setdefault(kind, []).append(content)
+            case {"edu_type": str(kind)}:
+                logger.debug("ignored an EDU of type %s from %s", kind, origin)
+            case _:
+                logger.debug("ignored an EDU without a type from %s", origin)
+    await asyncio.gather(*(HANDLERS[k](services, origin, found) for k, found in by_type.items()))
+
+
+# --- typing ------------------------------------------------------------------------------------
+
+
+async def _receive_typing(
+    services: Services, origin: ServerName, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """m.typing. Spec: server-server-api#typing-notifications."""
+    newest: dict[tuple[RoomId, UserId], bool] = {}
+    for content in contents:
+        room_id, user_id = parse_room_id(content.get("room_id")), content.get("user_id")
+        user = _user_of(origin, user_id)
+        if room_id is None or user is None or not isinstance(content.get("typing"), bool):
+            logger.debug("ignored typing of %r from %s", user_id, origin)
+            continue
+        newest[room_id, user] = content["typing"] is True
+    heard = await _heard(services, origin, {room_id for room_id, _ in newest})
+
+    async def note(room_id: RoomId, user: UserId, timeout_ms: int | None) -> None:
+        try:
+            await typing_notifications.set_typing(services, user, room_id, timeout_ms=timeout_ms)
+        except Forbidden:
+            logger.debug("ignored typing of %s in %s, where they are not", user, room_id)
+
+    await asyncio.gather(
+        *(
+            note(room_id, user, TYPING_MS if types else None)
+            for (room_id, user), types in newest.items()
+            if room_id in heard
+        )
+    )
+
+
+# --- receipts ----------------------------------------------------------------------------------
+
+
+async def _receive_receipts(
+    services: Services, origin: ServerName, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """m.receipt. Spec: server-server-api#receipts."""
+    now_ms = services.clock.now_ms()
+    newest: dict[tuple[str, str, str], ReceiptWrite] = {}
+    for content in contents:
+        for receipt in _read_receipts(origin, content, now_ms):
+            newest[receipt.room_id, receipt.user_id, receipt.thread_id] = receipt
+            if len(newest) >= RECEIPTS_MAX:
+                break
+    if not newest:
+        return
+    heard = await _heard(services, origin, {RoomId(room_id) for room_id, _, _ in newest})
+    old = await receipt_reads.list_joined_readers(services.db, list(newest.values()))
+    wanted = {receipt.event_id for receipt in newest.values()}
+    events = await services.events.get_many(wanted | {e for e in old.values() if e is not None})
+    rows: list[ReceiptWrite] = []
+    for key, receipt in newest.items():
+        if receipt.room_id not in heard or key not in old:
+            logger.debug("ignored a receipt of %s in %s", receipt.user_id, receipt.room_id)
+            continue
+        old_id = old[key]
+        if _is_news(receipt, events, None if old_id is None else events.get(old_id)):
+            rows.append(receipt)
+    if rows:
+        await services.committer.commit_rows(rows)
+
+
+def _read_receipts(
+    origin: ServerName, content: Mapping[str, object], now_ms: int
+) -> Iterator[ReceiptWrite]:
+    """Yield the well-formed public receipts of the origin's users."""
+    for room, by_type in content.items():
+        room_id = parse_room_id(room)
+        users = by_type.get("m.read") if isinstance(by_type, dict) else None
+        if room_id is None or not isinstance(users, dict):
+            continue
+        for user_id, receipt in users.items():
+            user = _user_of(origin, user_id)
+            match receipt:
+                case {"event_ids": [*_, str(event_id)], **rest} if user is not None:
+                    data = rest.get("data")
+                case _:
+                    logger.debug("ignored a receipt of %s from %s", user_id, origin)
+                    continue
+            data = data if isinstance(data, dict) else {}
+            thread_id, ts_ms = data.get("thread_id", ""), data.get("ts")
+            if not isinstance(thread_id, str) or "\0" in thread_id + event_id:
+                continue
+            if not isinstance(ts_ms, int) or not 0 <= ts_ms <= INTEGER_MAX:
+                ts_ms = now_ms
+            yield ReceiptWrite(room_id, user, "m.read", thread_id, EventId(event_id), ts_ms)
+
+
+def _is_news(
+    receipt: ReceiptWrite, events: Mapping[EventId, StoredEvent], old: StoredEvent | None
+) -> bool:
+    """Return whether a receipt names an event of its room, and not one that is behind the old."""
+    stored = events.get(receipt.event_id)
+    if stored is None:
+        return True  # The event may be on its way.
+    if stored.event.room_id != receipt.room_id or stored.status != ACCEPTED:
+        logger.debug("ignored a receipt of %s for an event elsewhere", receipt.user_id)
+        return False
+    if old is None or old.order is None or stored.order is None:
+        return True
+    return stored.order > old.order
+
+
+# --- whom to hear ------------------------------------------------------------------------------
+
+
+def _user_of(origin: ServerName, user_id: object) -> UserId | None:
+    """Return a user id if it is one of the origin's users."""
+    user = parse_user_id(user_id)
+    return user if user is not None and server_name_of(user) == origin else None
+
+
+async def _heard(services: Services, origin: ServerName, room_ids: set[RoomId]) -> set[RoomId]:
+    """Return those of the rooms that listen to a server."""
+    rooms = sorted(room_ids)
+    allowed = await asyncio.gather(*(is_allowed(services, room_id, origin) for room_id in rooms))
+    return {room_id for room_id, is_heard in zip(rooms, allowed, strict=True) if is_heard}
+
+
+# What is not here is ignored: presence, messages to devices, changes of devices and of keys have
+# nobody yet who would want to know.
+HANDLERS: Final[dict[str, Handler]] = {
+    "m.typing": _receive_typing,
+    "m.receipt": _receive_receipts,
+}
