@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from minihs.base.errors import BadJson, InvalidParam, MissingParam, NotJson, TooLarge
-from minihs.base.limits import BODY_BYTES_MAX
+from minihs.base.clock import time_limit
+from minihs.base.errors import (
+    BadJson,
+    InvalidParam,
+    MissingParam,
+    NotJson,
+    RequestTimeout,
+    TooLarge,
+)
+from minihs.base.limits import BODY_BYTES_MAX, BODY_TIMEOUT_MS
 from minihs.protocol import canonical_json
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from minihs.base.clock import Clock
     from minihs.protocol.identifiers import ServerName
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
@@ -48,20 +57,27 @@ class Signed:
     content: object
 
 
-async def read_body(http: web.Request, bytes_max: int) -> bytes:
+async def read_body(http: web.Request, bytes_max: int, clock: Clock) -> bytes:
     """Return the raw body, decompressed.
 
     Raises:
         TooLarge: it has more than `bytes_max` bytes; the rest is not read.
+        RequestTimeout: it does not come to its end.
     """
+    if not http.can_read_body:
+        return b""
     too_large = TooLarge(f"The body may have {bytes_max} bytes.")
     if http.content_length is not None and http.content_length > bytes_max:
         raise too_large
     body = bytearray()
-    while piece := await http.content.readany():
-        body += piece
-        if len(body) > bytes_max:
-            raise too_large
+    try:
+        async with time_limit(clock, BODY_TIMEOUT_MS):
+            while piece := await http.content.readany():
+                body += piece
+                if len(body) > bytes_max:
+                    raise too_large
+    except TimeoutError:
+        raise RequestTimeout("The body did not arrive in time.") from None
     return bytes(body)
 
 
@@ -163,12 +179,13 @@ class Request:
 
         Raises:
             TooLarge: it is larger than any endpoint takes.
+            RequestTimeout: it does not come to its end.
             NotJson: it is declared as a form, which no JSON endpoint takes.
         """
         if self._body is None:
             if self.http.content_type.startswith("multipart/"):
                 raise NotJson("The body must be JSON, not a form.")
-            self._body = await read_body(self.http, BODY_BYTES_MAX)
+            self._body = await read_body(self.http, BODY_BYTES_MAX, self.services.clock)
         return self._body
 
     async def json(self, kind: type[T]) -> T:

@@ -146,7 +146,7 @@ class _Server:
     async def _signed(self, http: web.Request) -> Signed:
         """Return the server that makes the request, and the body that it signed."""
         claim = await read_claim(self._services, http.headers.getall("Authorization", []))
-        body = await read_body(http, SERVER_BODY_BYTES_MAX)
+        body = await read_body(http, SERVER_BODY_BYTES_MAX, self._services.clock)
         if not body:
             origin = verify_claim(self._services, claim, http.method, http.raw_path)
             return Signed(origin, {})

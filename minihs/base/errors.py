@@ -158,6 +158,12 @@ class TooLarge(MatrixError):
     status, errcode = 413, "M_TOO_LARGE"
 
 
+class RequestTimeout(MatrixError):
+    """The request did not come to its end."""
+
+    status, errcode = 408, "M_UNKNOWN"
+
+
 class Exclusive(MatrixError):
     """The name is reserved by an application service."""
 

@@ -8,6 +8,7 @@ IDENTIFIER_BYTES_MAX = 255
 
 # Ours: a client body larger than an event can be is refused before it is parsed.
 BODY_BYTES_MAX = 1_048_576
+BODY_TIMEOUT_MS = 60_000  # From the headers to the body's end; ours.
 # 50 PDUs of the largest size, and EDUs. Spec: server-server-api#transactions
 SERVER_BODY_BYTES_MAX = 200 * PDU_BYTES_MAX
 JSON_DEPTH_MAX = 100
