@@ -59,11 +59,16 @@ class Dns(Protocol):
 
 
 class SystemDns:
-    """The name servers that the machine is configured with; the hosts file comes first."""
+    """The name servers that the machine is configured with, or those given as `address:port`.
 
-    def __init__(self) -> None:
-        self._resolver = aiodns.DNSResolver(timeout=_TIMEOUT_S, tries=_TRIES)
-        self.addresses: AbstractResolver = AsyncResolver(timeout=_TIMEOUT_S, tries=_TRIES)
+    For addresses the machine's hosts file comes first.
+    """
+
+    def __init__(self, name_servers: Sequence[str] | None = None) -> None:
+        self._resolver = aiodns.DNSResolver(name_servers, timeout=_TIMEOUT_S, tries=_TRIES)
+        self.addresses: AbstractResolver = AsyncResolver(
+            nameservers=name_servers, timeout=_TIMEOUT_S, tries=_TRIES
+        )
 
     async def srv(self, name: str) -> Sequence[SrvRecord]:
         """Return the SRV records of a name.
