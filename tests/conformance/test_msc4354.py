@@ -33,6 +33,12 @@ async def homeserver(database_url: str, tmp_path: Path) -> AsyncIterator[Homeser
         yield server
 
 
+def advance_ms(homeserver: Homeserver, duration_ms: int) -> None:
+    clock = homeserver.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance_ms(duration_ms)
+
+
 async def stick(user: User, room_id: str, body: str = "sticky", ms: int = 600_000) -> str:
     path = f"/rooms/{quote(room_id)}/send/m.room.message/s{next(_txn)}"
     content = {"msgtype": "m.text", "body": body}
@@ -56,7 +62,7 @@ async def room_of_two(homeserver: Homeserver, **options: object) -> tuple[User, 
     return alice, bob, room_id
 
 
-async def test_s2_a_sticky_message_says_so_outside_its_content(homeserver: Homeserver) -> None:
+async def test_s_2_a_sticky_message_says_so_outside_its_content(homeserver: Homeserver) -> None:
     alice, _, room_id = await room_of_two(homeserver)
     event_id = await stick(alice, room_id, ms=300_000)
     event = await alice.call("GET", f"/rooms/{quote(room_id)}/event/{quote(event_id)}")
@@ -65,7 +71,7 @@ async def test_s2_a_sticky_message_says_so_outside_its_content(homeserver: Homes
     assert event["unsigned"][TTL] == 300_000
 
 
-async def test_s2_state_can_be_sticky(homeserver: Homeserver) -> None:
+async def test_s_2_state_can_be_sticky(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     path = f"/rooms/{quote(room_id)}/state/org.example/key"
@@ -86,19 +92,19 @@ async def test_a_duration_that_is_none_is_refused_and_nothing_is_sent(
     assert "rooms" not in await bob.sync()
 
 
-async def test_s3_its_time_runs_out_where_it_is_shown(homeserver: Homeserver) -> None:
+async def test_s_3_its_time_runs_out_where_it_is_shown(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     event_id = await stick(alice, room_id, ms=60_000)
-    homeserver.clock.advance_ms(20_000)
+    advance_ms(homeserver, 20_000)
     (event,) = timeline(await bob.sync(), room_id)
     assert event["unsigned"][TTL] == 40_000
-    homeserver.clock.advance_ms(40_000)
+    advance_ms(homeserver, 40_000)
     event = await bob.call("GET", f"/rooms/{quote(room_id)}/event/{quote(event_id)}")
     assert TTL not in event["unsigned"]
 
 
-async def test_s9_what_the_timeline_leaves_out_comes_in_the_section(
+async def test_s_9_what_the_timeline_leaves_out_comes_in_the_section(
     homeserver: Homeserver,
 ) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
@@ -114,7 +120,7 @@ async def test_s9_what_the_timeline_leaves_out_comes_in_the_section(
     assert section(await bob.sync(), room_id) == []  # S-12: once.
 
 
-async def test_s10_what_the_timeline_shows_is_not_repeated(homeserver: Homeserver) -> None:
+async def test_s_10_what_the_timeline_shows_is_not_repeated(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     sticky = await stick(alice, room_id)
@@ -123,7 +129,7 @@ async def test_s10_what_the_timeline_shows_is_not_repeated(homeserver: Homeserve
     assert section(answer, room_id) == []
 
 
-async def test_s11_the_timeline_filter_is_applied_first(homeserver: Homeserver) -> None:
+async def test_s_11_the_timeline_filter_is_applied_first(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     sticky = await stick(alice, room_id)
@@ -133,7 +139,7 @@ async def test_s11_the_timeline_filter_is_applied_first(homeserver: Homeserver) 
     assert [e["event_id"] for e in section(answer, room_id)] == [sticky]
 
 
-async def test_s12_more_than_fits_comes_in_pages_each_event_once(homeserver: Homeserver) -> None:
+async def test_s_12_more_than_fits_comes_in_pages_each_event_once(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     sent = [await stick(alice, room_id, str(n)) for n in range(230)]
@@ -146,7 +152,7 @@ async def test_s12_more_than_fits_comes_in_pages_each_event_once(homeserver: Hom
     assert "rooms" not in await bob.sync()
 
 
-async def test_s12_a_flood_in_one_room_does_not_delay_another(homeserver: Homeserver) -> None:
+async def test_s_12_a_flood_in_one_room_does_not_delay_another(homeserver: Homeserver) -> None:
     alice, bob, loud = await room_of_two(homeserver)
     quiet = await alice.create_room()
     await bob.join(quiet)
@@ -162,7 +168,7 @@ async def test_s12_a_flood_in_one_room_does_not_delay_another(homeserver: Homese
 
 
 @pytest.mark.parametrize("visibility", ["shared", "joined"])
-async def test_s14_s15_whoever_joins_gets_all_that_is_live(
+async def test_s_14_and_15_whoever_joins_gets_all_that_is_live(
     homeserver: Homeserver, visibility: str
 ) -> None:
     alice, carol = await homeserver.register("alice"), await homeserver.register("carol")
@@ -177,7 +183,7 @@ async def test_s14_s15_whoever_joins_gets_all_that_is_live(
     await carol.sync()
     live = await stick(alice, room_id, "live")
     await stick(alice, room_id, "dies", ms=1_000)
-    homeserver.clock.advance_ms(2_000)
+    advance_ms(homeserver, 2_000)
     for n in range(12):
         await alice.say(room_id, str(n))
     await carol.join(room_id)
@@ -188,7 +194,7 @@ async def test_s14_s15_whoever_joins_gets_all_that_is_live(
     assert section(await carol.sync(), room_id) == []
 
 
-async def test_s14_who_leaves_and_returns_gets_them_again(homeserver: Homeserver) -> None:
+async def test_s_14_who_leaves_and_returns_gets_them_again(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     sticky = await stick(alice, room_id)
     for n in range(12):
@@ -200,7 +206,7 @@ async def test_s14_who_leaves_and_returns_gets_them_again(homeserver: Homeserver
     assert [e["event_id"] for e in section(await bob.sync(), room_id)] == [sticky]
 
 
-async def test_s4_a_redacted_sticky_event_is_sticky_no_more(homeserver: Homeserver) -> None:
+async def test_s_4_a_redacted_sticky_event_is_sticky_no_more(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     sticky = await stick(alice, room_id)
@@ -214,7 +220,7 @@ async def test_s4_a_redacted_sticky_event_is_sticky_no_more(homeserver: Homeserv
     assert TTL not in event["unsigned"]
 
 
-async def test_s6_an_ignored_flood_blocks_nobody(homeserver: Homeserver) -> None:
+async def test_s_6_an_ignored_flood_blocks_nobody(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     mallory = await homeserver.register("mallory")
@@ -239,13 +245,13 @@ async def test_full_state_delivers_nothing_twice(homeserver: Homeserver) -> None
     assert section(await bob.sync(full_state="true"), room_id) == []
 
 
-async def test_s17_expired_events_are_forgotten_by_the_housekeeping(
+async def test_s_17_expired_events_are_forgotten_by_the_housekeeping(
     homeserver: Homeserver,
 ) -> None:
     alice, _, room_id = await room_of_two(homeserver)
     for n in range(3):
         await stick(alice, room_id, str(n), ms=1_000 * (n + 1))
-    homeserver.clock.advance_ms(2_000)
+    advance_ms(homeserver, 2_000)
     await sticky_events.forget_expired(homeserver.services)
     left = await homeserver.services.db.fetchval("SELECT count(*) FROM sticky_events")
     assert left == 1
