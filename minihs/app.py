@@ -39,6 +39,7 @@ from minihs.remote.client import Remote
 from minihs.remote.http import HttpTransport
 from minihs.services.context import Services
 from minihs.services.ephemeral.typing_notifications import TypingRooms
+from minihs.services.federation.delivery import Delivery
 from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
 from minihs.services.server_keys import KeyRing
@@ -136,6 +137,7 @@ async def build_services(
         rulesets = Rulesets(db)
         signing_key = load_signing_key(config, randomness)
         server_name = ServerName(config.server_name)
+        delivery = Delivery(clock, db)
         services = Services(
             config=config,
             server_name=server_name,
@@ -168,10 +170,13 @@ async def build_services(
             typing=TypingRooms(),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
+            delivery=delivery,
             metrics=Metrics(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.views.follow, services.views.reset)
+        follower.subscribe(delivery.follow, delivery.reset)
+        services.remote.is_backing_off = delivery.is_backing_off
         await follower.start()
         services.committer.start()
         yield services

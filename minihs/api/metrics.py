@@ -91,4 +91,9 @@ def families(services: Services) -> list[Family]:
             counts.seconds.samples(),
         )
     )
-    return [*found, *services.metrics.families(), *process_families()]
+    return [
+        *found,
+        *services.metrics.families(),
+        *services.delivery.families(),
+        *process_families(),
+    ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
     from minihs.services.ephemeral.typing_notifications import TypingRooms
+    from minihs.services.federation.delivery import Delivery
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
     from minihs.services.server_keys import KeyRing
@@ -70,6 +71,7 @@ class Services:
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]
     server_acls: BoundedCache[EventId, ServerAcl]
+    delivery: Delivery
     metrics: Metrics
 
     def is_local(self, user_id: str) -> bool:

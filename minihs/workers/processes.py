@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from minihs import app
 from minihs.base.metrics import SharedFigures
-from minihs.workers import housekeeping, runner
+from minihs.workers import federation_delivery, housekeeping, runner
 
 if TYPE_CHECKING:
     from minihs.base.config import Config
@@ -58,6 +58,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
             services.metrics.shared = SharedFigures(*map(int, figures.split(",")))
         async with app.serve(services, sockets):
             runner.start(services, housekeeping.LOOPS)
+            federation_delivery.start(services)
             if inherited is None:
                 logger.info("%s answers at http://%s", config.server_name, config.listen)
             await stop.wait()

@@ -60,7 +60,7 @@ async def read_claim(services: Services, headers: Sequence[str]) -> Claim:
 def verify_claim(
     services: Services, claim: Claim, method: str, uri: str, *content: object
 ) -> ServerName:
-    """Return the server that signed the request.
+    """Return the server that signed the request; if it was believed to be down, it no longer is.
 
     `uri` is the target as it came; `content` the parsed body, left out when there was none.
 
@@ -81,4 +81,5 @@ def verify_claim(
         )
     except RequestAuthError as error:
         raise Unauthorized(str(error)) from error
+    services.delivery.note_alive(services, claim.header.origin)
     return claim.header.origin

@@ -1,0 +1,94 @@
+"""Catching up: what a server is owed that was down, or too slow to take everything.
+
+Of ordinary events it is the newest of each room, and those by which we put its users out of a room:
+the other server sees what it lacks before the newest, and asks for it. Of receipts it is the newest
+of each user. What nobody would miss later (typing) is not made up for.
+
+Spec: server-server-api#transactions, server-server-api#backfilling-and-retrieving-missing-events
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.services.federation.destination import (
+    PDUS_MAX,
+    Destination,
+    Transaction,
+    position_of,
+    txn_id_of,
+)
+from minihs.services.federation.outgoing_edus import OutgoingEdu, OutgoingReceipt, pack
+from minihs.services.federation.recipients import was_joined, was_removed
+from minihs.storage import destinations
+
+if TYPE_CHECKING:
+    from minihs.services.context import Services
+    from minihs.storage.event_store import StoredEvent
+
+RECEIPTS_MAX = 500  # The newest.
+
+
+async def to_repeat(services: Services, destination: Destination) -> Transaction | None:
+    """Return the transaction that must be repeated before any other, or None.
+
+    Spec: server-server-api#put_matrixfederationv1sendtxnid
+    """
+    if destination.repeat is None and destination.repeat_id is not None:
+        positions = destination.repeat_positions
+        ids = await destinations.list_at_positions(services.db, positions)
+        events = await services.events.get_many(ids)
+        pdus = sorted(events.values(), key=position_of)
+        if pdus:
+            upto = position_of(pdus[-1])
+            destination.repeat = Transaction(destination.repeat_id, pdus, (), upto)
+    return destination.repeat
+
+
+async def missed_by(services: Services, destination: Destination, upto: int) -> Transaction:
+    """Return the next transaction that makes up for what a destination has missed.
+
+    Its `upto` says how far; where that is `upto` nothing is left. It may be empty.
+    """
+    after = destination.position
+    owed, upto_here = await _missed_pdus(services, destination, after, upto)
+    edus: list[dict[str, object]] = []
+    used: list[OutgoingEdu] = []
+    if upto_here == upto and not destination.refuses_edus:
+        missed = await destinations.list_receipts(
+            services.db, destination.name, after, upto, services.server_name, RECEIPTS_MAX
+        )
+        receipts = [OutgoingReceipt(*receipt) for receipt in reversed(missed)]
+        edus, used, _ = pack(receipts, services.clock.now_ms())
+    return Transaction(txn_id_of(owed, used), owed, edus, upto_here)
+
+
+async def _missed_pdus(
+    services: Services, destination: Destination, after: int, upto: int
+) -> tuple[list[StoredEvent], int]:
+    """Return the next events that a destination is owed, and how far these make up for it."""
+    db, name = services.db, destination.name
+    newest = await destinations.list_newest_sent(db, name, after, upto, PDUS_MAX)
+    removals = await destinations.list_removals(
+        db, name, after, upto, services.server_name, PDUS_MAX
+    )
+    ends = [found[-1][1] for found in (newest, removals) if len(found) == PDUS_MAX]
+    upto_here = min(ends, default=upto)
+    certain = {event_id for event_id, _, is_certain in newest if is_certain}
+    removing = {event_id for event_id, _ in removals}
+    found = {event_id: position for event_id, position, _ in newest} | dict(removals)
+    ids = sorted((e for e, p in found.items() if p <= upto_here), key=found.__getitem__)
+    if len(ids) > destination.pdus_max:
+        ids = ids[: destination.pdus_max]
+        upto_here = found[ids[-1]]
+    events = await services.events.get_many(ids)
+    owed = []
+    for event_id in ids:
+        stored = events.get(event_id)
+        if stored is not None and (
+            event_id in certain
+            or (event_id in removing and await was_removed(services, stored))
+            or (event_id not in removing and await was_joined(services, stored, name))
+        ):
+            owed.append(stored)
+    return owed, upto_here

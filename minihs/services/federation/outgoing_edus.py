@@ -1,0 +1,95 @@
+"""EDUs that we send: typing notifications and read receipts, packed for a transaction.
+
+What came later about the same thing replaces what has not been sent yet.
+
+Spec: server-server-api#edus
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from minihs.storage.stream_rows import ReceiptWrite
+
+EDUS_MAX = 100  # Spec: server-server-api#transactions
+
+
+@dataclass(frozen=True, slots=True)
+class TypingNotification:
+    """A user types until a moment, or (0) no longer.
+
+    Spec: server-server-api#typing-notifications
+    """
+
+    position: int
+    room_id: str
+    user_id: str
+    until_ms: int
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What it is about: the newest word on it is the only one that counts."""
+        return "m.typing", self.room_id, self.user_id
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingReceipt:
+    """A user has read up to an event. Spec: server-server-api#receipts."""
+
+    position: int
+    receipt: ReceiptWrite
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What it is about: the newest word on it is the only one that counts."""
+        r = self.receipt
+        return "m.receipt", r.room_id, r.user_id, r.thread_id
+
+
+OutgoingEdu: TypeAlias = TypingNotification | OutgoingReceipt
+
+
+def pack(
+    edus: Iterable[OutgoingEdu], now_ms: int
+) -> tuple[list[dict[str, object]], list[OutgoingEdu], list[OutgoingEdu]]:
+    """Return the EDUs of a transaction, what they are made of, and what is left for the next.
+
+    Receipts share an EDU wherever they can: in one, a user has one receipt in a room. Who no longer
+    types by now was never news.
+    """
+    packed: list[dict[str, object]] = []
+    receipts: list[dict[str, dict[str, dict[str, dict[str, object]]]]] = []
+    used: list[OutgoingEdu] = []
+    left: list[OutgoingEdu] = []
+    for edu in edus:
+        if len(packed) + len(receipts) >= EDUS_MAX:
+            left.append(edu)
+        elif isinstance(edu, OutgoingReceipt):
+            _add_receipt(receipts, edu.receipt)
+            used.append(edu)
+        elif edu.until_ms == 0 or edu.until_ms > now_ms:
+            content = {"room_id": edu.room_id, "user_id": edu.user_id, "typing": edu.until_ms != 0}
+            packed.append({"edu_type": "m.typing", "content": content})
+            used.append(edu)
+    packed += [{"edu_type": "m.receipt", "content": content} for content in receipts]
+    return packed, used, left
+
+
+def _add_receipt(
+    contents: list[dict[str, dict[str, dict[str, dict[str, object]]]]], receipt: ReceiptWrite
+) -> None:
+    """Put a receipt into the first content that has none of that user in that room."""
+    data: dict[str, object] = {"ts": receipt.ts_ms}
+    if receipt.thread_id:
+        data["thread_id"] = receipt.thread_id
+    entry: dict[str, object] = {"event_ids": [receipt.event_id], "data": data}
+    for content in contents:
+        users = content.setdefault(receipt.room_id, {receipt.receipt_type: {}})
+        if receipt.user_id not in users[receipt.receipt_type]:
+            users[receipt.receipt_type][receipt.user_id] = entry
+            return
+    contents.append({receipt.room_id: {receipt.receipt_type: {receipt.user_id: entry}}})

@@ -1,0 +1,417 @@
+"""Other servers as destinations: how far each has been served, and what it is owed (D5).
+
+There is no row for an event and a destination. The stream is the outbox: a destination has a
+position in it, and a row of its own only since something was sent to it. Where it is *behind*, what
+it is owed is found here, set by set: the newest event of each room that it shares with us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.storage.sql import statement
+from minihs.storage.stream_rows import ReceiptWrite, array_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId
+    from minihs.storage.database import Queries
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationRow:
+    """How far a server has been served, and when it may be tried again.
+
+    Everything up to `position` was delivered or is not owed. `behind`: what it is owed since then
+    must be looked up. `is_down`: at the last attempt it gave no answer of its own. `txn_id` and
+    `txn_positions` are of a transaction that must be repeated before any other is sent.
+    """
+
+    server_name: str
+    shard: int
+    position: int
+    behind: bool = False
+    failures: int = 0
+    retry_at_ms: int = 0
+    is_down: bool = False
+    last_success_ms: int | None = None
+    txn_id: str | None = None
+    txn_positions: tuple[int, ...] = ()
+
+
+_COLUMNS = """
+      server_name, shard, position, behind, failures, retry_at_ms, is_down, last_success_ms, txn_id,
+      txn_positions
+"""
+
+# Primary key. It need not wait for the disk: what is lost is sent again, and a shard's position is
+# never written before what it builds upon.
+UPSERT_DESTINATIONS = statement(
+    "destinations.upsert_destinations",
+    f"""
+    INSERT INTO destinations ({_COLUMNS})
+    SELECT
+      new.server_name, new.shard, new.position, new.behind, new.failures, new.retry_at_ms,
+      new.is_down, new.last_success_ms, new.txn_id, new.txn_positions::bigint[]
+    FROM
+      unnest(
+        $1::text[], $2::smallint[], $3::bigint[], $4::boolean[], $5::integer[], $6::bigint[],
+        $7::boolean[], $8::bigint[], $9::text[], $10::text[]
+      ) AS new ({_COLUMNS})
+    WHERE set_config('synchronous_commit', 'off', true) = 'off'
+    ORDER BY new.server_name
+    ON CONFLICT (server_name) DO UPDATE
+    SET
+      position = excluded.position, behind = excluded.behind, failures = excluded.failures,
+      retry_at_ms = excluded.retry_at_ms, is_down = excluded.is_down,
+      last_success_ms = coalesce(excluded.last_success_ms, destinations.last_success_ms),
+      txn_id = excluded.txn_id, txn_positions = excluded.txn_positions
+    """,  # noqa: S608  # a constant
+)
+
+# Indexes destinations_behind and destinations_shard.
+LIST_OF_SHARDS = statement(
+    "destinations.list_of_shards",
+    f"""
+    SELECT {_COLUMNS} FROM destinations WHERE shard = ANY($1::smallint[]) AND position > $2
+    UNION
+    SELECT {_COLUMNS} FROM destinations WHERE shard = ANY($1::smallint[]) AND behind
+    """,  # noqa: S608  # a constant
+)
+
+# Index destinations_behind.
+LIST_DUE = statement(
+    "destinations.list_due",
+    """
+    SELECT server_name
+    FROM destinations
+    WHERE shard = ANY($1::smallint[]) AND behind AND retry_at_ms <= $2
+    """,
+)
+
+# Index destinations_behind.
+LIST_DOWN = statement(
+    "destinations.list_down",
+    """
+    SELECT server_name, retry_at_ms
+    FROM destinations
+    WHERE behind AND is_down AND retry_at_ms > $1
+    """,
+)
+
+# Primary key.
+MARK_DUE = statement(
+    "destinations.mark_due",
+    """
+    UPDATE destinations
+    SET retry_at_ms = $2
+    WHERE server_name = $1 AND retry_at_ms > $2
+    """,
+)
+
+# --- shards: which process serves which destinations -------------------------------------------
+
+INSERT_SHARDS = statement(
+    "destinations.insert_shards",
+    """
+    INSERT INTO delivery_shards (shard, position, holder, until_ms)
+    SELECT shard, 0, '', 0
+    FROM generate_series(0, $1::integer - 1) AS shard
+    ON CONFLICT DO NOTHING
+    """,
+)
+
+# Primary key. The row lock makes one of several who ask the winner.
+TAKE_SHARDS = statement(
+    "destinations.take_shards",
+    """
+    UPDATE delivery_shards
+    SET holder = $1, until_ms = $4
+    WHERE shard = ANY($2::smallint[]) AND (holder = $1 OR until_ms <= $3)
+    RETURNING shard, position
+    """,
+)
+
+# Primary key.
+SAVE_POSITIONS = statement(
+    "destinations.save_positions",
+    """
+    UPDATE delivery_shards s
+    SET position = new.position, until_ms = CASE WHEN $4 THEN 0 ELSE s.until_ms END
+    FROM unnest($2::smallint[], $3::bigint[]) AS new (shard, position)
+    WHERE s.shard = new.shard AND s.holder = $1
+    """,
+)
+
+# --- who is in which room ----------------------------------------------------------------------
+
+# Primary key of memberships, the rows of the rooms concerned. The stream's position says as of
+# when this is true.
+LIST_JOINED_SERVERS = statement(
+    "destinations.list_joined_servers",
+    """
+    SELECT s.position, found.room_id, found.server_name, found.count
+    FROM stream s
+    LEFT JOIN (
+      SELECT
+        r.room_id, substr(m.user_id, strpos(m.user_id, ':') + 1) AS server_name, count(*) AS count
+      FROM rooms r
+      JOIN memberships m ON m.room_nid = r.room_nid AND m.membership = 'join'
+      WHERE r.room_id = ANY($1::text[])
+      GROUP BY 1, 2
+    ) AS found ON true
+    """,
+)
+
+# --- what those who are behind are owed --------------------------------------------------------
+
+# Unique index rooms_room_id_key; primary key of sent_rooms.
+UPSERT_SENT_ROOMS = statement(
+    "destinations.upsert_sent_rooms",
+    """
+    INSERT INTO sent_rooms AS old (room_nid, position)
+    SELECT r.room_nid, new.position
+    FROM unnest($1::text[], $2::bigint[]) AS new (room_id, position)
+    JOIN rooms r ON r.room_id = new.room_id
+    WHERE set_config('synchronous_commit', 'off', true) = 'off'
+    ORDER BY r.room_nid
+    ON CONFLICT (room_nid) DO UPDATE
+    SET position = excluded.position
+    WHERE old.position < excluded.position
+    """,
+)
+
+# Index memberships_servers_joined, skipping from room to room; primary key of sent_rooms; unique
+# index events_position_key. Whoever has been joined since before the event is told of it; of others
+# the event's own state must say.
+LIST_NEWEST_SENT = statement(
+    "destinations.list_newest_sent",
+    """
+    WITH RECURSIVE shared AS (
+      (
+        SELECT m.room_nid
+        FROM memberships m
+        WHERE substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+          AND m.membership = 'join' AND NOT m.local
+        ORDER BY m.room_nid
+        LIMIT 1
+      )
+      UNION ALL
+      SELECT (
+        SELECT m.room_nid
+        FROM memberships m
+        WHERE substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+          AND m.membership = 'join' AND NOT m.local AND m.room_nid > s.room_nid
+        ORDER BY m.room_nid
+        LIMIT 1
+      )
+      FROM shared s
+      WHERE s.room_nid IS NOT NULL
+    )
+    SELECT
+      e.event_id, e.position,
+      EXISTS (
+        SELECT
+        FROM memberships m
+        WHERE m.room_nid = s.room_nid
+          AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+          AND m.membership = 'join' AND NOT m.local AND m.position <= e.position
+      ) AS certain
+    FROM shared s
+    JOIN sent_rooms n ON n.room_nid = s.room_nid
+    JOIN events e ON e.position = n.position AND e.room_nid = n.room_nid
+    WHERE n.position > $2 AND n.position <= $3
+    ORDER BY n.position
+    LIMIT $4
+    """,
+)
+
+# Index memberships_servers_left; primary key of memberships.
+LIST_REMOVALS = statement(
+    "destinations.list_removals",
+    """
+    SELECT m.event_id, m.position
+    FROM memberships m
+    WHERE substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+      AND m.membership <> 'join' AND NOT m.local
+      AND m.position > $2 AND m.position <= $3
+      AND substr(m.sender, strpos(m.sender, ':') + 1) = $4
+    ORDER BY m.position
+    LIMIT $5
+    """,
+)
+
+# Index receipts_position; index memberships_servers_joined.
+LIST_RECEIPTS = statement(
+    "destinations.list_receipts",
+    """
+    SELECT t.position, r.room_id, t.user_id, t.receipt_type, t.thread_id, t.event_id, t.ts_ms
+    FROM receipts t
+    JOIN rooms r ON r.room_nid = t.room_nid
+    WHERE t.position > $2 AND t.position <= $3
+      AND t.receipt_type = 'm.read'
+      AND substr(t.user_id, strpos(t.user_id, ':') + 1) = $4
+      AND EXISTS (
+        SELECT
+        FROM memberships m
+        WHERE m.room_nid = t.room_nid
+          AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+          AND m.membership = 'join' AND NOT m.local
+      )
+    ORDER BY t.position DESC
+    LIMIT $5
+    """,
+)
+
+# Unique index events_position_key.
+LIST_AT_POSITIONS = statement(
+    "destinations.list_at_positions",
+    "SELECT event_id FROM events WHERE position = ANY($1::bigint[]) ORDER BY position",
+)
+
+# Unique index events_position_key, a range of it; for those rare times when so much has happened
+# that nobody looks at it event by event.
+LIST_ROOMS_WITH_EVENTS = statement(
+    "destinations.list_rooms_with_events",
+    """
+    SELECT r.room_id, max(e.position)
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE e.position > $1 AND e.position <= $2 AND e.status = 0
+    GROUP BY r.room_id
+    """,
+)
+
+# A scan of the memberships of those rooms, and of the destinations.
+LIST_SERVERS_OF_ROOMS = statement(
+    "destinations.list_servers_of_rooms",
+    """
+    SELECT DISTINCT substr(m.user_id, strpos(m.user_id, ':') + 1)
+    FROM sent_rooms n
+    JOIN memberships m ON m.room_nid = n.room_nid AND NOT m.local
+    WHERE n.position > $1 AND (m.membership = 'join' OR m.position > $1)
+    """,
+)
+
+
+async def upsert_destinations(queries: Queries, rows: Sequence[DestinationRow]) -> None:
+    """Write how far several servers, each named once, have been served."""
+    await queries.execute(
+        UPSERT_DESTINATIONS,
+        [r.server_name for r in rows],
+        [r.shard for r in rows],
+        [r.position for r in rows],
+        [r.behind for r in rows],
+        [r.failures for r in rows],
+        [r.retry_at_ms for r in rows],
+        [r.is_down for r in rows],
+        [r.last_success_ms for r in rows],
+        [r.txn_id for r in rows],
+        [array_literal(r.txn_positions) for r in rows],
+    )
+
+
+async def list_of_shards(
+    queries: Queries, shards: Collection[int], after: int
+) -> list[DestinationRow]:
+    """Return those destinations of some shards that are behind, or ahead of a position."""
+    rows = await queries.fetch(LIST_OF_SHARDS, list(shards), after)
+    return [DestinationRow(**{**row, "txn_positions": tuple(row["txn_positions"])}) for row in rows]
+
+
+async def list_due(queries: Queries, shards: Collection[int], now_ms: int) -> list[str]:
+    """Return the servers of some shards that are behind and may be tried now."""
+    return [row[0] for row in await queries.fetch(LIST_DUE, list(shards), now_ms)]
+
+
+async def list_down(queries: Queries, now_ms: int) -> dict[str, int]:
+    """Return the servers that are left alone as they do not answer, and until when each is."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_DOWN, now_ms)}
+
+
+async def mark_due(queries: Queries, server_name: str, now_ms: int) -> None:
+    """Let a server be tried now, if it is left alone."""
+    await queries.execute(MARK_DUE, server_name, now_ms)
+
+
+async def insert_shards(queries: Queries, count: int) -> None:
+    """Make the shards, if this has not been done."""
+    await queries.execute(INSERT_SHARDS, count)
+
+
+async def take_shards(
+    queries: Queries, holder: str, shards: Collection[int], now_ms: int, until_ms: int
+) -> dict[int, int]:
+    """Take or renew the leases of some shards; return the positions of those that could be had."""
+    rows = await queries.fetch(TAKE_SHARDS, holder, list(shards), now_ms, until_ms)
+    return {row[0]: row[1] for row in rows}
+
+
+async def save_positions(
+    queries: Queries, holder: str, positions: Mapping[int, int], *, give_back: bool = False
+) -> None:
+    """Note what the destinations of shards have been served up to; perhaps end their leases."""
+    await queries.execute(
+        SAVE_POSITIONS, holder, list(positions), list(positions.values()), give_back
+    )
+
+
+async def list_joined_servers(
+    queries: Queries, room_ids: Collection[str]
+) -> tuple[int, dict[str, dict[str, int]]]:
+    """Return the stream's position, and how many users of which servers are joined to rooms."""
+    rows = await queries.fetch(LIST_JOINED_SERVERS, list(room_ids))
+    found: dict[str, dict[str, int]] = {}
+    for _, room_id, server_name, count in rows:
+        if room_id is not None:
+            found.setdefault(room_id, {})[server_name] = count
+    return rows[0][0], found
+
+
+async def upsert_sent_rooms(queries: Queries, newest: Mapping[str, int]) -> None:
+    """Note the position of the newest event in rooms that somebody who is behind is owed."""
+    await queries.execute(UPSERT_SENT_ROOMS, list(newest), list(newest.values()))
+
+
+async def list_newest_sent(
+    queries: Queries, server_name: str, after: int, upto: int, limit: int
+) -> list[tuple[EventId, int, bool]]:
+    """Return the newest event that a server is owed of each room that it is in, oldest first.
+
+    With each its position, and whether the server is certain to have been in the room then.
+    """
+    rows = await queries.fetch(LIST_NEWEST_SENT, server_name, after, upto, limit)
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def list_removals(
+    queries: Queries, server_name: str, after: int, upto: int, by_server: str, limit: int
+) -> list[tuple[EventId, int]]:
+    """Return the events, with positions, by which a server kept another's users out of rooms."""
+    rows = await queries.fetch(LIST_REMOVALS, server_name, after, upto, by_server, limit)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def list_receipts(
+    queries: Queries, server_name: str, after: int, upto: int, of_server: str, limit: int
+) -> list[tuple[int, ReceiptWrite]]:
+    """Return the newest read receipts of a server's users in rooms that another is in."""
+    rows = await queries.fetch(LIST_RECEIPTS, server_name, after, upto, of_server, limit)
+    return [(row[0], ReceiptWrite(*row[1:])) for row in rows]
+
+
+async def list_at_positions(queries: Queries, positions: Sequence[int]) -> list[EventId]:
+    """Return the events at some positions of the stream, in their order."""
+    return [row[0] for row in await queries.fetch(LIST_AT_POSITIONS, list(positions))]
+
+
+async def list_rooms_with_events(queries: Queries, after: int, upto: int) -> dict[str, int]:
+    """Return the rooms with events in a range of the stream, and the newest one's position."""
+    return {row[0]: row[1] for row in await queries.fetch(LIST_ROOMS_WITH_EVENTS, after, upto)}
+
+
+async def list_servers_of_rooms(queries: Queries, after: int) -> list[str]:
+    """Return the other servers that are, or just were, in rooms with something sent since."""
+    return [row[0] for row in await queries.fetch(LIST_SERVERS_OF_ROOMS, after)]
