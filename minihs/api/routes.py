@@ -20,6 +20,7 @@ from minihs.api.client import (
     history,
     login,
     membership,
+    openid,
     profile,
     push_rules,
     receipts,
@@ -32,7 +33,7 @@ from minihs.api.client import (
     versions,
     well_known,
 )
-from minihs.api.federation import keys, transactions, version
+from minihs.api.federation import events, joins, keys, queries, transactions, version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     Handler = Callable[[Request], Awaitable[object]]
 
 # Who may call: anybody; anybody, told apart if there is a token; a user (or guest); a user, no guest;
-# another server.
-Access = Literal["anybody", "anyone_or_user", "user_or_guest", "user", "server"]
+# another server; another server, if the room in the path listens to it (its server ACL).
+Access = Literal[
+    "anybody", "anyone_or_user", "user_or_guest", "user", "server", "server_heard_in_room"
+]
 
 # Rate limit classes; see `minihs.api.rate_limits`.
 LimitClass = Literal["none", "read", "write", "join", "create", "login", "register", "costly"]
@@ -64,6 +67,7 @@ class Route:
 V3 = "/_matrix/client/v3"
 KEY = "/_matrix/key/v2"
 FEDERATION = "/_matrix/federation/v1"
+FEDERATION_V2 = "/_matrix/federation/v2"
 R0 = "/_matrix/client/r0"
 
 # fmt: off
@@ -115,6 +119,7 @@ ROUTES: list[Route] = [
     Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/enabled", push_rules.set_push_rule_enabled, "setPushRuleEnabled", "user", "write"),
     Route("GET", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.get_push_rule_actions, "getPushRuleActions", "user", "read"),
     Route("PUT", V3 + "/pushrules/global/{kind}/{ruleId}/actions", push_rules.set_push_rule_actions, "setPushRuleActions", "user", "write"),
+    Route("POST", V3 + "/user/{userId}/openid/request_token", openid.request_open_id_token, "requestOpenIdToken", "user_or_guest", "write"),
     # Syncing
     Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
     # Rooms: making, sending, membership
@@ -172,6 +177,35 @@ ROUTES: list[Route] = [
     Route("GET", "/health", health.get_health, None, "anybody"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),
     Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),
+    # Server to server: events and states
+    Route("GET", FEDERATION + "/event_auth/{roomId}/{eventId}", events.get_event_auth, "getEventAuth", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/backfill/{roomId}", events.backfill_room, "backfillRoom", "server_heard_in_room"),
+    Route("POST", FEDERATION + "/get_missing_events/{roomId}", events.get_missing_previous_events, "getMissingPreviousEvents", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/event/{eventId}", events.get_event, "getEvent", "server"),
+    Route("GET", FEDERATION + "/state/{roomId}", events.get_room_state, "getRoomState", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/state_ids/{roomId}", events.get_room_state_ids, "getRoomStateIds", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/timestamp_to_event/{roomId}", events.get_event_by_timestamp, "getEventByTimestamp", "server_heard_in_room"),
+    # Server to server: joining, knocking, inviting, leaving
+    Route("GET", FEDERATION + "/make_join/{roomId}/{userId}", joins.make_join, "makeJoin", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/send_join/{roomId}/{eventId}", joins.send_join_v1, "sendJoinV1", "server_heard_in_room"),
+    Route("PUT", FEDERATION_V2 + "/send_join/{roomId}/{eventId}", joins.send_join_v2, "sendJoinV2", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/make_knock/{roomId}/{userId}", joins.make_knock, "makeKnock", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/send_knock/{roomId}/{eventId}", joins.send_knock, "sendKnock", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/invite/{roomId}/{eventId}", joins.send_invite_v1, "sendInviteV1", "server_heard_in_room"),
+    Route("PUT", FEDERATION_V2 + "/invite/{roomId}/{eventId}", joins.send_invite_v2, "sendInviteV2", "server_heard_in_room"),
+    Route("GET", FEDERATION + "/make_leave/{roomId}/{userId}", joins.make_leave, "makeLeave", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/send_leave/{roomId}/{eventId}", joins.send_leave_v1, "sendLeaveV1", "server_heard_in_room"),
+    Route("PUT", FEDERATION_V2 + "/send_leave/{roomId}/{eventId}", joins.send_leave_v2, "sendLeaveV2", "server_heard_in_room"),
+    # Server to server: questions
+    Route("GET", FEDERATION + "/publicRooms", queries.get_public_rooms, "getPublicRooms", "server"),
+    Route("POST", FEDERATION + "/publicRooms", queries.query_public_rooms, "queryPublicRooms", "server"),
+    Route("GET", FEDERATION + "/hierarchy/{roomId}", queries.get_space_hierarchy, "getSpaceHierarchy", "server"),
+    Route("GET", FEDERATION + "/query/directory", queries.query_room_directory, "queryRoomDirectory", "server"),
+    Route("GET", FEDERATION + "/query/profile", queries.query_profile, "queryProfile", "server"),
+    Route("GET", FEDERATION + "/openid/userinfo", queries.exchange_open_id_token, "exchangeOpenIdToken", "anybody", "read"),
+    Route("GET", FEDERATION + "/user/devices/{userId}", queries.get_user_devices, "getUserDevices", "server"),
+    Route("POST", FEDERATION + "/user/keys/claim", queries.claim_user_encryption_keys, "claimUserEncryptionKeys", "server"),
+    Route("POST", FEDERATION + "/user/keys/query", queries.query_user_encryption_keys, "queryUserEncryptionKeys", "server"),
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),

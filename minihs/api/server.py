@@ -33,6 +33,7 @@ from minihs.base.metrics import stopwatch
 from minihs.protocol.canonical_json import decode_lenient
 from minihs.services.accounts.authentication import Requester, authenticate
 from minihs.services.federation.authentication import read_claim, verify_claim
+from minihs.services.rooms.server_acls import require_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,8 +132,10 @@ class _Server:
     async def _answer(
         self, http: web.Request, route: Route, parameters: Mapping[str, str]
     ) -> object:
-        if route.access == "server":
+        if route.access in ("server", "server_heard_in_room"):
             signed = await self._signed(http)
+            if route.access == "server_heard_in_room":
+                await require_allowed(self._services, parameters["roomId"], signed.origin)
             return await route.handler(Request(self._services, http, parameters, None, signed))
         requester = await self._requester(http, route)
         if self._limiter is not None and route.limit != "none":

@@ -87,6 +87,20 @@ LIST_PUBLISHED_ROOMS = statement(
 )
 
 # Unique index rooms_room_id_key, primary key of memberships.
+LIST_ROOMS = statement(
+    "directory.list_rooms",
+    """
+    SELECT
+      r.room_id, r.state_id,
+      (
+        SELECT count(*) FROM memberships m WHERE m.room_nid = r.room_nid AND m.membership = 'join'
+      ) AS joined_count
+    FROM rooms r
+    WHERE r.room_id = ANY($1::text[])
+    """,
+)
+
+# Unique index rooms_room_id_key, primary key of memberships.
 LIST_SERVERS_IN_ROOM = statement(
     "directory.list_servers_in_room",
     """
@@ -153,6 +167,11 @@ async def fetch_published(queries: Queries, room_id: str) -> bool | None:
 async def list_published_rooms(queries: Queries) -> list[PublishedRoom]:
     """Return the rooms of the directory that somebody is in, those with most members first."""
     return [PublishedRoom(*row) for row in await queries.fetch(LIST_PUBLISHED_ROOMS)]
+
+
+async def list_rooms(queries: Queries, room_ids: Sequence[str]) -> list[PublishedRoom]:
+    """Return those of the rooms that are known, published or not."""
+    return [PublishedRoom(*row) for row in await queries.fetch(LIST_ROOMS, list(room_ids))]
 
 
 async def list_servers_in_room(queries: Queries, room_id: str) -> list[ServerName]:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from minihs.base.errors import NotFound
 from minihs.services.rooms import directory
 from minihs.services.rooms.directory import DirectoryQuery
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
+
+
+NO_ROOMS = {"chunk": [], "total_room_count_estimate": 0}  # No bridge publishes rooms here.
 
 
 class AliasTarget(msgspec.Struct):
@@ -26,7 +28,7 @@ class Visibility(msgspec.Struct):
     visibility: Literal["public", "private"] = "public"
 
 
-class RoomFilter(msgspec.Struct):
+class RoomFilter(msgspec.Struct, omit_defaults=True):
     """`filter` of POST /publicRooms."""
 
     generic_search_term: str | None = None
@@ -117,10 +119,10 @@ async def get_public_rooms(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3publicrooms
     """
-    _check_server(request)
     limit = request.query_integer("limit", 0) if request.query("limit") is not None else None
-    query = DirectoryQuery(limit=limit, since=request.query("since"))
-    return await directory.list_public_rooms(request.services, query)
+    return await _list_public_rooms(
+        request, PublicRooms(limit=limit, since=request.query("since"))
+    )
 
 
 async def query_public_rooms(request: Request) -> object:
@@ -128,21 +130,27 @@ async def query_public_rooms(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3publicrooms
     """
-    _check_server(request)
-    body = await request.json(PublicRooms)
-    if body.third_party_instance_id is not None and not body.include_all_networks:
-        return {"chunk": [], "total_room_count_estimate": 0}  # No bridge publishes rooms here.
-    wanted = body.filter or RoomFilter()
+    return await _list_public_rooms(request, await request.json(PublicRooms))
+
+
+async def _list_public_rooms(request: Request, search: PublicRooms) -> object:
+    """Return a page of the directory of the server that the query names, or else of ours."""
+    server = request.query("server")
+    if server is None or server == request.services.server_name:
+        return await list_local_public_rooms(request, search)
+    body = {name: value for name, value in msgspec.to_builtins(search).items() if value is not None}
+    return await directory.list_public_rooms_of(request.services, server, body)
+
+
+async def list_local_public_rooms(request: Request, search: PublicRooms) -> object:
+    """Return a page of this server's directory, whoever asks."""
+    if search.third_party_instance_id is not None and not search.include_all_networks:
+        return NO_ROOMS
+    wanted = search.filter or RoomFilter()
     query = DirectoryQuery(
-        limit=body.limit,
-        since=body.since,
+        limit=search.limit,
+        since=search.since,
         search_term=wanted.generic_search_term or "",
         room_types=wanted.room_types,
     )
     return await directory.list_public_rooms(request.services, query)
-
-
-def _check_server(request: Request) -> None:
-    server = request.query("server")
-    if server is not None and server != request.services.server_name:
-        raise NotFound(f"The server {server} cannot be reached.")

@@ -19,8 +19,11 @@ from minihs.base.limits import (
     PROFILE_FIELD_BYTES_MAX,
 )
 from minihs.protocol import canonical_json
+from minihs.protocol.identifiers import parse_user_id, server_name_of
+from minihs.remote.transport import RemoteError
 from minihs.services.rooms import membership
 from minihs.services.rooms.profile import MEMBER_FIELDS
+from minihs.services.rooms.remote_membership import refusal_of
 from minihs.storage import accounts, profiles
 
 if TYPE_CHECKING:
@@ -43,13 +46,19 @@ _FIELD_NAME = re.compile(r"avatar_url|displayname|[a-z][a-z0-9_\-]*(?:\.[a-z0-9_
 
 
 async def get_profile(services: Services, user_id: str) -> dict[str, object]:
-    """Return all fields of a user of this server; anybody may ask.
+    """Return all fields of a user; of one of another server, as that server tells them.
 
-    Spec: client-server-api#get_matrixclientv3profileuserid
+    Nothing is kept of what it tells. Spec: client-server-api#get_matrixclientv3profileuserid
 
     Raises:
-        NotFound: there is no such user here.
+        NotFound: there is no such user, or their server does not answer.
+        Forbidden: their server tells nobody.
     """
+    if parse_user_id(user_id) is not None and not services.is_local(user_id):
+        answer = await services.remote.query_profile(server_name_of(user_id), user_id)
+        if isinstance(answer, RemoteError):
+            raise refusal_of(answer)
+        return answer
     fields = await profiles.list_profile_fields(services.db, user_id)
     if not fields and await accounts.fetch_account(services.db, user_id) is None:
         raise NotFound("There is no such user.")

@@ -19,6 +19,7 @@ from minihs.protocol.identifiers import (
 )
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.heads import load_head
+from minihs.services.rooms.remote_membership import refusal_of
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, set_room_state
 from minihs.services.rooms.standing import (
     current_events,
@@ -293,6 +294,33 @@ async def list_public_rooms(services: Services, query: DirectoryQuery) -> dict[s
         answer["next_batch"] = _token("f", page[-1][0])
     if page and (more if backwards else edge is not None):
         answer["prev_batch"] = _token("b", page[0][0])
+    return answer
+
+
+async def describe_rooms(
+    services: Services, room_ids: Sequence[RoomId]
+) -> dict[RoomId, dict[str, object]]:
+    """Return what the directory would say of rooms, whether they are in it or not."""
+    rooms = await directory.list_rooms(services.db, room_ids)
+    return {room.room_id: entry for room, entry in await _describe(services, rooms)}
+
+
+async def list_public_rooms_of(
+    services: Services, server: str, search: Mapping[str, object]
+) -> dict[str, object]:
+    """Return a page of another server's directory. `search` is the body of the client's request.
+
+    Spec: server-server-api#published-room-directory
+
+    Raises:
+        InvalidParam: that is no server name.
+        NotFound, MatrixError: the server does not answer, or refuses.
+    """
+    if parse_server_name(server) is None:
+        raise InvalidParam("That is not a server name.")
+    answer = await services.remote.get_public_rooms(server, search)
+    if isinstance(answer, RemoteError):
+        raise refusal_of(answer)
     return answer
 
 
