@@ -455,6 +455,12 @@ def upgrade() -> None:
         sa.Column("position", sa.BigInteger(), nullable=False, comment="Its position"),
         sa.Column("order_major", sa.BigInteger(), nullable=False, comment="Its order in the room"),
         sa.Column(
+            "joined_position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="Since when the membership has been what it is, without a break",
+        ),
+        sa.Column(
             "local",
             sa.Boolean(),
             server_default=sa.text("false"),

@@ -201,12 +201,14 @@ _STATE = """
           AS new (state_id, key_nid, event_nid, event_id)
     ), members AS (
       INSERT INTO memberships AS old (
-        room_nid, user_id, membership, event_id, sender, position, order_major, local, forgotten,
-        display_name, avatar_url, read_position, read_main_position, read_main_count
+        room_nid, user_id, membership, event_id, sender, position, order_major, joined_position,
+        local, forgotten, display_name, avatar_url, read_position, read_main_position,
+        read_main_count
       )
       SELECT
         new.room_nid, new.user_id, new.membership, new.event_id, new.sender,
-        last.base + new.ordinal, last.base + new.ordinal, new.local, new.forgotten,
+        last.base + new.ordinal, last.base + new.ordinal, last.base + new.ordinal, new.local,
+        new.forgotten,
         new.display_name, new.avatar_url, last.base + new.read_ordinal,
         last.base + new.read_ordinal, new.read_main_count
       FROM
@@ -222,6 +224,9 @@ _STATE = """
       SET
         membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender,
         position = excluded.position, order_major = excluded.order_major,
+        joined_position = CASE
+          WHEN old.membership = 'join' AND excluded.membership = 'join'
+          THEN old.joined_position ELSE excluded.position END,
         forgotten = excluded.forgotten, display_name = excluded.display_name,
         avatar_url = excluded.avatar_url,
         -- Whoever joins anew has nothing to catch up on; a new display name changes nothing.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LIST_ROOMS_IN_VIEW = statement(
     "membership.list_rooms_in_view",
     """
-    SELECT s.position, r.room_id, m.membership, m.position, m.event_id
+    SELECT s.position, r.room_id, m.membership, m.position, m.event_id, m.joined_position
     FROM stream s
     LEFT JOIN memberships m
       ON m.user_id = $1 AND m.membership = ANY(ARRAY['join', 'invite', 'knock'])
@@ -168,13 +168,16 @@ class MembershipRow:
 
 async def list_rooms_in_view(
     queries: Queries, user_id: str
-) -> tuple[int, Sequence[tuple[str, str, int, str]]]:
-    """Return the stream's position, and room, membership, position and event of a user's rooms.
+) -> tuple[int, Sequence[tuple[str, str, int, str, int]]]:
+    """Return the stream's position, and the rooms that a user has to do with.
+
+    Of each: the room, the membership, its position and event, and since when the user has been
+    joined without a break.
 
     Only rooms that the user is joined to, is invited to, or knocks on.
     """
     rows: Sequence[Row] = await queries.fetch(LIST_ROOMS_IN_VIEW, user_id)
-    found = [(row[1], row[2], row[3], row[4]) for row in rows if row[1] is not None]
+    found = [tuple(row)[1:] for row in rows if row[1] is not None]
     return rows[0][0], found
 
 

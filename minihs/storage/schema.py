@@ -252,6 +252,7 @@ memberships = Table(
     _text("sender", "Its sender"),
     _bigint("position", "Its position"),
     _bigint("order_major", "Its order in the room"),
+    _bigint("joined_position", "Since when the membership has been what it is, without a break"),
     _flag("local", "Whether the user is one of this server's", default="false"),
     _flag("forgotten", "The user has forgotten the room (MSC4267)"),
     _text("display_name", "From the event", null=True),

@@ -439,3 +439,17 @@ async def test_a_chain_of_syncs_shows_each_event_once(homeserver: Homeserver) ->
     bob.since = start
     answer = await filtered(bob, {"room": {"timeline": {"limit": 100}}})
     assert bodies(answer, room_id) == seen
+
+
+async def test_a_new_display_name_is_no_new_join_for_a_process_that_sees_the_user_first(
+    homeserver: Homeserver,
+) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room(name="the room")
+    await alice.sync()
+    path = f"/profile/{quote(alice.user_id)}/displayname"
+    await alice.call("PUT", path, {"displayname": "Alice"})
+    homeserver.services.views.reset()  # As after a restart.
+    part = room_of(await alice.sync(), room_id)
+    assert part["timeline"]["limited"] is False
+    assert [e["content"]["displayname"] for e in part["timeline"]["events"]] == ["Alice"]

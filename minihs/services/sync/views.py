@@ -91,7 +91,8 @@ class Views:
                 break
         # No await from here on: nothing can pass in the stream between the last step and the next.
         rooms = {
-            room_id: RoomMembership(kind, at, event_id, at) for room_id, kind, at, event_id in rows
+            room_id: RoomMembership(kind, at, event_id, joined_at)
+            for room_id, kind, at, event_id, joined_at in rows
         }
         view = UserView(user_id, rooms, self._follower.head)
         for item in self._follower.items_after(position):
