@@ -41,6 +41,8 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
         loop.add_signal_handler(number, stop.set)
     inherited = os.environ.get(INHERITED)
     if inherited is None:
+        if config.registration == "open":
+            logger.warning("registration is open: anybody who reaches this server can register")
         sockets = list(app.listen_sockets(config))
         if workers > 1:
             logger.info("%s answers at http://%s", config.server_name, config.listen)
