@@ -1,0 +1,137 @@
+"""`make test-sim SEED=1 N=1000`: play runs, print what goes wrong, and how to see it again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.helpers.postgres import EMBEDDED_VERSION, TEMPLATE, TestServers, cluster_directory
+from tests.simulation.event_loop import SimulationLoop, statements_in_turn
+from tests.simulation.run import RunFailure, play_seed, quiet
+from tests.simulation.world import SERVERS, running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUNS_PER_WORLD = 100
+
+
+async def make_databases(servers: TestServers, version: str, prefix: str) -> list[str]:
+    """Return the DSNs of new databases, one for each server of a world."""
+    server = await servers.server(version)
+    names = [f"{prefix}_{name}" for name in SERVERS]
+    for name in names:
+        await servers._administer(
+            server, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
+        )
+    return [server.cluster.dsn(name) for name in names]
+
+
+async def drop_databases(servers: TestServers, version: str, prefix: str) -> None:
+    """Drop those databases."""
+    server = await servers.server(version)
+    for name in SERVERS:
+        await servers._administer(server, f"DROP DATABASE {prefix}_{name} WITH (FORCE)")
+
+
+def play_seeds(
+    servers: TestServers, seeds: Sequence[int], *, version: str = EMBEDDED_VERSION,
+    keep_going: bool = False, trace: bool = False,
+) -> list[RunFailure]:
+    """Play runs in worlds of their own; return those that failed."""  # fmt: skip
+    failures: list[RunFailure] = []
+    left = list(seeds)
+    while left:
+        prefix = f"sim_{next(servers.numbers)}"
+        dsns = asyncio.run(make_databases(servers, version, prefix))
+        with (
+            quiet(),
+            statements_in_turn(),
+            tempfile.TemporaryDirectory() as directory,
+            asyncio.Runner(loop_factory=SimulationLoop) as runner,
+        ):
+            played, failure = runner.run(
+                _play_in_world(dsns, Path(directory), left[:RUNS_PER_WORLD], trace=trace)
+            )
+        asyncio.run(drop_databases(servers, version, prefix))
+        left = left[played:]
+        if failure is not None:
+            failures.append(failure)
+            if not keep_going:
+                break
+    return failures
+
+
+async def _play_in_world(
+    dsns: Sequence[str], directory: Path, seeds: Sequence[int], *, trace: bool
+) -> tuple[int, RunFailure | None]:
+    """Play runs until one fails; return how many were played, and what failed."""
+    async with running_world(dsns, directory) as world:
+        for number, seed in enumerate(seeds, 1):
+            try:
+                play = await play_seed(world, seed)
+            except RunFailure as failure:
+                return number, failure
+            if trace:
+                print(f"seed {seed}:", *play.trace, sep="\n")
+    return len(seeds), None
+
+
+def main() -> int:
+    """Play the runs that are asked for, on several processes; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed")
+    parser.add_argument("--count", type=int, default=1, help="how many seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--trace", action="store_true", help="print what happened in each run")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
+    given = parser.parse_args()
+    if given.jobs > 1:
+        return _share_out(given)
+    began = time.monotonic()
+    with cluster_directory(in_memory=True) as fast, cluster_directory() as durable:
+        servers = TestServers(fast, durable)
+        try:
+            failures = play_seeds(
+                servers,
+                range(given.seed, given.seed + given.count),
+                keep_going=given.keep_going,
+                trace=given.trace,
+            )
+        finally:
+            asyncio.run(servers.stop())
+    for failure in failures:
+        print(failure, file=sys.stderr)
+        print(f"Again: make test-sim SEED={failure.seed}", file=sys.stderr)
+    print(
+        f"seeds {given.seed}..{given.seed + given.count - 1}: {len(failures)} failed,"
+        f" {time.monotonic() - began:.1f} s"
+    )
+    return 1 if failures else 0
+
+
+def _share_out(given: argparse.Namespace) -> int:
+    """Let several processes play a part of the seeds each."""
+    each = -(-given.count // given.jobs)
+    children = []
+    for first in range(given.seed, given.seed + given.count, each):
+        count = min(each, given.seed + given.count - first)
+        options = ["--seed", str(first), "--count", str(count)]
+        options += ["--keep-going"] if given.keep_going else []
+        options += ["--trace"] if given.trace else []
+        command = [sys.executable, "-m", "tests.simulation", *options]
+        children.append(subprocess.Popen(command))
+    with contextlib.suppress(KeyboardInterrupt):
+        return max(child.wait() for child in children)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""What must hold of a room when everything has been delivered, on each server and between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from minihs.services.rooms.heads import load_head
+from minihs.storage.event_store import ACCEPTED, REJECTED
+from minihs.storage.numbers import Numbers
+from minihs.storage.state import StateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tests.simulation.world import Server
+
+MEMBER = "m.room.member"
+StateKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An event as one server has it. `placed`: it knows the state after it."""
+
+    event_id: str
+    status: int
+    placed: bool
+    position: int | None
+    pdu: Mapping[str, Any]
+
+    @property
+    def prev(self) -> set[str]:
+        """The events that it follows."""
+        return {p if isinstance(p, str) else p[0] for p in self.pdu["prev_events"]}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A room as one server has it."""
+
+    server: str
+    room_id: str
+    extremities: frozenset[str]
+    state: Mapping[StateKey, str]
+    events: Mapping[str, Known]
+    members: Mapping[str, tuple[str, str]]  # user id -> membership, event id
+    problems: Sequence[str]
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether one of the server's users is in the room, as it believes."""
+        return any(
+            membership == "join" and user_id.partition(":")[2] == self.server
+            for user_id, (membership, _) in self.members.items()
+        )
+
+    @property
+    def servers(self) -> set[str]:
+        """The servers in the room, as this one believes."""
+        return {
+            user_id.partition(":")[2]
+            for user_id, (membership, _) in self.members.items()
+            if membership == "join"
+        }
+
+
+async def view_of(server: Server, room_id: str) -> View | None:
+    """Return a room as a server has it, and what is wrong with it there; None: not known."""
+    services = server.running
+    db, problems = services.db, []
+    row = await db.fetchrow("SELECT * FROM rooms WHERE room_id = $1", room_id)
+    if row is None:
+        return None
+    nid = row["room_nid"]
+    stored = await db.fetch("SELECT * FROM events WHERE room_nid = $1", nid)
+    ids = {r["event_nid"]: r["event_id"] for r in stored}
+    events = {
+        r["event_id"]: Known(
+            r["event_id"], r["status"], r["state_after"] is not None, r["position"],
+            orjson.loads(r["json"]),
+        )
+        for r in stored
+    }  # fmt: skip
+    extremities = frozenset(ids[e] for e in row["extremities"])
+    # Read anew, past the server's own memory.
+    states = StateStore(db, Numbers(db, "state_numbers"))
+    state = dict((await states.get(row["state_id"])).entries)
+    members = {
+        r["user_id"]: (r["membership"], r["event_id"])
+        for r in await db.fetch("SELECT * FROM memberships WHERE room_nid = $1", nid)
+    }
+    view = View(server.name, room_id, extremities, state, events, members, problems)
+    if not extremities:
+        return view
+    problems += _graph_problems(view)
+    problems += _state_problems(view)
+    if view.is_resident:
+        problems += await _memory_problems(server, view)
+    newest = await db.fetchval("SELECT position FROM stream")
+    highest = max((e.position or 0 for e in events.values()), default=0)
+    if not isinstance(newest, int) or highest > newest:
+        problems.append(f"position {highest} is beyond the stream's {newest}")
+    return view
+
+
+def _graph_problems(view: View) -> list[str]:
+    """Return what is wrong with a room's graph: its ends, its order."""
+    problems = []
+    accepted = {e.event_id: e for e in view.events.values() if e.placed and e.status == ACCEPTED}
+    for end in view.extremities:
+        if end not in accepted:
+            problems.append(f"the end {end} is not an accepted event")
+    followed = {p for e in accepted.values() for p in e.prev}
+    for end in view.extremities & followed:
+        problems.append(f"the end {end} is followed by an accepted event")
+    for event in accepted.values():
+        if event.event_id in ancestors([event.event_id], view.events):
+            problems.append(f"{event.event_id} follows itself")
+        for prev_id in event.prev:
+            prev = accepted.get(prev_id)
+            if prev is not None and None not in (prev.position, event.position):
+                if (prev.position or 0) > (event.position or 0):
+                    problems.append(f"{event.event_id} came before {prev_id}, which it follows")
+    return problems
+
+
+def _state_problems(view: View) -> list[str]:
+    """Return what is wrong with a room's current state, and with the members told by it."""
+    problems = []
+    for key, event_id in view.state.items():
+        known = view.events.get(event_id)
+        if known is None:
+            problems.append(f"{key} of the state is {event_id}, which is not stored")
+        elif known.status == REJECTED:
+            problems.append(f"{key} of the state is {event_id}, which is rejected")
+        elif (known.pdu["type"], known.pdu.get("state_key")) != key:
+            problems.append(f"{key} of the state is {event_id}, which is no such thing")
+    if not view.is_resident:
+        return problems  # What it does not follow any more it need not have right.
+    by_state = {key[1]: event_id for key, event_id in view.state.items() if key[0] == MEMBER}
+    for user_id in by_state.keys() | view.members.keys():
+        membership, event_id = view.members.get(user_id, ("leave", ""))
+        in_state = by_state.get(user_id)
+        if in_state is None:
+            if membership != "leave":
+                problems.append(f"{user_id} is noted as {membership}, but not in the state")
+        elif in_state != event_id and user_id in view.members:
+            problems.append(f"{user_id} is noted by {event_id}, the state has {in_state}")
+        elif user_id not in view.members:
+            problems.append(f"{user_id} is in the state, but not noted")
+        elif view.events[in_state].pdu["content"].get("membership") != membership:
+            problems.append(f"{user_id} is noted as {membership}: not what {in_state} says")
+    return problems
+
+
+async def _memory_problems(server: Server, view: View) -> list[str]:
+    """Return where what the server remembers is not what it would read."""
+    problems = []
+    services = server.running
+    fresh = await load_head(services, view.room_id)  # type: ignore[arg-type]  # a room id
+    kept = services.heads.slot(view.room_id).head
+    if fresh is not None and kept is not None and not kept.is_stale:
+        pairs = {
+            "extremities": (
+                {e.event_id for e in kept.extremities}, {e.event_id for e in fresh.extremities}
+            ),
+            "state": (dict(kept.state.entries), dict(fresh.state.entries)),
+            "version": (kept.cursor.version, fresh.cursor.version),
+            "local_members": (kept.local_members, fresh.local_members),
+            "joined_count": (kept.joined_count, fresh.joined_count),
+            "main_count": (kept.main_count, fresh.main_count),
+        }  # fmt: skip
+        problems += [
+            f"the head in memory has {what} {one!r}, the database {other!r}"
+            for what, (one, other) in pairs.items()
+            if one != other
+        ]
+    cached = services.states.cached(fresh.state.state_id) if fresh is not None else None
+    if cached is not None and dict(cached.entries) != dict(view.state):
+        problems.append("the state in memory is not the one in the database")
+    for event_id, known in view.events.items():
+        in_memory = services.events.cached(event_id)  # type: ignore[arg-type]  # an event id
+        if in_memory is None:
+            continue
+        if in_memory.status != known.status or in_memory.position != known.position:
+            problems.append(
+                f"{event_id} in memory has status {in_memory.status}, position"
+                f" {in_memory.position}; in the database {known.status}, {known.position}"
+            )
+    for user_id, user_view in services.views._views.items():
+        seen = user_view.rooms.get(view.room_id)
+        membership, event_id = view.members.get(user_id, ("leave", ""))
+        if seen is None and membership in ("join", "invite", "knock"):
+            problems.append(f"{user_id} sees nothing of the room, but is {membership}")
+        elif seen is not None and (seen.membership, seen.event_id) != (membership, event_id):
+            problems.append(f"{user_id} sees {seen.membership}, the database has {membership}")
+    return problems
+
+
+def ancestors(event_ids: Iterable[str], events: Mapping[str, Known]) -> set[str]:
+    """Return everything that the events follow, themselves excluded (unless in a cycle)."""
+    found: set[str] = set()
+    queue = [p for e in event_ids if e in events for p in events[e].prev]
+    while queue:
+        event_id = queue.pop()
+        if event_id not in found:
+            found.add(event_id)
+            if event_id in events:
+                queue += events[event_id].prev
+    return found
+
+
+def differences(views: Sequence[View]) -> list[str]:
+    """Return in what the servers that are in a room do not agree."""
+    problems = [f"{view.server}: {problem}" for view in views for problem in view.problems]
+    residents = [view for view in views if view.is_resident]
+    everything: dict[str, Known] = {}
+    for view in residents:
+        everything |= {e: k for e, k in view.events.items() if e not in everything or k.placed}
+    names = {view.server for view in residents}
+    for view in residents:
+        others = view.servers & {v.server for v in views}
+        if others != names:
+            problems.append(
+                f"{view.server} takes {sorted(others)} for the servers in the room; those that"
+                f" believe to be in it are {sorted(names)}"
+            )
+        problems += _missing(view, everything)
+    for one, other in zip(residents, residents[1:], strict=False):
+        problems += _disagreement(one, other)
+    return problems
+
+
+def _missing(view: View, everything: Mapping[str, Known]) -> list[str]:
+    """Return which events a server lacks without having an excuse.
+
+    What a room was before a server came in, it need not have.
+    """
+    excused: set[str] = set()
+    placed = {e: known for e, known in view.events.items() if known.placed}
+    for known in placed.values():
+        if not known.prev <= placed.keys():
+            excused |= ancestors([known.event_id], everything)
+    judged = {e for e, known in view.events.items() if known.placed or known.status == REJECTED}
+    wanted = {e for e, known in everything.items() if known.placed and known.status != REJECTED}
+    return [
+        f"{view.server} lacks {event_id} ({describe(everything[event_id])})"
+        for event_id in sorted(wanted - judged - excused)
+    ]
+
+
+def describe(known: Known) -> str:
+    """Return an event in a few words."""
+    pdu = known.pdu
+    key = f" {pdu['state_key']}" if pdu.get("state_key") else ""
+    content = pdu["content"].get("membership", "")
+    return f"{pdu['type']}{key} {content} by {pdu['sender']}".replace("  ", " ")
+
+
+def _disagreement(one: View, other: View) -> list[str]:
+    problems = []
+    names = f"{one.server} and {other.server}"
+    if one.extremities != other.extremities:
+        problems.append(
+            f"{names} have different ends: only {sorted(one.extremities - other.extremities)},"
+            f" only {sorted(other.extremities - one.extremities)}"
+        )
+    for key in sorted(one.state.keys() | other.state.keys()):
+        a, b = one.state.get(key), other.state.get(key)
+        if a != b:
+            problems.append(f"{names} have different states at {key}: {a}, {b}")
+    for event_id in sorted(one.events.keys() & other.events.keys()):
+        a_known, b_known = one.events[event_id], other.events[event_id]
+        if (a_known.status == REJECTED) != (b_known.status == REJECTED):
+            problems.append(
+                f"{names} differ in whether {event_id} ({describe(a_known)}) is rejected:"
+                f" {a_known.status}, {b_known.status}"
+            )
+    return problems

@@ -1,0 +1,290 @@
+"""A run: a seed is played, the network heals, and then everything must be as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from minihs.base.randomness import Randomness
+from tests.simulation.checks import differences, view_of
+from tests.simulation.network import Faults
+from tests.simulation.operations import Play
+from tests.simulation.world import SERVERS
+
+if TYPE_CHECKING:
+    from tests.simulation.checks import View
+    from tests.simulation.world import Person, Server, World
+
+Scenario = Callable[[Play], Awaitable[None]]
+
+VERSIONS = ("12", "12", "11", "10")
+OPERATIONS_MAX = 30
+# How time passes after a storm, until nothing is owed: moments first, then whole back-offs.
+CALMS_MS = (5_000, 60_000, 600_000, 3_600_000, 90_000_000)
+MERGE_ROUNDS = 2
+
+
+class RunFailure(AssertionError):
+    """What is wrong after a run, and how it came about."""
+
+    def __init__(self, play: Play, problems: list[str], log: list[str]) -> None:
+        self.seed = play.world.seed
+        self.problems = problems
+        self.trace = play.trace
+        text = "\n".join(
+            (
+                f"seed {self.seed} in {play.room_id} with {', '.join(play.names)}:",
+                *play.trace,
+                *(log[-200:] if log else ()),
+                f"--- wrong after seed {self.seed}: {len(problems)} ---",
+                *problems[:40],
+            )
+        )
+        super().__init__(text)
+
+
+class ErrorLog(logging.Handler):
+    """Keeps what the servers complain about: a task that dies, a request that fails."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+async def play_seed(world: World, seed: int, scenario: Scenario | None = None) -> Play:
+    """Play a run; return what happened.
+
+    Raises:
+        RunFailure: something is wrong afterwards.
+    """
+    await world.begin(seed)
+    chance = Randomness(seed)
+    count = 3 if scenario is not None else chance.between(2, len(SERVERS))
+    play = Play(world, chance, list(SERVERS[:count]))
+    errors = ErrorLog()
+    logging.getLogger("minihs").addHandler(errors)
+    try:
+        await (scenario or storm)(play)
+        problems = await calm(play)
+    except (AssertionError, Exception) as error:
+        play.note(f"!!! {error!r}")
+        raise RunFailure(play, [repr(error)], errors.lines) from error
+    finally:
+        logging.getLogger("minihs").removeHandler(errors)
+    problems += [f"a server complains: {line}" for line in errors.lines]
+    if problems:
+        raise RunFailure(play, problems, [])
+    return play
+
+
+# --- the storm ---------------------------------------------------------------------------------
+
+
+async def gather_people(play: Play) -> None:
+    """Create a room and let one user of each server join it, undisturbed."""
+    chance, first = play.chance, [server.people[0] for server in play.servers]
+    levels = {first[0].user_id: 100}
+    for person in first[1:]:
+        levels[person.user_id] = (100, 100, 50, 0)[chance.between(0, 3)]
+    await play.create(first[0], VERSIONS[chance.between(0, len(VERSIONS) - 1)], levels)
+    for person in first[1:]:
+        await play.join(person)
+    await play.pass_ms(1_000)
+
+
+async def storm(play: Play) -> None:
+    """Let people, network and machines do as the seed says."""
+    chance = play.chance
+    await gather_people(play)
+    play.set_faults(
+        Faults(
+            lost=chance.between(0, 1) * chance.between(0, 150),
+            unanswered=chance.between(0, 1) * chance.between(0, 150),
+            doubled=chance.between(0, 1) * chance.between(0, 200),
+            late_ms=chance.between(0, 20_000),
+            delay_ms=chance.between(0, 3_000),
+        )
+    )
+    for _ in range(chance.between(8, OPERATIONS_MAX)):
+        await _something(play)
+        await play.pass_ms((0, 0, 50, 700, 4_000, 15_000)[chance.between(0, 5)])
+
+
+async def _something(play: Play) -> None:
+    """Do one thing of those that can be done."""
+    chance = play.chance
+    person, other = (play.people[chance.between(0, len(play.people) - 1)] for _ in range(2))
+    if chance.between(0, 3):  # Those who were there first do most.
+        person = play.servers[chance.between(0, len(play.names) - 1)].people[0]
+    if chance.between(0, 1):
+        other = play.servers[chance.between(0, len(play.names) - 1)].people[0]
+    draw = chance.between(0, 99)
+    if draw < 80:
+        action = _act(play, draw, person, other)
+        if action is not None:
+            play.begin(action)
+            await play.world.idle()
+        return
+    await _disturb(play, draw)
+
+
+def _act(play: Play, draw: int, person: Person, other: Person) -> object:
+    chance = play.chance
+    if draw < 24:
+        return play.say(person)
+    if draw < 38:
+        return play.join(person)
+    if draw < 41:
+        return play.leave(person)
+    if draw < 45:
+        return play.change(person, "invite", other)
+    if draw < 50:
+        return play.change(person, "kick", other)
+    if draw < 56:
+        return play.change(person, "ban", other)
+    if draw < 59:
+        return play.change(person, "unban", other)
+    if draw < 65:
+        return play.set_topic(person)
+    if draw < 70:
+        return play.set_level(person, other, (0, 0, 50, 100)[chance.between(0, 3)])
+    if draw < 73:
+        return play.set_join_rule(person, ("public", "invite", "knock")[chance.between(0, 2)])
+    if draw < 75:
+        return play.knock(person)
+    promised = list(play.promised)
+    if not promised:
+        return None
+    event_id = promised[chance.between(0, len(promised) - 1)]
+    return play.redact(person, event_id) if draw < 78 else play.read(person, event_id)
+
+
+async def _disturb(play: Play, draw: int) -> None:
+    chance, names = play.chance, play.names
+    one, two = (names[chance.between(0, len(names) - 1)] for _ in range(2))
+    server = play.world.servers[one]
+    if draw < 86:
+        parts: list[list[str]] = [[], []]
+        for name in names:
+            parts[chance.between(0, 1)].append(name)
+        play.partition(*(part for part in parts if part))
+    elif draw < 90:
+        play.world.network.heal()
+        play.note("network: healed for now")
+    elif draw < 93 and one != two:
+        play.clog(one, two) if chance.between(0, 1) else play.unclog(one, two)
+    elif draw < 95 and one != two:
+        play.cut(one, two)
+    elif not server.is_up:
+        await play.start(server)
+    else:
+        await play.stop(server, crash=bool(chance.between(0, 1)))
+        if chance.between(0, 3):
+            await play.start(server)
+
+
+# --- the calm ----------------------------------------------------------------------------------
+
+
+async def calm(play: Play) -> list[str]:
+    """Heal everything, let time pass until nobody owes anybody anything; return what is wrong."""
+    play.heal()
+    for server in play.servers:
+        if not server.is_up:
+            await play.start(server)
+    problems = await settle(play)
+    # Whoever was made to leave while the network was split may have left ends behind in the
+    # graphs of some servers only; events upon all ends bring these together.
+    for _ in range(MERGE_ROUNDS):
+        for server in play.servers:
+            if await _merge(play, server):
+                problems += await settle(play)
+    views = await views_of(play)
+    problems += differences(views)
+    problems += broken_promises(play, views)
+    return problems
+
+
+async def settle(play: Play) -> list[str]:
+    """Let time pass until all is delivered; return what still is not."""
+    world = play.world
+    for calm_ms in CALMS_MS:
+        await (world.pass_ms if calm_ms < 10_000 else world.pass_by)(calm_ms)
+        await world.pass_ms(5_000)
+        if not play.pending and not any([await owes(server) for server in play.servers]):
+            return []
+    problems = [f"an operation has not ended: {task}" for task in play.pending]
+    for task in list(play.pending):
+        task.cancel()
+    for server in play.servers:
+        problems += [f"{server.name} still owes {owed}" for owed in await owes(server)]
+    return problems
+
+
+async def owes(server: Server) -> list[str]:
+    """Return what a server has not delivered."""
+    services = server.running
+    rows = await services.db.fetch(
+        "SELECT server_name, position, failures FROM destinations WHERE behind"
+    )
+    owed = [f"{name}, behind since {at}, {failures} failures" for name, at, failures in rows]
+    delivery = services.delivery
+    if delivery._recipients.position < services.follower.head:
+        owed.append(f"reads at {delivery._recipients.position} of {services.follower.head}")
+    owed += [
+        f"{d.name}: {len(d.pdus)} PDUs, {len(d.edus)} EDUs"
+        for d in delivery._destinations.values()
+        if d.has_news or d.is_busy
+    ]
+    return owed
+
+
+async def _merge(play: Play, server: Server) -> bool:
+    """Let somebody of a server say something, if anybody may; return whether they did."""
+    before = len(play.promised)
+    for person in server.people:
+        await play.say(person)
+        if len(play.promised) > before:
+            return True
+    return False
+
+
+async def views_of(play: Play) -> list[View]:
+    """Return the room as each server that takes part has it."""
+    views = [await view_of(server, play.room_id) for server in play.servers]
+    return [view for view in views if view is not None]
+
+
+def broken_promises(play: Play, views: list[View]) -> list[str]:
+    """Return which events are lost although somebody was told that they are sent."""
+    by_name = {view.server: view for view in views}
+    return [
+        f"{event_id} was promised by {name}, and is not there"
+        for event_id, name in play.promised.items()
+        if name in by_name and event_id not in by_name[name].events
+    ]
+
+
+@contextlib.contextmanager
+def quiet() -> object:
+    """Keep the servers' log away, but for what is kept by `ErrorLog`."""
+    root = logging.getLogger("minihs")
+    before, root.propagate = root.propagate, False
+    try:
+        yield
+    finally:
+        root.propagate = before
+
+
+async def play_range(world: World, seeds: range, report: Callable[[int], None]) -> None:
+    """Play many runs, one after the other."""
+    for seed in seeds:
+        async with asyncio.timeout(120):
+            await play_seed(world, seed)
+        report(seed)

@@ -1,0 +1,240 @@
+"""The servers of a simulation, and the time in which they live.
+
+A `World` is made once for many runs: five whole servers on databases of their own, with users whose
+tokens stay valid. Each run has rooms of its own, and begins at a moment that follows from its seed,
+so that its events, and what state resolution makes of them, are the same whatever ran before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from minihs.app import build_services
+from minihs.base.clock import ManualClock
+from minihs.base.config import Config
+from minihs.base.randomness import Randomness
+from minihs.remote.transport import OutgoingRequest, RawAnswer
+from minihs.workers import federation_delivery, housekeeping, runner
+from tests.helpers.network import node_of
+from tests.simulation.event_loop import SimulationLoop
+from tests.simulation.network import SimulatedNetwork, SimulatedTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from minihs.services.context import Services
+    from tests.simulation.network import Incarnation
+
+logger = logging.getLogger(__name__)
+
+CLIENT = "/_matrix/client/v3"
+START_MS = 1_750_000_000_000
+RUN_MS = 10 * 86_400_000  # No run is longer: the next one begins after it.
+SERVERS = ("hs1", "hs2", "hs3", "hs4", "hs5")
+PEOPLE = ("alice", "bob", "carol")
+REQUEST_MS = 30_000
+
+
+class SimulatedClock(ManualClock):
+    """A clock that knows when something will happen next."""
+
+    def next_due_ms(self) -> int | None:
+        """Return the moment for which the next call has been asked, or None."""
+        while self._timers and self._timers[0][2].cancelled:
+            self._timers.pop(0)
+            self._timers.sort()
+        return self._timers[0][0] if self._timers else None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A user of one of the servers."""
+
+    user_id: str
+    server: str
+    token: str
+
+    def __str__(self) -> str:
+        return self.user_id
+
+
+@dataclass(eq=False)
+class Server:
+    """A server, running or not."""
+
+    world: World
+    name: str
+    dsn: str
+    directory: Path
+    people: list[Person] = field(default_factory=list)
+    starts: int = 0
+    services: Services | None = None
+    incarnation: Incarnation | None = None
+    _stack: contextlib.AsyncExitStack | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self.services is not None
+
+    @property
+    def running(self) -> Services:
+        """Its services, which must be there."""
+        assert self.services is not None, f"{self.name} is down"
+        return self.services
+
+    async def start(self) -> None:
+        """Start it as `minihs run` does, on the database that it has."""
+        world, self._stack = self.world, contextlib.AsyncExitStack()
+        self.starts += 1
+        config = Config(
+            server_name=self.name,
+            data_dir=str(self.directory),
+            registration="open",
+            rate_limits="off",
+            password_hash_memory_kib=8,
+            password_hash_iterations=1,
+            database_connections=4,
+        )
+        services = await self._stack.enter_async_context(
+            build_services(
+                config,
+                self.dsn,
+                clock=world.clock,
+                randomness=Randomness(zlib.crc32(f"{self.name} {world.seed} {self.starts}".encode())),
+                transport=SimulatedTransport(world.network, self.name),
+            )
+        )
+        runner.start(services, housekeeping.LOOPS)
+        federation_delivery.start(services)
+        self.services = services
+        self.incarnation = world.network.attach(self.name, node_of(services))
+
+    async def stop(self, *, crash: bool = False) -> None:
+        """End it: as SIGTERM does, or as SIGKILL does, in the middle of whatever it is doing."""
+        services, incarnation, stack = self.services, self.incarnation, self._stack
+        assert services is not None
+        assert incarnation is not None
+        assert stack is not None
+        self.world.network.detach(self.name)
+        self.services = self.incarnation = self._stack = None
+        if crash:
+            services.db._pool.terminate()
+            if services.committer._connection is not None:
+                services.committer._connection.terminate()
+        await incarnation.stop()
+        await stack.aclose()
+
+    async def request(
+        self, method: str, path: str, token: str, content: object = None
+    ) -> tuple[int, Any]:
+        """Make a client's request; return status and JSON. 0: the server went away."""
+        if self.incarnation is None:
+            return 0, None
+        incarnation = self.incarnation
+        body = None if content is None else orjson.dumps(content)
+        target = path if path.startswith("/_") else CLIENT + path
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        task = asyncio.get_running_loop().create_task(
+            incarnation.node(
+                OutgoingRequest(self.name, method, target, headers, body, REQUEST_MS, 2**24)
+            )
+        )
+        incarnation.handling.add(task)
+        task.add_done_callback(incarnation.handling.discard)
+        await asyncio.wait([task])
+        if task.cancelled():
+            return 0, None
+        answer: RawAnswer = task.result()
+        return answer.status, orjson.loads(answer.body)
+
+
+class World:
+    """Servers, network and time. `seed` is that of the present run."""
+
+    def __init__(self) -> None:
+        self.clock = SimulatedClock(START_MS)
+        self.network = SimulatedNetwork(self.clock)
+        self.seed = 0
+        self.servers: dict[str, Server] = {}
+
+    @property
+    def loop(self) -> SimulationLoop:
+        """The event loop of the simulation."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulationLoop)
+        return loop
+
+    async def begin(self, seed: int) -> None:
+        """Begin a run. Runs come in the order of their seeds."""
+        self.seed = seed
+        start_ms = START_MS + (seed % 100_000) * RUN_MS
+        assert start_ms >= self.clock.now_ms(), "an earlier run was too long, or came later"
+        await self.pass_by(start_ms - self.clock.now_ms())
+        self.network.begin(seed)
+        for server in self.servers.values():
+            if not server.is_up:
+                await server.start()
+            randomness = Randomness(zlib.crc32(f"{server.name} {seed}".encode()))
+            server.running.randomness._source = randomness._source
+            server.starts = 0
+
+    # --- time -----------------------------------------------------------------------------------
+
+    async def idle(self) -> None:
+        """Let everything happen that happens without time passing."""
+        await self.loop.until_idle()
+
+    async def pass_ms(self, duration_ms: int) -> None:
+        """Let time pass, and everything happen at its moment."""
+        until_ms = self.clock.now_ms() + duration_ms
+        await self.idle()
+        while (due_ms := self.clock.next_due_ms()) is not None and due_ms <= until_ms:
+            self.clock.advance_ms(max(due_ms - self.clock.now_ms(), 0))
+            await self.idle()
+        self.clock.advance_ms(until_ms - self.clock.now_ms())
+        await self.idle()
+
+    async def pass_by(self, duration_ms: int) -> None:
+        """Let a long time pass at once: whatever was to happen meanwhile happens at its end."""
+        await self.idle()
+        self.clock.advance_ms(duration_ms)
+        await self.idle()
+
+
+@contextlib.asynccontextmanager
+async def running_world(dsns: Sequence[str], directory: Path) -> AsyncIterator[World]:
+    """Yield a world whose servers live on these databases, migrated and empty."""
+    world = World()
+    for name, dsn in zip(SERVERS, dsns, strict=False):
+        own = directory / name
+        own.mkdir()
+        world.servers[name] = Server(world, name, dsn, own)
+    try:
+        for server in world.servers.values():
+            await server.start()
+            for localpart in PEOPLE:
+                status, answer = await server.request(
+                    "POST",
+                    "/register",
+                    "",
+                    {"username": localpart, "password": "x" * 12, "auth": {"type": "m.login.dummy"}},
+                )
+                assert status == 200, answer
+                server.people.append(
+                    Person(answer["user_id"], server.name, answer["access_token"])
+                )
+        yield world
+    finally:
+        await world.network.settle()
+        for server in world.servers.values():
+            if server.is_up:
+                await server.stop()
