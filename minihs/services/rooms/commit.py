@@ -134,6 +134,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     head.unsubmitted = True  # Whatever goes wrong before `submit`, the next builder starts anew.
     if not head.room_id:
         head.room_id = event.room_id
+    enters = not head.extremities
     room_before, before, rows = head.state, planned.state_before or head.state, list(planned.rows)
     after = before
     if event.is_state:
@@ -155,7 +156,9 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         head.state = after
     else:
         head.state, merged = await state.resolve(services, head.room_version, head.extremities)
-    stored.room_state_before, stored.room_state_after = room_before.state_id, head.state.state_id
+    # For who enters a room, it has been all the while what it turns out to be.
+    stored.room_state_before = before.state_id if enters else room_before.state_id
+    stored.room_state_after = head.state.state_id
     write = EventWrite(stored, head.cursor.room_nid, states=[*rows, *merged])
     if event.is_state:
         write.auth_nids = [auth.event_nid for auth in planned.auth.values()]

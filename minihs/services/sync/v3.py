@@ -25,9 +25,11 @@ from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
 
 if TYPE_CHECKING:
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.spans import SyncRequest
+    from minihs.services.sync.streams.timeline import Timeline
     from minihs.services.sync.views import RoomMembership, UserView
 
 
@@ -182,13 +184,13 @@ def _from_ignored(request: SyncRequest, stripped: list[object]) -> bool:
 
 def _left_in_window(
     services: Services, request: SyncRequest, since: int | None, upto: int
-) -> list[tuple[str, int, str]]:
+) -> list[tuple[str, int, EventId]]:
     """Return room, position and event id of the user's own departures, from memory."""
     newest: dict[str, Membership] = {}
     for item in services.follower.items_after(since or 0):
         if isinstance(item, Membership) and item.user_id == request.user_id:
             newest[item.room_id] = item
-    left: list[tuple[str, int, str]] = []
+    left: list[tuple[str, int, EventId]] = []
     for room_id, item in newest.items():
         if item.membership in ("leave", "ban"):
             stored = services.events.cached(item.event_id)
@@ -199,7 +201,7 @@ def _left_in_window(
 
 async def _left_in_database(
     services: Services, request: SyncRequest, since: int | None, upto: int
-) -> list[tuple[str, int, str]]:
+) -> list[tuple[str, int, EventId]]:
     """Return the user's departures since the client's position; all if the filter asks so."""
     if since is None and not request.filter.room.include_leave:
         return []
@@ -212,18 +214,24 @@ async def _left_in_database(
 
 
 async def _left_rooms(
-    services: Services, request: SyncRequest, left: list[tuple[str, int, str]]
+    services: Services, request: SyncRequest, left: list[tuple[str, int, EventId]]
 ) -> dict[str, Json]:
     """Return rooms that the user has left, up to where they left them."""
-    spans = [
-        Span(room_id, request.since or 0, position, None, request.since is None)
-        for room_id, position, _ in left
-        if request.filter.room.has_room(room_id)
-    ]
-    if not spans:
+    events = await services.events.get_many([event_id for _, _, event_id in left])
+    outside: list[tuple[Span, Timeline]] = []
+    spans: list[Span] = []
+    for room_id, position, event_id in left:
+        if request.filter.room.has_room(room_id):
+            span = Span(room_id, request.since or 0, position, None, request.since is None)
+            stored = events.get(event_id)
+            if stored is not None and stored.order is None:
+                outside.append((span, timeline.of_outsider(stored, position)))
+            else:
+                spans.append(span)
+    found = await timeline.read_database(services, request, spans) if spans else {}
+    pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found] + outside
+    if not pairs:
         return {}
-    found = await timeline.read_database(services, request, spans)
-    pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found]
     states = await state.state_sections(services, request, pairs)
     await client_events.prepare(
         services,

@@ -96,6 +96,17 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> Timelin
     )
 
 
+def of_outsider(left: StoredEvent, position: int) -> Timeline:
+    """Return the timeline of who was invited to a room, or knocked, and nothing came of it.
+
+    All that they know of the room is the event by which that ended.
+    """
+    return Timeline(
+        [left], ["leave"], False, format_place(Place(position)),  # noqa: FBT003
+        EMPTY_STATE_ID, EMPTY_STATE_ID, EMPTY_STATE_ID,
+    )  # fmt: skip
+
+
 async def read_database(
     services: Services, request: SyncRequest, spans: Sequence[Span]
 ) -> dict[str, Timeline]:

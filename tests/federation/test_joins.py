@@ -1,0 +1,327 @@
+"""Joining rooms of other servers, and letting their users join ours.
+
+Alice is on hs1, Bob on hs2, Carol on hs3; Mallory's server `evil` is ill-behaved.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.network import raw
+from tests.helpers.rooms import Room
+
+if TYPE_CHECKING:
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import EvilServer, Federation, Received
+
+MAKE_JOIN = "/_matrix/federation/v1/make_join/{roomId}/{userId}"
+SEND_JOIN = "/_matrix/federation/v2/send_join/{roomId}/{eventId}"
+ALL_VERSIONS = [("ver", str(number)) for number in range(1, 13)]
+
+
+async def enter(user: User, room: str, *via: str) -> str:
+    """Join a room through servers; return its id."""
+    path = f"/join/{quote(room, safe='')}?" + "&".join(f"via={server}" for server in via)
+    return (await user.call("POST", path, {}))["room_id"]
+
+
+async def refused(user: User, room: str, *via: str) -> tuple[int, str]:
+    """Return how joining is refused."""
+    path = f"/join/{quote(room, safe='')}?" + "&".join(f"via={server}" for server in via)
+    response = await user.request("POST", path, {})
+    return response.status, response.json.get("errcode")
+
+
+async def pass_on(sender: Homeserver, receiver: Homeserver, user: User, room_id: str) -> None:
+    """Deliver a user's own member event to another server, as it would be in time."""
+    event = await user.call(
+        "GET", f"/rooms/{quote(room_id)}/state/m.room.member/{user.user_id}", format="event"
+    )
+    stored = await sender.services.events.get(event["event_id"])
+    assert stored is not None
+    answer = await sender.services.remote.send_transaction(
+        receiver.name, event["event_id"][1:20],
+        {"origin": sender.name, "origin_server_ts": 1, "pdus": [stored.event.pdu]},
+    )  # fmt: skip
+    assert answer == {"pdus": {event["event_id"]: {}}}
+
+
+async def members(user: User, room_id: str) -> dict[str, str]:
+    """Return what everybody is in a room, as a user sees it."""
+    events = (await user.call("GET", f"/rooms/{quote(room_id)}/members"))["chunk"]
+    return {event["state_key"]: event["content"]["membership"] for event in events}
+
+
+async def two(federation: Federation, **options: object) -> tuple[Homeserver, Homeserver]:
+    return await federation.start("hs1", **options), await federation.start("hs2", **options)
+
+
+@pytest.mark.parametrize("version", ["1", "3", "6", "10", "11", "12"])
+async def test_bob_joins_alices_room_and_has_all_of_its_state(
+    federation: Federation, version: str
+):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room(name="Tea", room_version=version)
+    await bob.sync()
+
+    assert await enter(bob, room_id, "hs1") == room_id
+
+    assert await members(alice, room_id) == {"@alice:hs1": "join", "@bob:hs2": "join"}
+    assert await members(bob, room_id) == {"@alice:hs1": "join", "@bob:hs2": "join"}
+    answer = (await bob.sync())["rooms"]["join"][room_id]
+    state = {(e["type"], e["state_key"]): e["content"] for e in answer["state"]["events"]}
+    assert state["m.room.name", ""] == {"name": "Tea"}
+    assert state["m.room.create", ""]["room_version"] == version
+    timeline = answer["timeline"]
+    assert [(e["type"], e["state_key"]) for e in timeline["events"]] == [
+        ("m.room.member", "@bob:hs2")
+    ]
+    assert timeline["limited"]
+    assert answer["summary"]["m.joined_member_count"] == 2
+
+
+async def test_bob_may_speak_at_once_and_carol_joins_through_either(federation: Federation):
+    hs1, hs2 = await two(federation)
+    hs3 = await federation.start("hs3")
+    alice, bob, carol = [
+        await server.register(name)
+        for server, name in ((hs1, "alice"), (hs2, "bob"), (hs3, "carol"))
+    ]
+    room_id = await alice.create_room()
+    await enter(bob, room_id, "hs1")
+    await bob.say(room_id)
+
+    await enter(carol, room_id, "hs2")
+
+    everybody = {"@alice:hs1": "join", "@bob:hs2": "join", "@carol:hs3": "join"}
+    assert await members(carol, room_id) == everybody
+    assert await members(bob, room_id) == everybody
+
+
+async def test_a_second_user_of_a_server_needs_no_other_server(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob, dora = (
+        await hs1.register("alice"), await hs2.register("bob"), await hs2.register("dora"),
+    )  # fmt: skip
+    room_id = await alice.create_room()
+    await enter(bob, room_id, "hs1")
+    made = len([d for d in federation.network.log if "make_join" in d.target])
+
+    await enter(dora, room_id)
+
+    assert len([d for d in federation.network.log if "make_join" in d.target]) == made
+    assert (await members(bob, room_id))["@dora:hs2"] == "join"
+
+
+async def test_rooms_are_found_by_aliases_of_other_servers(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room(room_alias_name="tea")
+
+    found = await bob.call("GET", f"/directory/room/{quote('#tea:hs1')}")
+
+    assert found == {"room_id": room_id, "servers": ["hs1"]}
+    assert await enter(bob, "#tea:hs1") == room_id
+    assert await refused(bob, "#coffee:hs1") == (404, "M_NOT_FOUND")
+
+
+async def test_the_next_server_is_asked_where_one_does_not_help(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    evil = federation.evil()
+    evil.on("GET", MAKE_JOIN, raw({"errcode": "M_NOT_FOUND", "error": "no"}, 404))
+    room_id = await alice.create_room()
+
+    await enter(bob, room_id, "gone", "evil", "hs1")
+
+    assert (await members(alice, room_id))["@bob:hs2"] == "join"
+
+
+async def test_who_is_not_invited_or_banned_stays_outside(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    closed = await alice.create_room(preset="private_chat", room_version="11")
+    with_ban = await alice.create_room()
+    await alice.call("POST", f"/rooms/{quote(with_ban)}/ban", {"user_id": bob.user_id})
+
+    assert await refused(bob, closed, "hs1") == (403, "M_FORBIDDEN")
+    assert await refused(bob, with_ban, "hs1") == (403, "M_FORBIDDEN")
+    assert await refused(bob, "!nothing:hs1", "hs1") == (404, "M_NOT_FOUND")
+    assert (await bob.sync()).get("rooms") is None
+
+
+async def test_bob_leaves_and_comes_back_to_what_the_room_has_become(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room(name="Tea")
+    await enter(bob, room_id, "hs1")
+    federation.network.isolate("hs2")
+    await bob.leave(room_id)
+    federation.network.heal()
+    # hs1 was never told; what matters is that hs2 is not in the room any more.
+    await alice.put_state(room_id, "m.room.name", {"name": "Coffee"})
+
+    await enter(bob, room_id, "hs1")
+
+    name = await bob.call("GET", f"/rooms/{quote(room_id)}/state/m.room.name")
+    assert name == {"name": "Coffee"}
+    assert await members(bob, room_id) == {"@alice:hs1": "join", "@bob:hs2": "join"}
+    await bob.say(room_id)
+
+
+async def test_a_room_of_an_unknown_version_is_not_joined(federation: Federation):
+    hs1 = await federation.start("hs1")
+    alice = await hs1.register("alice")
+    evil = federation.evil()
+    room_id = await alice.create_room(room_version="11")
+
+    answer = await evil.request(
+        "hs1", "GET", f"/_matrix/federation/v1/make_join/{quote(room_id)}/@mallory:evil",
+        query=[("ver", "1"), ("ver", "2")],
+    )  # fmt: skip
+
+    assert (answer.status, answer.errcode) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
+    assert answer.body["room_version"] == "11"
+
+
+# --- restricted rooms --------------------------------------------------------------------------
+
+
+async def restricted_room(alice: User, allowed: str) -> str:
+    """Make a room for the members of another."""
+    rule = {
+        "join_rule": "restricted",
+        "allow": [{"type": "m.room_membership", "room_id": allowed}],
+    }
+    return await alice.create_room(
+        initial_state=[{"type": "m.room.join_rules", "content": rule, "state_key": ""}],
+        room_version="11",
+    )
+
+
+@pytest.mark.spec("server-server-api#restricted-rooms")
+async def test_members_of_one_room_may_join_another_by_the_word_of_its_server(
+    federation: Federation,
+):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    space = await alice.create_room()
+    room_id = await restricted_room(alice, space)
+
+    assert await refused(bob, room_id, "hs1") == (403, "M_FORBIDDEN")
+    await enter(bob, space, "hs1")
+    await enter(bob, room_id, "hs1")
+
+    join = await bob.call(
+        "GET", f"/rooms/{quote(room_id)}/state/m.room.member/@bob:hs2", format="event"
+    )
+    assert join["content"]["join_authorised_via_users_server"] == "@alice:hs1"
+    stored = await hs2.services.events.get(join["event_id"])
+    assert stored is not None
+    assert set(stored.event.pdu["signatures"]) == {"hs1", "hs2"}
+
+
+@pytest.mark.spec("server-server-api#restricted-rooms")
+async def test_a_server_where_nobody_may_invite_sends_its_user_to_another(federation: Federation):
+    hs1, hs2 = await two(federation)
+    alice, bob, dora = (
+        await hs1.register("alice"), await hs2.register("bob"), await hs2.register("dora"),
+    )  # fmt: skip
+    space = await alice.create_room()
+    room_id = await restricted_room(alice, space)
+    levels = await alice.call("GET", f"/rooms/{quote(room_id)}/state/m.room.power_levels")
+    await alice.put_state(room_id, "m.room.power_levels", {**levels, "invite": 50})
+    for room in (space, room_id):
+        await enter(bob, room, "hs1")
+
+    assert await refused(dora, room_id) == (403, "M_FORBIDDEN")
+    await enter(dora, space, "hs1")
+    await pass_on(hs2, hs1, dora, space)
+    await enter(dora, room_id)
+
+    assert (await members(alice, room_id))["@dora:hs2"] == "join"
+    assert (await members(bob, room_id))["@dora:hs2"] == "join"
+
+
+async def test_a_forged_voucher_lets_nobody_in(federation: Federation):
+    """A17: Mallory claims that Alice vouches for her, and brings no signature of hs1."""
+    hs1 = await federation.start("hs1")
+    alice = await hs1.register("alice")
+    evil = federation.evil()
+    space = await alice.create_room(room_version="11")
+    room_id = await restricted_room(alice, space)
+    made = await evil.request(
+        "hs1", "GET", f"/_matrix/federation/v1/make_join/{quote(space)}/@mallory:evil",
+        query=ALL_VERSIONS,
+    )  # fmt: skip
+    assert isinstance(made, dict)
+    assert isinstance(made["event"], dict)
+    asked = await evil.request(
+        "hs1", "GET", f"/_matrix/federation/v1/make_join/{quote(room_id)}/@mallory:evil",
+        query=ALL_VERSIONS,
+    )  # fmt: skip
+    assert (asked.status, asked.errcode) == (403, "M_FORBIDDEN")
+
+    join = await signed_join(
+        evil, hs1, room_id, {"join_authorised_via_users_server": "@alice:hs1"}
+    )
+    answer = await evil.request(
+        "hs1", "PUT", f"/_matrix/federation/v2/send_join/{quote(room_id)}/{quote(join.event_id)}",
+        join.pdu,
+    )  # fmt: skip
+
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    assert "@mallory:evil" not in await members(alice, room_id)
+
+
+async def signed_join(evil: EvilServer, server: Homeserver, room_id: str, content: dict):
+    """Return a join of Mallory as the end of a room, as if made from a template."""
+    from minihs.protocol.event_assembly import EventDraft, build_event
+    from minihs.protocol.event_auth import select_auth_keys
+    from minihs.services.rooms.heads import load_head
+
+    head = await load_head(server.services, room_id)
+    content = {"membership": "join", **content}
+    keys = select_auth_keys(
+        head.room_version, "@mallory:evil", "m.room.member", "@mallory:evil", content
+    )
+    return build_event(
+        EventDraft(
+            room_id=room_id, sender="@mallory:evil", type="m.room.member", content=content,
+            origin_server_ts=server.clock.now_ms(), state_key="@mallory:evil",
+        ),
+        room_version=head.room_version,
+        depth=50,
+        prev_event_ids=[end.event_id for end in head.extremities],
+        auth_event_ids=[head.state.entries[key] for key in keys if key in head.state.entries],
+        server_name=evil.name,
+        signing_key=evil.key,
+    )  # fmt: skip
+
+
+# --- what is wrong with templates and answers ----------------------------------------------------
+
+
+def resident(evil: EvilServer, room: Room, **changes: object) -> None:
+    """Let the evil server be resident in a room; `changes` are made to its template."""
+
+    def make_join(received: Received) -> object:
+        user_id = received.path["userId"]
+        draft = room.draft(user_id, "m.room.member", {"membership": "join"}, state_key=user_id)
+        event = {k: v for k, v in draft.pdu.items() if k not in ("hashes", "signatures")}
+        return {"room_version": room.room_version.identifier, "event": {**event, **changes}}
+
+    def send_join(received: Received) -> object:
+        state = room.state_of(room.ends).values()
+        return {
+            "origin": evil.name,
+            "state": [room.events[e].pdu for e in state],
+            "auth_chain": [event.pdu for event in room.events.values()],
+        }
+
+    evil.on("GET", MAKE_JOIN, make_join)
+    evil.on("PUT", SEND_JOIN, send_join)
