@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dag.add_argument("--explain", metavar="EVENT_ID", help="explain how a merge was resolved")
     options = parser.parse_args(arguments)
     if options.command == "dag":
+        # Whoever reads what is printed may stop. A server must not die of that: never for `run`.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         from minihs.protocol import dag as replay  # noqa: PLC0415
 
         return replay.main(options.files, options.explain)
@@ -145,5 +147,4 @@ _COMMANDS = {
 }
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
