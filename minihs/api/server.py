@@ -103,6 +103,8 @@ class _Server:
             response = _respond(Answer(required.body, 401))
         except web.HTTPRequestEntityTooLarge:
             response = _respond(Answer(TooLarge("The body is too large.").body(), 413))
+        except ConnectionResetError:  # Who asked has gone, and will not read this.
+            response = _respond(Answer({}, 400))
         except Exception:
             logger.exception("the request failed")
             body = {"errcode": "M_UNKNOWN", "error": "Internal server error."}
