@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller say how long the ledger test of tests/durability takes."""
+    parser.addoption("--ledger-rounds", type=int, default=20, help="faults of the ledger test")
+    parser.addoption("--ledger-seed", type=int, default=1, help="what fails in it, and when")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that needs a database once on each PostgreSQL that this run is about."""
     if "postgres_version" in metafunc.fixturenames:
