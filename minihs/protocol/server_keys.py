@@ -29,7 +29,7 @@ VALIDITY_MS_MAX: Final = 7 * 86_400_000
 KEYS_MAX: Final = 100
 KEY_OBJECT_BYTES_MAX: Final = 65_536
 
-_KEY_ID = re.compile(r"ed25519:[A-Za-z0-9_]{1,64}")
+_KEY_ID = re.compile(r"ed25519:[A-Za-z0-9_]{1,247}")  # 255 bytes, as other identifiers.
 
 
 def _published(base64: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minihs.protocol import canonical_json
 from minihs.services.federation import notary
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ async def get_server_key(request: Request) -> object:
 
     Spec: server-server-api#get_matrixkeyv2server
     """
-    return notary.own_keys(request.services)
+    # Canonical JSON, so that the bytes without the signatures are the bytes that were signed.
+    return canonical_json.encode(notary.own_keys(request.services))
 
 
 async def perspectives_key_query(request: Request) -> object:
