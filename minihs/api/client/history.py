@@ -144,8 +144,7 @@ async def get_room_state_with_key(request: Request) -> object:
         (request.path["eventType"], request.path.get("stateKey", "")),
     )
     if kind == "event":
-        device_nid = request.requester.device_nid
-        return (await shown(request.services, [stored], device_nid=device_nid))[0]
+        return (await shown(request.services, [stored], reader=request.requester))[0]
     return Answer(canonical_json.encode_lenient(as_shown(stored).content))
 
 

@@ -10,7 +10,7 @@ Spec: client-server-api#room-event-format
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
@@ -23,13 +23,24 @@ from minihs.storage import events as event_reads
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from minihs.protocol.identifiers import EventId
+    from minihs.protocol.identifiers import EventId, UserId
     from minihs.services.context import Services
     from minihs.storage.database import Queries
     from minihs.storage.event_store import StoredEvent
 
+_TRANSACTION_ID_NAMES = [b"transaction_id"]
+_DELAY_ID_NAMES = [name.encode() for name in unstable.DELAY_ID.written]
 _TTL_NAMES = [name.encode() for name in unstable.STICKY_TTL.written]
 _MEMBERSHIP_NAMES = unstable.MEMBERSHIP_ON_EVENT.written
+
+
+class Reader(Protocol):
+    """Who reads, by which device."""
+
+    @property
+    def user_id(self) -> UserId: ...  # noqa: D102
+    @property
+    def device_nid(self) -> int: ...  # noqa: D102
 
 
 async def prepare(
@@ -95,13 +106,13 @@ def client_event(
     now_ms: int,
     *,
     with_room_id: bool,
-    device_nid: int | None = None,
+    reader: Reader | None = None,
     membership: str | None = None,
 ) -> bytes:
     """Return the JSON of an event that has been prepared.
 
-    `device_nid` is the reader's device, which is told its own transaction id; `membership` the
-    reader's membership when the event was sent (MSC4115).
+    The reader's device is told its own transaction ids, the reader their own delay ids; None:
+    nobody's. `membership` is the reader's when the event was sent (MSC4115).
     """
     head = stored.client_head
     if head is None:
@@ -116,9 +127,21 @@ def client_event(
             unsigned = b'%b,"%b":"%b"' % (unsigned, name.encode(), membership.encode())
     if stored.sticky_until_ms is not None and stored.redacted_by is None:
         unsigned = _with_time_left(unsigned, stored, now_ms)
-    if stored.txn_id is not None and device_nid is not None and stored.device_nid == device_nid:
-        unsigned = b'%b,"transaction_id":%b' % (unsigned, orjson.dumps(stored.txn_id))
+    if stored.txn_id is not None and reader is not None and _is_told(stored, reader):
+        given = orjson.dumps(stored.txn_id)
+        for key in _DELAY_ID_NAMES if stored.device_nid is None else _TRANSACTION_ID_NAMES:
+            unsigned = b'%b,"%b":%b' % (unsigned, key, given)
     return client_format.finish(head, unsigned)
+
+
+def _is_told(stored: StoredEvent, reader: Reader) -> bool:
+    """Return whether a reader is told by which request an event was sent.
+
+    The device that sent it, or all devices of the sender of a delayed event, which no device sent.
+    """
+    if stored.device_nid is None:
+        return stored.event.sender == reader.user_id
+    return stored.device_nid == reader.device_nid
 
 
 def _with_time_left(unsigned: bytes, stored: StoredEvent, now_ms: int) -> bytes:
@@ -137,7 +160,7 @@ async def shown(
     events: Sequence[StoredEvent],
     *,
     with_room_id: bool = True,
-    device_nid: int | None = None,
+    reader: Reader | None = None,
     memberships: Sequence[str] | None = None,
 ) -> list[orjson.Fragment]:
     """Return events ready to be put into an answer; `memberships` are the reader's, aligned."""
@@ -149,7 +172,7 @@ async def shown(
                 stored,
                 now_ms,
                 with_room_id=with_room_id,
-                device_nid=device_nid,
+                reader=reader,
                 membership=memberships[n] if memberships is not None else None,
             )
         )

@@ -244,7 +244,7 @@ async def _shown(services: Services, reader: Reader, seen: Sequence[Seen]) -> li
     return await shown(
         services,
         [stored for stored, _ in seen],
-        device_nid=reader.device_nid,
+        reader=reader,
         memberships=[membership for _, membership in seen],
     )
 
@@ -255,7 +255,7 @@ async def _show_state(
     ids = list(event_ids)
     known = await services.events.get_many(ids)
     events = [known[event_id] for event_id in ids if event_id in known]
-    return await shown(services, events, device_nid=reader.device_nid)
+    return await shown(services, events, reader=reader)
 
 
 # --- single events -----------------------------------------------------------------------------
@@ -458,7 +458,7 @@ async def members(
         if (stored := known.get(event_id)) is not None
         and _is_asked_for(stored.event.content.get("membership"), membership, not_membership)
     ]
-    return await shown(services, chosen, device_nid=reader.device_nid)
+    return await shown(services, chosen, reader=reader)
 
 
 def _is_asked_for(value: object, membership: str | None, not_membership: str | None) -> bool:

@@ -17,6 +17,7 @@ from minihs.services.rooms.client_events import as_shown, client_event
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from minihs.services.rooms.client_events import Reader
     from minihs.services.sync.streams.timeline import Timeline
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.unread import UnreadCounts
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 Json = dict[str, object]
 
 
-def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, device_nid: int | None) -> Json:
+def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, reader: Reader | None) -> Json:
     """Return a room's `timeline`; its events must have been prepared."""
     return {
         "events": [
-            event_json(stored, filter_, now_ms, device_nid, membership)
+            event_json(stored, filter_, now_ms, reader, membership)
             for stored, membership in zip(timeline.events, timeline.memberships, strict=True)
         ],
         "limited": timeline.limited,
@@ -36,32 +37,30 @@ def timeline_json(timeline: Timeline, filter_: Filter, now_ms: int, device_nid: 
     }
 
 
-def state_json(events: Sequence[StoredEvent], filter_: Filter, now_ms: int) -> Json:
+def state_json(
+    events: Sequence[StoredEvent], filter_: Filter, now_ms: int, reader: Reader | None
+) -> Json:
     """Return a room's `state`; its events must have been prepared."""
-    return {"events": [event_json(stored, filter_, now_ms, None, None) for stored in events]}
+    return {"events": [event_json(stored, filter_, now_ms, reader, None) for stored in events]}
 
 
 def event_json(
     stored: StoredEvent,
     filter_: Filter,
     now_ms: int,
-    device_nid: int | None,
+    reader: Reader | None,
     membership: str | None,
 ) -> object:
     """Return one event in the shape that the filter asks for; it must have been prepared."""
     if not filter_.shapes_events:
         return orjson.Fragment(
-            client_event(
-                stored, now_ms, with_room_id=False, device_nid=device_nid, membership=membership
-            )
+            client_event(stored, now_ms, with_room_id=False, reader=reader, membership=membership)
         )
     if filter_.event_format == "federation":
         event: object = dict(as_shown(stored).pdu)
     else:
         event = canonical_json.decode(
-            client_event(
-                stored, now_ms, with_room_id=False, device_nid=device_nid, membership=membership
-            )
+            client_event(stored, now_ms, with_room_id=False, reader=reader, membership=membership)
         )
     if filter_.event_fields is not None and isinstance(event, dict):
         event = select_fields(event, filter_.event_fields)

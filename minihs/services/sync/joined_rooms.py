@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from minihs.services.context import Services
+    from minihs.services.rooms.client_events import Reader
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.positions import StickyBacklog
     from minihs.services.sync.spans import Span, SyncRequest
@@ -38,12 +39,12 @@ AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this 
 class SharedPart:
     """A room's part of an answer that is the same for everybody; empty JSON: nothing to show.
 
-    `devices` are those that sent something in it, and are told their transaction ids.
+    `told` are the devices and users to whom something in it tells how they sent it.
     """
 
     json: Json
     shown: Shown
-    devices: frozenset[int]
+    told: frozenset[int | str]
     members_changed: bool
 
 
@@ -112,11 +113,11 @@ async def _add_sticky_events(
     lazy = request.filter.room.state.lazy_load_members
     for room_id, events in found.items():
         await client_events.prepare(services, events)
-        now_ms, device_nid = services.clock.now_ms(), request.requester.device_nid
+        now_ms, reader = services.clock.now_ms(), request.requester
         part = parts.setdefault(room_id, {})
         section = {
             "events": [
-                assemble.event_json(stored, request.filter, now_ms, device_nid, None)
+                assemble.event_json(stored, request.filter, now_ms, reader, None)
                 for stored in events
             ]
         }
@@ -149,7 +150,7 @@ async def _add_senders(
         "events": [
             *known,
             *(
-                assemble.event_json(member, request.filter, now_ms, None, None)
+                assemble.event_json(member, request.filter, now_ms, request.requester, None)
                 for member in members
                 if member.event_id not in have
             ),
@@ -185,10 +186,12 @@ async def _shared(services: Services, request: SyncRequest, span: Span) -> Share
             return None
         part = await _part(services, request, span, found, None)
         cache.put(key, part, 1_000 + 1_000 * len(found.events))
-    if request.requester.device_nid in part.devices:
+    if part.told and not part.told.isdisjoint(
+        (request.requester.device_nid, request.requester.user_id)
+    ):
         found = timeline.read_window(services, request, span)
         if found is not None:
-            return await _part(services, request, span, found, request.requester.device_nid)
+            return await _part(services, request, span, found, request.requester)
     return part
 
 
@@ -197,11 +200,11 @@ async def _part(
     request: SyncRequest,
     span: Span,
     found: Timeline,
-    device_nid: int | None,
+    reader: Reader | None,
 ) -> SharedPart:
     states = await state.state_sections(services, request, [(span, found)])
     await client_events.prepare(services, [*found.events, *states[span.room_id]])
-    return _written(services, request, found, states[span.room_id], device_nid)
+    return _written(services, request, found, states[span.room_id], reader)
 
 
 def _written(
@@ -209,17 +212,15 @@ def _written(
     request: SyncRequest,
     found: Timeline,
     states: Sequence[StoredEvent],
-    device_nid: int | None,
+    reader: Reader | None,
 ) -> SharedPart:
     now_ms = services.clock.now_ms()
     json: Json = {}
     if found.events or found.limited:
-        json["timeline"] = _fragment(
-            assemble.timeline_json(found, request.filter, now_ms, device_nid)
-        )
+        json["timeline"] = _fragment(assemble.timeline_json(found, request.filter, now_ms, reader))
     name = "state_after" if request.use_state_after else "state"
     if states or (json and request.use_state_after):
-        json[name] = _fragment(assemble.state_json(states, request.filter, now_ms))
+        json[name] = _fragment(assemble.state_json(states, request.filter, now_ms, reader))
     everything = [*found.events, *states]
     return SharedPart(
         json,
@@ -227,7 +228,7 @@ def _written(
             frozenset(stored.event_id for stored in found.events),
             found.events[0].position if found.events else None,
         ),
-        frozenset(s.device_nid for s in found.events if s.device_nid is not None and s.txn_id),
+        frozenset(s.device_nid or s.event.sender for s in everything if s.txn_id is not None),
         any(stored.event.type == "m.room.member" for stored in everything),
     )
 
@@ -253,9 +254,7 @@ async def _from_database(
     )
     changed: set[str] = set()
     for span, of_room in pairs:
-        part = _written(
-            services, request, of_room, states[span.room_id], request.requester.device_nid
-        )
+        part = _written(services, request, of_room, states[span.room_id], request.requester)
         shown[span.room_id] = part.shown
         if part.json or span.is_new or request.full_state:
             parts[span.room_id] = part.json

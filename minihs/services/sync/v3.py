@@ -242,9 +242,11 @@ async def _left_rooms(
     return {
         span.room_id: {
             "timeline": assemble.timeline_json(
-                of_room, request.filter, now_ms, request.requester.device_nid
+                of_room, request.filter, now_ms, request.requester
             ),
-            name: assemble.state_json(states[span.room_id], request.filter, now_ms),
+            name: assemble.state_json(
+                states[span.room_id], request.filter, now_ms, request.requester
+            ),
             "account_data": {"events": []},
         }
         for span, of_room in pairs
