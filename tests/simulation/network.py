@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from minihs.remote.transport import RawAnswer, RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from minihs.base.clock import Clock
     from minihs.remote.transport import OutgoingRequest
@@ -45,18 +45,6 @@ class Faults:
 PERFECT = Faults()
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A request that was made, and what its sender saw of it."""
-
-    at_ms: int
-    origin: str
-    destination: str
-    method: str
-    target: str
-    outcome: int | str
-
-
 @dataclass(eq=False)
 class Incarnation:
     """A server from its start to its end: what handles requests, and what it is handling."""
@@ -77,7 +65,7 @@ class SimulatedNetwork:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.log: list[Sent] = []
+        self.watch: Callable[[str], None] = print
         self._nodes: dict[str, Incarnation] = {}
         self._late: set[asyncio.Task[None]] = set()
         self.begin(0)
@@ -86,7 +74,6 @@ class SimulatedNetwork:
         """Forget the last run."""
         self.seed = seed
         self.faults = PERFECT
-        self.log.clear()
         self._times: Counter[bytes] = Counter()
         self._cut: set[tuple[str, str]] = set()
         self._clogged: set[tuple[str, str]] = set()
@@ -142,16 +129,9 @@ class SimulatedNetwork:
     async def carry(self, origin: str, request: OutgoingRequest) -> RawAnswer | RemoteError:
         """Deliver a request, if things go well."""
         outcome = await self._carry(origin, request)
-        self.log.append(
-            Sent(
-                self.clock.now_ms(),
-                origin,
-                request.destination,
-                request.method,
-                request.target,
-                outcome.status if isinstance(outcome, RawAnswer) else outcome.kind,
-            )
-        )
+        said = outcome.status if isinstance(outcome, RawAnswer) else outcome.kind
+        path, _, _ = request.target.partition("?")
+        self.watch(f"    {origin} -> {request.destination}: {request.method} {path}: {said}")
         return outcome
 
     async def _carry(self, origin: str, request: OutgoingRequest) -> RawAnswer | RemoteError:

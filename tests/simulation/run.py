@@ -30,7 +30,7 @@ MERGE_ROUNDS = 2
 class RunFailure(AssertionError):
     """What is wrong after a run, and how it came about."""
 
-    def __init__(self, play: Play, problems: list[str], log: list[str]) -> None:
+    def __init__(self, play: Play, problems: list[str]) -> None:
         self.seed = play.world.seed
         self.problems = problems
         self.trace = play.trace
@@ -38,7 +38,6 @@ class RunFailure(AssertionError):
             (
                 f"seed {self.seed} in {play.room_id} with {', '.join(play.names)}:",
                 *play.trace,
-                *(log[-200:] if log else ()),
                 f"--- wrong after seed {self.seed}: {len(problems)} ---",
                 *problems[:40],
             )
@@ -46,15 +45,20 @@ class RunFailure(AssertionError):
         super().__init__(text)
 
 
-class ErrorLog(logging.Handler):
-    """Keeps what the servers complain about: a task that dies, a request that fails."""
+class ServerLog(logging.Handler):
+    """Notes what the servers say in the trace, and keeps what they complain about."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: list[str] = []
+    def __init__(self, play: Play) -> None:
+        super().__init__(logging.INFO)
+        self.play = play
+        self.complaints: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+        """Take a line of a log."""
+        line = self.format(record)
+        self.play.note(f"    log: {line}")
+        if record.levelno >= logging.ERROR:
+            self.complaints.append(line)
 
 
 async def play_seed(world: World, seed: int, scenario: Scenario | None = None) -> Play:
@@ -67,19 +71,20 @@ async def play_seed(world: World, seed: int, scenario: Scenario | None = None) -
     chance = Randomness(seed)
     count = 3 if scenario is not None else chance.between(2, len(SERVERS))
     play = Play(world, chance, list(SERVERS[:count]))
-    errors = ErrorLog()
-    logging.getLogger("minihs").addHandler(errors)
+    log = ServerLog(play)
+    world.network.watch = play.note
+    logging.getLogger("minihs").addHandler(log)
     try:
         await (scenario or storm)(play)
         problems = await calm(play)
     except (AssertionError, Exception) as error:
         play.note(f"!!! {error!r}")
-        raise RunFailure(play, [repr(error)], errors.lines) from error
+        raise RunFailure(play, [repr(error)]) from error
     finally:
-        logging.getLogger("minihs").removeHandler(errors)
-    problems += [f"a server complains: {line}" for line in errors.lines]
+        logging.getLogger("minihs").removeHandler(log)
+    problems += [f"a server complains: {line}" for line in log.complaints]
     if problems:
-        raise RunFailure(play, problems, [])
+        raise RunFailure(play, problems)
     return play
 
 
@@ -273,13 +278,16 @@ def broken_promises(play: Play, views: list[View]) -> list[str]:
 
 @contextlib.contextmanager
 def quiet() -> object:
-    """Keep the servers' log away, but for what is kept by `ErrorLog`."""
+    """Keep the servers' log away, but for what `ServerLog` notes."""
     root = logging.getLogger("minihs")
-    before, root.propagate = root.propagate, False
+    propagate, level = root.propagate, root.level
+    root.propagate = False
+    root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.propagate = before
+        root.propagate = propagate
+        root.setLevel(level)
 
 
 async def play_range(world: World, seeds: range, report: Callable[[int], None]) -> None:

@@ -1,7 +1,9 @@
 """WHAT WE ANSWER other servers about rooms: events, history, states, and what they rest upon.
 
 A server is told about rooms that its users are in, and that somebody of this server is in: of what
-we may have from an earlier stay we are no authority. Of an event it gets what its users could see,
+we may have from an earlier stay we are no authority. Where the stay of either has ended, it is
+still given the events of the time that it was in the room, as those by which the stay ended would
+else have no place in its graph. Of an event it gets what its users could see,
 else the redacted event, so that the graph it receives is whole. What was rejected is not passed on.
 
 Events are sent as the text that is stored; large answers are put together a few hundred at a time,
@@ -45,6 +47,7 @@ MISSING_EVENTS_DEFAULT = 10
 NEAR_IN_TIME_MAX = 50
 NAMED_EVENTS_MAX = 100
 EVENTS_AT_ONCE = 500
+ONCE_INSIDE = ("join", "leave", "ban")
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
 Json = dict[str, object]
 
@@ -65,14 +68,52 @@ async def require_in_room(services: Services, origin: str, room_id: str) -> None
         raise Forbidden("Your server is not in this room.")
 
 
-async def _event_in_room(services: Services, room_id: str, event_id: str) -> StoredEvent:
-    """Return an event of a room, with its place in it.
+async def _stays(services: Services, origin: str, room_id: str) -> bool:
+    """Return whether a server and this one are in a room; False if they were, and one is no more.
 
     Raises:
-        NotFound: there is none, or it is of another room, or nothing is known but the event.
+        NotFound, Forbidden: as `require_in_room`; and they never were.
     """
+    try:
+        await require_in_room(services, origin, room_id)
+    except (NotFound, Forbidden):
+        if not await memberships.has_members_of_server(services.db, room_id, origin, ONCE_INSIDE):
+            raise
+        return False
+    return True
+
+
+async def _of_its_stay(
+    services: Services, origin: ServerName, events: Iterable[StoredEvent]
+) -> list[StoredEvent]:
+    """Return those of the events before which a user of the server was joined."""
+    members: dict[int, set[str]] = {}
+    found: list[StoredEvent] = []
+    for stored in events:
+        state_id = stored.state_before
+        if state_id is None:
+            continue
+        if state_id not in members:
+            members[state_id] = await _memberships(services, origin, state_id)
+        if "join" in members[state_id]:
+            found.append(stored)
+    return found
+
+
+async def _event_in_room(
+    services: Services, origin: ServerName, room_id: str, event_id: str
+) -> StoredEvent:
+    """Return an event of a room that a server may ask about.
+
+    Raises:
+        NotFound: there is none, or it is of another room, or not for the server to know.
+        Forbidden: as `require_in_room`.
+    """
+    stays = await _stays(services, origin, room_id)
     stored = await services.events.get(EventId(event_id)) if "\0" not in event_id else None
-    if stored is None or stored.event.room_id != room_id or stored.state_before is None:
+    if stored is None or stored.event.room_id != room_id:
+        raise NotFound("Event not found.")
+    if not stays and not await _of_its_stay(services, origin, [stored]):
         raise NotFound("Event not found.")
     return stored
 
@@ -92,7 +133,7 @@ async def get_event(services: Services, origin: ServerName, event_id: str) -> Js
     stored = await services.events.get(EventId(event_id)) if "\0" not in event_id else None
     if stored is None or stored.status == REJECTED:
         raise NotFound("Event not found.")
-    await require_in_room(services, origin, stored.event.room_id)
+    await _event_in_room(services, origin, stored.event.room_id, event_id)
     return _transaction(services, await for_server(services, origin, [stored]))
 
 
@@ -168,11 +209,11 @@ async def get_missing_events(
     """Return the events between `earliest` and `latest`, neither of them included, oldest first.
 
     Raises:
-        NotFound, Forbidden: as `require_in_room`.
+        NotFound, Forbidden: as `require_in_room`, if it has never been otherwise.
 
     Spec: server-server-api#post_matrixfederationv1get_missing_eventsroomid
     """
-    await require_in_room(services, origin, room_id)
+    stays = await _stays(services, origin, room_id)
     limit = max(0, min(limit, MISSING_EVENTS_MAX))
     seen = {*earliest, *latest}
     layer = await _of_room(services, room_id, latest[:NAMED_EVENTS_MAX])
@@ -191,6 +232,8 @@ async def get_missing_events(
             for event_id, stored in (await _of_room(services, room_id, ids)).items()
             if stored.event.depth >= min_depth
         }
+        if not stays:
+            layer = {s.event_id: s for s in await _of_its_stay(services, origin, layer.values())}
         found += layer.values()
     found = found[:limit]
     found.reverse()
@@ -216,9 +259,7 @@ async def _of_room(
 # --- states and auth chains --------------------------------------------------------------------
 
 
-async def get_state(
-    services: Services, origin: ServerName, room_id: RoomId, event_id: str
-) -> Json:
+async def get_state(services: Services, origin: ServerName, room_id: RoomId, event_id: str) -> Json:
     """Return the state before an event, and all that it rests upon.
 
     Raises:
@@ -250,8 +291,9 @@ async def get_state_ids(
 async def _state_and_chain(
     services: Services, origin: ServerName, room_id: RoomId, event_id: str
 ) -> tuple[Collection[EventId], Collection[EventId]]:
-    await require_in_room(services, origin, room_id)
-    stored = await _event_in_room(services, room_id, event_id)
+    stored = await _event_in_room(services, origin, room_id, event_id)
+    if stored.state_before is None:
+        raise NotFound("Nothing is known of the state before that event.")
     state_ids = list((await services.states.get(stored.state_before or 0)).entries.values())
     return state_ids, await auth_chain_of(services, state_ids)
 
@@ -266,18 +308,13 @@ async def get_event_auth(
 
     Spec: server-server-api#get_matrixfederationv1event_authroomideventid
     """
-    await require_in_room(services, origin, room_id)
-    stored = await services.events.get(EventId(event_id)) if "\0" not in event_id else None
-    if stored is None or stored.event.room_id != room_id:
-        raise NotFound("Event not found.")
+    stored = await _event_in_room(services, origin, room_id, event_id)
     named = stored.event.auth_event_ids  # Of a message they are only in its JSON.
     chain = await auth_chains.list_auth_chain(services.db, named)
     return {"auth_chain": await pdu_list(services, sorted(chain))}
 
 
-async def auth_chain_of(
-    services: Services, event_ids: Collection[EventId]
-) -> Collection[EventId]:
+async def auth_chain_of(services: Services, event_ids: Collection[EventId]) -> Collection[EventId]:
     """Return what state events rest upon; those of them that others rest upon are among it."""
     if not event_ids:
         return ()
@@ -330,9 +367,7 @@ async def _hidden_from(
     """
     placed = [stored for stored in events if stored.state_before is not None]
     state_ids = {stored.state_before for stored in placed if stored.state_before is not None}
-    entries = await state_reads.load_entries(
-        services.states, services.db, state_ids, [VISIBILITY]
-    )
+    entries = await state_reads.load_entries(services.states, services.db, state_ids, [VISIBILITY])
     settings = await services.events.get_many(
         {event_id for entry in entries.values() for event_id in entry.values()}
     )

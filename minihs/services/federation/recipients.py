@@ -130,6 +130,8 @@ class Recipients:
         """Note who is owed an event, and what it made of the room; True if that must be read."""
         event, own = stored.event, services.server_name
         changes = await _membership_changes(services, stored)
+        if own not in room.joined and event.type == MEMBER and membership_of(event) == "join":
+            changes = None  # We come back: what has been meanwhile, no event told us.
         ours = own in room.joined and passes_on(own, event)
         if ours:
             origin = server_name_of(event.sender)
