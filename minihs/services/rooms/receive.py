@@ -263,7 +263,9 @@ class Verdict:
 class Judge:
     """Judges events of a room in its turn, one after the other, and hands on what is accepted.
 
-    `known` are the events that they name, and those of them that have been judged.
+    `known` are the events that they name, and those of them that have been judged; `redacted` and
+    `waiting` say what has been redacted before it came. `gaps` and `early` are to be noted with the
+    next commit: events after which something is missing, redactions of what is not here.
     """
 
     def __init__(self, services: Services, receipt: Receipt, head: RoomHead) -> None:
@@ -275,6 +277,7 @@ class Judge:
         self.plan = Plan(head)
         self.gaps: list[int] = []
         self.early: list[tuple[EventId, EventId]] = []
+        self.waiting: dict[EventId, list[tuple[Event, State]]] = {}
 
     async def run(self, events: Sequence[Event]) -> asyncio.Future[int] | None:
         """Judge the events; return when what was accepted last will be durable.
@@ -325,7 +328,7 @@ class Judge:
         stored = StoredEvent(
             event,
             self.services.event_numbers.take() if stored is None else stored.event_nid,
-            redacted_by=self.redacted.get(event.event_id),
+            redacted_by=await self._redacted_by(event),
         )
         if verdict.refusal is None:
             await self._accept(verdict, stored)
@@ -425,8 +428,16 @@ class Judge:
         target = await self.services.events.get(event.redacts)
         if target is None:
             self.early.append((event.redacts, event.event_id))
+            self.waiting.setdefault(event.redacts, []).append((event, before))
             return False
         return await early_redactions.applies(self.services, event, before, target.event)
+
+    async def _redacted_by(self, event: Event) -> EventId | None:
+        """Return the redaction that came before the event that it redacts."""
+        for redaction, before in self.waiting.get(event.event_id, ()):
+            if await early_redactions.applies(self.services, redaction, before, event):
+                return redaction.event_id
+        return self.redacted.get(event.event_id)
 
     async def _covers(self, event: Event) -> set[EventId]:
         """Return what lies behind refused events that this one follows: no ends any more."""

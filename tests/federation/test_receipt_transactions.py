@@ -1,0 +1,405 @@
+"""Transactions as a whole, and EDUs: F01-F08 and F18 of the list of attacks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from minihs.base.randomness import Randomness
+from minihs.protocol.server_acl import compile_server_acl
+from minihs.remote.transport import RemoteError
+from tests.helpers.mirror import forge, mirror, push, send_transaction
+from tests.helpers.rooms import ALICE, MALLORY
+from tests.helpers.waiting import until
+
+if TYPE_CHECKING:
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import EvilServer, Federation
+    from tests.helpers.rooms import Room
+
+pytestmark = pytest.mark.spec("server-server-api#transactions")
+
+YEAR_MS = 365 * 86_400_000
+
+
+async def bodies(user: User, room: Room) -> list[object]:
+    """Return the bodies of the room's messages, oldest first."""
+    page = await user.call("GET", f"/rooms/{quote(room.room_id)}/messages", dir="f", limit="1000")
+    return [e["content"].get("body") for e in page["chunk"] if e["type"] == "m.room.message"]
+
+
+async def another_room(hs1: Homeserver, alice: User) -> Room:
+    hs1.clock.advance_ms(1)  # type: ignore[attr-defined]  # a manual one; else it were the same room
+    return await mirror(hs1, await alice.create_room(room_version="12"))
+
+
+def messages(room: Room, count: int) -> list:
+    return [room.send(MALLORY, "m.room.message", {"body": f"{n}"}) for n in range(count)]
+
+
+# --- size, repetition, order --------------------------------------------------------------------
+
+
+async def test_F01_too_many_pdus_are_refused_as_a_whole(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    events = messages(room, 51)
+    answer = await send_transaction(evil, hs1, events)
+    assert isinstance(answer, RemoteError)
+    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+    assert await bodies(alice, room) == []
+    assert len(await push(evil, hs1, events[:50])) == 50
+
+
+async def test_F01_so_are_too_many_edus(hs1: Homeserver, alice: User, evil: EvilServer, room: Room):
+    answer = await send_transaction(evil, hs1, messages(room, 1), [typing(room)] * 101)
+    assert isinstance(answer, RemoteError)
+    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+    assert await bodies(alice, room) == []
+    assert await who_types(alice, room) == []
+    await push(evil, hs1, [], [typing(room)] * 100)
+    assert await who_types(alice, room) == [MALLORY]
+
+
+@pytest.mark.parametrize("content", [{"pdus": {}}, {"pdus": 1}, {"pdus": [], "edus": "m.typing"}])
+async def test_what_is_no_transaction_is_refused(hs1: Homeserver, evil: EvilServer, content: dict):
+    answer = await evil.request("hs1", "PUT", "/_matrix/federation/v1/send/t", content)
+    assert isinstance(answer, RemoteError)
+    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+async def test_F02_a_repeated_transaction_gets_its_first_answer(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    first, second = messages(room, 2)
+    bad = forge(room.draft(MALLORY, "m.room.message", {}), depth=-1)
+    answers = [
+        await push(evil, hs1, pdus, txn_id="same")
+        for pdus in ([first, bad], [first, bad], [second], [])
+    ]
+    assert len(answers[0]) == 2
+    assert answers == [answers[0]] * 4
+    assert await bodies(alice, room) == ["0"]
+
+
+async def test_F02_while_the_first_is_under_way_it_waits(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    events = messages(room, 10)
+    first, *others = await asyncio.gather(
+        *(push(evil, hs1, events, txn_id="same") for _ in range(5)),
+        *(push(evil, hs1, [], txn_id="same") for _ in range(5)),
+    )
+    assert first == {event.event_id: {} for event in events}
+    assert others == [first] * 9
+    assert await bodies(alice, room) == [f"{n}" for n in range(10)]
+
+
+async def test_F02_the_ids_of_different_servers_are_different(
+    federation: Federation, hs1: Homeserver, evil: EvilServer, room: Room
+):
+    event = messages(room, 1)[0]
+    other = federation.evil("other")
+    assert await push(other, hs1, [], txn_id="same") == {}
+    assert await push(evil, hs1, [event], txn_id="same") == {event.event_id: {}}
+
+
+async def test_F03_in_whatever_order_and_however_often_events_come_the_room_is_the_same(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    randomness = Randomness(3)
+    base = list(room.ends)
+    left, right = base, base
+    events = []
+    for n in range(10):
+        names = [{"membership": "join", "displayname": f"{side} {n}"} for side in "ab"]
+        left = [room.send(MALLORY, "m.room.member", names[0], state_key=MALLORY, prev=left)]
+        right = [room.send(MALLORY, "m.room.member", names[1], state_key=MALLORY, prev=right)]
+        events += [*left, *right]
+    events.append(room.send(MALLORY, "m.room.message", {"body": "merged"}, prev=[*left, *right]))
+    for _ in events:
+        shuffled = sorted(events, key=lambda _: randomness.between(0, 2**30))
+        for start in range(0, len(events), 5):
+            results = await push(evil, hs1, shuffled[start : start + 5])
+            errors = {result.get("error", "") for result in results.values()}
+            assert all(not error or "could not be had" in error for error in errors)
+    assert (await bodies(alice, room)) == ["merged"]
+    state = await alice.call(
+        "GET", f"/rooms/{quote(room.room_id)}/state/m.room.member/{quote(MALLORY)}"
+    )
+    current = room.current("m.room.member", MALLORY)
+    assert current is not None
+    assert state == current.content
+
+
+async def test_pdus_of_rooms_that_we_are_not_in_are_left_alone(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    (event,) = messages(room, 1)
+    await alice.leave(room.room_id)
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    assert await hs1.services.events.get(event.event_id) is None
+
+
+async def test_one_room_does_not_wait_for_another(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    other = await another_room(hs1, alice)
+    await push(evil, hs1, [other.join(MALLORY)])
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def slow(_request: object) -> object:
+        asked.set()
+        await answered.wait()
+        return {"events": []}
+
+    evil.on("POST", "/_matrix/federation/v1/get_missing_events/{roomId}", slow)
+    lost, found = messages(room, 2)
+    there = other.send(MALLORY, "m.room.message", {"body": "there"})
+    sending = asyncio.ensure_future(push(evil, hs1, [found, there]))
+    await asked.wait()
+
+    async def has_come() -> bool:
+        return await bodies(alice, other) == ["there"]
+
+    await until(has_come)
+    answered.set()
+    results = await sending
+    assert results[there.event_id] == {}
+    assert "prev_events" in results[found.event_id]["error"]
+    assert await push(evil, hs1, [lost, found]) == {lost.event_id: {}, found.event_id: {}}
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset_ms", [-10 * YEAR_MS, 10 * YEAR_MS])
+async def test_F18_time_stamps_decide_no_order(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, offset_ms: int
+):
+    ts_ms = hs1.clock.now_ms() + offset_ms
+    evil.on("GET", "/_matrix/key/v2/server", evil.key_object(valid_until_ts=2**53 - 1))
+    await alice.say(room.room_id, "first")
+    event = room.send(MALLORY, "m.room.message", {"body": "second"}, origin_server_ts=ts_ms)
+    result = (await push(evil, hs1, [event]))[event.event_id]
+    await alice.say(room.room_id, "third")
+    if offset_ms < 0:
+        assert result == {}
+        assert await bodies(alice, room) == ["first", "second", "third"]
+    else:  # No key is believed to be valid for so long.
+        assert "signature" in result["error"]
+        assert await bodies(alice, room) == ["first", "third"]
+
+
+@pytest.mark.parametrize("version", ["4"])
+async def test_F18_not_where_keys_do_not_expire_either(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    await alice.say(room.room_id, "first")
+    ts_ms = hs1.clock.now_ms() + 10 * YEAR_MS
+    event = room.send(MALLORY, "m.room.message", {"body": "second"}, origin_server_ts=ts_ms)
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    await alice.say(room.room_id, "third")
+    assert await bodies(alice, room) == ["first", "second", "third"]
+    shown = await alice.call("GET", f"/rooms/{quote(room.room_id)}/event/{quote(event.event_id)}")
+    assert shown["origin_server_ts"] == ts_ms
+
+
+# --- server ACLs --------------------------------------------------------------------------------
+
+ACLS = [
+    ({"allow": ["*"], "deny": ["evil"]}, False),
+    ({"allow": ["*"], "deny": ["EVIL"]}, False),
+    ({"allow": ["*"], "deny": ["ev?l"]}, False),
+    ({"allow": ["*"], "deny": ["*vil", "other"]}, False),
+    ({"allow": ["hs1"], "deny": []}, False),
+    ({"allow": [], "deny": []}, False),
+    ({"deny": []}, False),
+    ({"allow": "everybody", "deny": None}, False),
+    ({"allow": ["evil"], "deny": ["evil"]}, False),
+    ({"allow": ["*"]}, True),
+    ({"allow": ["hs1", "EVIL"], "deny": [1, None]}, True),
+    ({"allow": ["*"], "deny": ["*.evil", "evil2"]}, True),
+]
+
+
+@pytest.mark.spec("server-server-api#server-access-control-lists-acls")
+@pytest.mark.parametrize(("acl", "is_heard"), ACLS)
+async def test_F04_F05_servers_are_heard_as_the_acl_says(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, acl: dict, *, is_heard: bool
+):
+    other = await another_room(hs1, alice)
+    await push(evil, hs1, [other.join(MALLORY)])
+    last = await alice.say(room.room_id, "read me")
+    await alice.put_state(room.room_id, "m.room.server_acl", acl)
+    (event,), (free,) = messages(room, 1), messages(other, 1)
+    edus = [typing(room), typing(other), receipt(room, last)]
+    results = await push(evil, hs1, [event, free], edus)
+    assert results[free.event_id] == {}
+    assert (results[event.event_id] == {}) == is_heard
+    if not is_heard:
+        assert "ACL" in results[event.event_id]["error"]
+    assert ((await hs1.services.events.get(event.event_id)) is not None) == is_heard
+    news = await alice.sync()
+    assert ephemeral(news, other) == {"m.typing": {"user_ids": [MALLORY]}}
+    found = ephemeral(news, room)
+    assert (found.get("m.typing") == {"user_ids": [MALLORY]}) == is_heard
+    assert ("m.receipt" in found) == is_heard
+
+
+@pytest.mark.spec("server-server-api#server-access-control-lists-acls")
+async def test_F06_a_long_acl_is_compiled_once(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, monkeypatch: pytest.MonkeyPatch
+):
+    compiled = []
+
+    def counted(content: dict) -> object:
+        compiled.append(content)
+        return compile_server_acl(content)
+
+    monkeypatch.setattr("minihs.services.rooms.server_acls.compile_server_acl", counted)
+    deny = [f"*.{n}.org" for n in range(2_000)] + ["*" * 200 + "x"]
+    await alice.put_state(room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": deny})
+    for event in messages(room, 20):
+        assert (await push(evil, hs1, [event], [typing(room)])) == {event.event_id: {}}
+    assert len(compiled) == 1
+
+
+# --- EDUs ---------------------------------------------------------------------------------------
+
+
+def typing(room: Room, user_id: object = MALLORY, *, typing: object = True) -> dict:
+    content = {"room_id": room.room_id, "user_id": user_id, "typing": typing}
+    return {"edu_type": "m.typing", "content": content}
+
+
+def receipt(
+    room: Room, event_id: str, user_id: str = MALLORY, receipt_type: str = "m.read", **data: object
+) -> dict:
+    one = {"event_ids": [event_id], "data": {"ts": 1_234, **data}}
+    content = {room.room_id: {receipt_type: {user_id: one}}}
+    return {"edu_type": "m.receipt", "content": content}
+
+
+def ephemeral(answer: dict, room: Room) -> dict[str, dict]:
+    """Return the room's ephemeral events of a sync by type."""
+    joined = answer.get("rooms", {}).get("join", {}).get(room.room_id, {})
+    events = joined.get("ephemeral", {}).get("events", [])
+    return {event["type"]: event["content"] for event in events}
+
+
+async def who_types(user: User, room: Room) -> list[str]:
+    found = ephemeral(await user.sync(), room)
+    return found.get("m.typing", {"user_ids": []})["user_ids"]
+
+
+@pytest.mark.spec("server-server-api#typing-notifications")
+async def test_users_of_other_servers_type_and_stop(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    await push(evil, hs1, [], [typing(room)])
+    assert await who_types(alice, room) == [MALLORY]
+    await push(evil, hs1, [], [typing(room, typing=False)])
+    assert ephemeral(await alice.sync(), room) == {"m.typing": {"user_ids": []}}
+
+
+@pytest.mark.spec("server-server-api#receipts")
+async def test_users_of_other_servers_read(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    first, second = await alice.say(room.room_id), await alice.say(room.room_id)
+    await alice.sync()
+    await push(evil, hs1, [], [receipt(room, second)])
+    assert ephemeral(await alice.sync(), room)["m.receipt"] == {
+        second: {"m.read": {MALLORY: {"ts": 1_234}}}
+    }
+    # What is behind it is no news.
+    await push(evil, hs1, [], [receipt(room, first), receipt(room, second)])
+    assert ephemeral(await alice.sync(), room) == {}
+    await push(evil, hs1, [], [receipt(room, first, thread_id="main")])
+    assert ephemeral(await alice.sync(), room)["m.receipt"] == {
+        first: {"m.read": {MALLORY: {"ts": 1_234, "thread_id": "main"}}}
+    }
+
+
+@pytest.mark.parametrize("user_id", [ALICE, "@bob:hs1", "@mallory:other", "mallory", "", 1, None])
+async def test_F07_nobody_speaks_for_the_users_of_others(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, user_id: object
+):
+    last = await alice.say(room.room_id)
+    await alice.sync()
+    edus = [typing(room, user_id), receipt(room, last, str(user_id)), typing(room)]
+    await push(evil, hs1, [], edus)
+    assert ephemeral(await alice.sync(), room) == {"m.typing": {"user_ids": [MALLORY]}}
+
+
+async def test_F05_F07_nor_of_rooms_that_they_are_not_in(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    last = await alice.say(room.room_id)
+    await alice.sync()
+    stranger = "@stranger:evil"
+    await push(evil, hs1, [], [typing(room, stranger), receipt(room, last, stranger)])
+    assert ephemeral(await alice.sync(), room) == {}
+    kick = {"user_id": MALLORY}
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/kick", kick)
+    await push(evil, hs1, [], [typing(room), receipt(room, last)])
+    assert ephemeral(await alice.sync(), room) == {}
+
+
+@pytest.mark.spec("server-server-api#receipts")
+async def test_F08_receipts_name_events_of_their_room(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    other = await another_room(hs1, alice)
+    elsewhere = await alice.say(other.room_id)
+    rejected = room.draft(MALLORY, "m.room.name", {"name": "mine"}, state_key="")
+    await push(evil, hs1, [rejected])
+    await alice.sync()
+    edus = [receipt(room, elsewhere), receipt(room, rejected.event_id)]
+    await push(evil, hs1, [], edus)
+    assert ephemeral(await alice.sync(), room) == {}
+
+
+@pytest.mark.spec("server-server-api#receipts")
+async def test_F08_private_receipts_and_malformed_ones_are_ignored(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    last = await alice.say(room.room_id)
+    await alice.sync()
+    good = receipt(room, last)
+    malformed: list[object] = [None, 1, [], {}, {"event_ids": last}, {"event_ids": []}]
+    malformed += [{"event_ids": [1]}, {"event_ids": ["$\0"]}]
+    malformed += [{"event_ids": [last], "data": {"thread_id": 1}}]
+    edus = [receipt(room, last, receipt_type="m.read.private")]
+    edus += [
+        {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": {MALLORY: bad}}}}
+        for bad in malformed
+    ]
+    edus += [{"edu_type": "m.receipt", "content": {room.room_id: bad}} for bad in malformed]
+    edus += [{"edu_type": "m.receipt", "content": {"room": good["content"][room.room_id]}}]
+    await push(evil, hs1, [], edus)
+    assert ephemeral(await alice.sync(), room) == {}
+    await push(evil, hs1, [], [*edus, receipt(room, last, ts=-1)])
+    found = ephemeral(await alice.sync(), room)["m.receipt"]
+    assert found == {last: {"m.read": {MALLORY: {"ts": hs1.clock.now_ms()}}}}
+
+
+@pytest.mark.spec("server-server-api#edus")
+async def test_edus_that_we_do_not_know_harm_no_others(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    strange: list = [None, 1, "m.typing", [], {}, {"edu_type": 1}, {"content": {}}]
+    strange += [{"edu_type": "m.typing"}, {"edu_type": "m.typing", "content": []}]
+    strange += [{"edu_type": "m.typing", "content": {"room_id": "x", "user_id": MALLORY}}]
+    strange += [typing(room, typing="yes"), {"edu_type": "com.example", "content": {}}]
+    for kind in ("m.presence", "m.direct_to_device", "m.device_list_update"):
+        strange.append({"edu_type": kind, "content": {}})
+    for before, after in itertools.permutations([strange, [typing(room)]]):
+        await push(evil, hs1, [], [*before, *after])
+        assert await who_types(alice, room) == [MALLORY]
+        await push(evil, hs1, [], [typing(room, typing=False)])
