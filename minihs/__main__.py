@@ -1,4 +1,4 @@
-"""The command line: `minihs run`, `migrate`, `register-user`, `check-config`, `doctor`, `dag`."""
+"""The command line: `minihs run`, `migrate`, `register-user`, `doctor` and others; see `--help`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     register.add_argument("--password-stdin", action="store_true", help="read the password there")
     commands.add_parser("check-config", help="check and print the configuration")
     commands.add_parser("doctor", help="check what the server depends on")
+    commands.add_parser("new-signing-key", help="make a key where the old one is lost for good")
     dag = commands.add_parser("dag", help="replay room DAG files and print the verdicts as JSON")
     dag.add_argument("files", nargs="+", type=Path, metavar="FILE")
     dag.add_argument("--explain", metavar="EVENT_ID", help="explain how a merge was resolved")
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _with_database(config: Config, work: Callable[[str], Awaitable[int]]) -> int:
+def _with_database(
+    config: Config, work: Callable[[str], Awaitable[int]], *, migrated: bool = True
+) -> int:
     """Run `work` with the DSN of the database, migrated; start the embedded one if need be."""
     from minihs.storage import migrate  # noqa: PLC0415
 
@@ -65,8 +68,9 @@ def _with_database(config: Config, work: Callable[[str], Awaitable[int]]) -> int
             embedded = await start_embedded(Path(config.data_dir))
             dsn = embedded.dsn
         try:
-            await _wait_for_database(dsn)
-            if not await migrate.is_current(dsn):
+            if migrated:
+                await _wait_for_database(dsn)
+            if migrated and not await migrate.is_current(dsn):
                 await asyncio.to_thread(migrate.upgrade, dsn)
             return await work(dsn)
         finally:
@@ -139,11 +143,42 @@ def _check_config(config: Config, _options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(config: Config, _options: argparse.Namespace) -> int:
+    from minihs.app import check_config  # noqa: PLC0415
+    from minihs.base.clock import SystemClock  # noqa: PLC0415
+    from minihs.services import doctor  # noqa: PLC0415
+
+    check_config(config)
+
+    async def examine(dsn: str) -> int:
+        findings = await doctor.examine(config, dsn, SystemClock().now_ms())
+        for found in findings:
+            print(f"{found.level:7}  {found.subject}: {found.message}")  # noqa: T201
+            if found.fix:
+                print(f"         fix: {found.fix}")  # noqa: T201
+        return 1 if any(found.level == "error" for found in findings) else 0
+
+    return _with_database(config, examine, migrated=False)
+
+
+def _new_signing_key(config: Config, _options: argparse.Namespace) -> int:
+    from minihs.app import load_signing_key  # noqa: PLC0415
+    from minihs.base.randomness import Randomness  # noqa: PLC0415
+
+    if config.signing_key_file.exists():
+        raise ConfigError(f"{config.signing_key_file} is there; it is never overwritten")
+    key = load_signing_key(config, Randomness())
+    print(f"{config.signing_key_file} holds the new key {key.key_id}.")  # noqa: T201
+    return 0
+
+
 _COMMANDS = {
     "run": _run,
     "migrate": _migrate,
     "register-user": _register_user,
     "check-config": _check_config,
+    "doctor": _doctor,
+    "new-signing-key": _new_signing_key,
 }
 
 if __name__ == "__main__":

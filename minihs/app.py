@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -45,7 +44,7 @@ from minihs.services.rooms.notifications import Rulesets
 from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.views import Views
-from minihs.storage import account_data, facts, sessions, unread
+from minihs.storage import account_data, facts, inspection, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
@@ -88,7 +87,7 @@ def check_config(config: Config) -> None:
 
 def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
     """Return the server's signing key; make it when there is none."""
-    path = Path(config.signing_key_path or Path(config.data_dir) / "signing.key")
+    path = config.signing_key_file
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         text = write_signing_key(generate_signing_key(randomness.bytes(32)))
@@ -102,6 +101,23 @@ def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
             os.link(partial, path)
         partial.unlink()
     return read_signing_key(path.read_text())
+
+
+async def _check_database(db: Database, config: Config) -> None:
+    """Refuse a database that is not ours, and warn about one that may forget."""
+    unsafe = await inspection.check_usable(db)
+    if unsafe:
+        logger.warning(
+            "PostgreSQL runs with %s: A CRASH CAN LOSE WHAT USERS WERE TOLD IS SENT. "
+            "Only for tests; see `minihs doctor`.",
+            ", ".join(unsafe),
+        )
+    await facts.check_server_name(db, config.server_name)
+    if not config.signing_key_file.exists() and await inspection.has_events(db):
+        raise ConfigError(
+            f"the signing key {config.signing_key_file} is missing, but there are events that it "
+            "signed: restore it from a backup. If it is lost for good: minihs new-signing-key"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -130,7 +146,7 @@ async def build_services(
     transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
     try:
-        await facts.check_server_name(db, config.server_name)
+        await _check_database(db, config)
         events = EventStore(db, EVENT_CACHE_BYTES)
         states = StateStore(db, Numbers(db, "state_numbers"))
         follower = StreamFollower(db, events, clock, tasks)

@@ -116,6 +116,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     forgotten_room_retention_seconds: Annotated[
         int, Meta(ge=0, description="How long a room that everybody forgot is kept.")
     ] = 7 * 86_400
+    redact_on_ban_spares_control_state: Annotated[
+        bool,
+        _option(
+            "Where a kick or ban redacts what somebody sent (MSC4293), leave the state by them "
+            "that keeps the room safe, such as its server ACL."
+        ),
+    ] = True
+    deactivation_metadata: Annotated[
+        bool,
+        _option("Say in the leaves of a deactivated user why they leave (MSC3759)."),
+    ] = True
     delayed_events_max_scheduled: Annotated[
         int, Meta(ge=0, description="Delayed events a user may have scheduled (MSC4140).")
     ] = 100
@@ -142,6 +153,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def notaries(self) -> list[str]:
         """The servers of `trusted_key_servers`."""
         return [name for text in self.trusted_key_servers.split(",") if (name := text.strip())]
+
+    @property
+    def signing_key_file(self) -> Path:
+        """Where the signing key is, or will be."""
+        return Path(self.signing_key_path or Path(self.data_dir) / "signing.key")
 
     @property
     def rate_limits_on(self) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import asyncpg
 
+from minihs.base.config import ConfigError
+
 HEAD = "0001"
 
 
@@ -20,15 +22,31 @@ def migrations_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
+async def fetch_revision(connection: asyncpg.Connection) -> str | None:
+    """Return the revision of a database's schema: four digits that grow; None: there is none."""
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        return None
+    revision = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return None if revision is None else str(revision)
+
+
 async def is_current(dsn: str) -> bool:
-    """Return whether the database's schema is the one this program was written for."""
+    """Return whether the database's schema is the one this program was written for.
+
+    Raises:
+        ConfigError: it was made by a newer program.
+    """
     connection = await asyncpg.connect(dsn)
     try:
-        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-            return False
-        return bool(await connection.fetchval("SELECT version_num FROM alembic_version") == HEAD)
+        revision = await fetch_revision(connection)
     finally:
         await connection.close()
+    if revision is not None and revision > HEAD:
+        raise ConfigError(
+            f"the database's schema is {revision}, and this minihs knows {HEAD}: "
+            "run the newer minihs that made it"
+        )
+    return revision == HEAD
 
 
 def upgrade(dsn: str) -> None:
