@@ -204,7 +204,6 @@ class Delivery:
                 for share in shares:  # Nobody sees a part of it: here nothing waits.
                     self._hand_out(services, share)
                 recipients.position = upto
-                await self._save_missed(services)
             shares, next_ms = recipients.due_receipts(self._clock.now_ms())
             for share in shares:
                 self._hand_out(services, share)
@@ -242,7 +241,10 @@ class Delivery:
             self._note_missed(share.pdus)
 
     def _note_missed(self, pdus: Iterable[StoredEvent]) -> None:
-        """Note that there is something in rooms for those who are behind, to be written soon."""
+        """Note that there is something in rooms for those who are behind.
+
+        It is written with the next round of the leases, or before somebody is caught up.
+        """
         for stored in pdus:
             room_id, position = stored.event.room_id, position_of(stored)
             self._missed[room_id] = max(self._missed.get(room_id, 0), position)
@@ -374,7 +376,6 @@ class Delivery:
             self._note_unacceptable(destination, transaction, answer)
         else:
             self._note_failed(services, destination, transaction, answer)
-            await self._save_missed(services)
         destination.under_way = None
         await self._save(destination)
 
