@@ -77,6 +77,84 @@ def upgrade() -> None:
         comment="Users of this server",
     )
     op.create_table(
+        "delayed_events",
+        sa.Column("delay_id", sa.Text(), nullable=False, comment="As in Matrix"),
+        sa.Column("user_id", sa.Text(), nullable=False, comment="Whose"),
+        sa.Column("room_id", sa.Text(), nullable=False, comment="Where it goes, known here or not"),
+        sa.Column("type", sa.Text(), nullable=False, comment="Event type"),
+        sa.Column("state_key", sa.Text(), nullable=True, comment="State key of a state event"),
+        sa.Column(
+            "content", sa.Text(), nullable=False, comment="The event's content, canonical JSON"
+        ),
+        sa.Column(
+            "sticky_ms",
+            sa.BigInteger(),
+            nullable=True,
+            comment="For how long it will be sticky (MSC4354)",
+        ),
+        sa.Column("delay_ms", sa.BigInteger(), nullable=False, comment="The delay"),
+        sa.Column(
+            "since_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="When it was scheduled, or restarted last",
+        ),
+        sa.Column("due_ms", sa.BigInteger(), nullable=False, comment="since_ms + delay_ms"),
+        sa.Column(
+            "device_nid",
+            sa.BigInteger(),
+            nullable=True,
+            comment="The local device that scheduled it",
+        ),
+        sa.Column("txn_id", sa.Text(), nullable=True, comment="That device's transaction id"),
+        sa.Column("txn_scope", sa.Text(), nullable=True, comment="As in events"),
+        sa.Column(
+            "finalised_ms",
+            sa.BigInteger(),
+            nullable=True,
+            comment="When it was sent, cancelled, or could not be sent",
+        ),
+        sa.Column("event_id", sa.Text(), nullable=True, comment="What it was sent as"),
+        sa.Column("error", sa.Text(), nullable=True, comment="Why it could not be sent, as JSON"),
+        sa.PrimaryKeyConstraint("delay_id", name=op.f("delayed_events_pkey")),
+        comment="Delayed events (MSC4140): scheduled ones, and for a while what became of them",
+    )
+    op.create_index(
+        "delayed_events_due",
+        "delayed_events",
+        ["due_ms"],
+        unique=False,
+        postgresql_where=sa.text("finalised_ms IS NULL"),
+    )
+    op.create_index(
+        "delayed_events_finalised",
+        "delayed_events",
+        ["finalised_ms"],
+        unique=False,
+        postgresql_where=sa.text("finalised_ms IS NOT NULL"),
+    )
+    op.create_index(
+        "delayed_events_transaction_key",
+        "delayed_events",
+        ["device_nid", "txn_id", "room_id", "txn_scope"],
+        unique=True,
+        postgresql_where=sa.text("txn_id IS NOT NULL"),
+    )
+    op.create_index(
+        "delayed_events_user_due",
+        "delayed_events",
+        ["user_id", "due_ms"],
+        unique=False,
+        postgresql_where=sa.text("finalised_ms IS NULL"),
+    )
+    op.create_index(
+        "delayed_events_user_finalised",
+        "delayed_events",
+        ["user_id", "finalised_ms"],
+        unique=False,
+        postgresql_where=sa.text("finalised_ms IS NOT NULL"),
+    )
+    op.create_table(
         "delivery_shards",
         sa.Column(
             "shard", sa.SmallInteger(), autoincrement=False, nullable=False, comment="Its number"
@@ -322,7 +400,12 @@ def upgrade() -> None:
         sa.Column(
             "device_nid", sa.BigInteger(), nullable=True, comment="The local device that sent it"
         ),
-        sa.Column("txn_id", sa.Text(), nullable=True, comment="That device's transaction id"),
+        sa.Column(
+            "txn_id",
+            sa.Text(),
+            nullable=True,
+            comment="That device's transaction id; of a delayed event, which no device sent, its delay id",
+        ),
         sa.Column(
             "txn_scope",
             sa.Text(),
@@ -556,6 +639,71 @@ def upgrade() -> None:
     )
     op.create_index("receipts_position", "receipts", ["position"], unique=False)
     op.create_index("receipts_room_position", "receipts", ["room_nid", "position"], unique=False)
+    op.create_table(
+        "redacted_stays",
+        sa.Column(
+            "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
+        ),
+        sa.Column("user_id", sa.Text(), nullable=False, comment="Whose stay it was"),
+        sa.Column("first_join_id", sa.Text(), nullable=False, comment="The join that began it"),
+        sa.Column(
+            "because_id",
+            sa.Text(),
+            nullable=False,
+            comment="The kick or ban that ended it, and redacts it",
+        ),
+        sa.Column(
+            "join_ids",
+            postgresql.ARRAY(sa.Text()),
+            nullable=False,
+            comment="The joins of the stay that are known: its events cite one of them",
+        ),
+        sa.Column(
+            "spared_ids",
+            postgresql.ARRAY(sa.Text()),
+            nullable=False,
+            comment="Events of it that stay: state that kept the room safe at that moment",
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="In the stream: what came later was judged when it came",
+        ),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False, comment="When"),
+        sa.Column(
+            "next_major",
+            sa.BigInteger(),
+            nullable=False,
+            comment="The purge goes on before this place in the room (order_major)",
+        ),
+        sa.Column("next_minor", sa.Integer(), nullable=False, comment="The same, order_minor"),
+        sa.Column(
+            "next_nid",
+            sa.BigInteger(),
+            nullable=True,
+            comment="It goes on after this event_nid among events without a place; null: places come first",
+        ),
+        sa.Column(
+            "purged",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="The content of whatever it covers is gone",
+        ),
+        sa.PrimaryKeyConstraint(
+            "room_nid", "user_id", "first_join_id", name=op.f("redacted_stays_pkey")
+        ),
+        comment="Stays in rooms that a kick or ban redacted (MSC4293): one row, however much was said",
+    )
+    op.create_index("redacted_stays_position", "redacted_stays", ["position"], unique=False)
+    op.create_index(
+        "redacted_stays_unpurged",
+        "redacted_stays",
+        ["room_nid"],
+        unique=False,
+        postgresql_where=sa.text("NOT purged"),
+    )
     op.create_table(
         "redactions",
         sa.Column(
@@ -1020,6 +1168,13 @@ def downgrade() -> None:
     op.drop_table("rejections")
     op.drop_table("registration_tokens")
     op.drop_table("redactions")
+    op.drop_index(
+        "redacted_stays_unpurged",
+        table_name="redacted_stays",
+        postgresql_where=sa.text("NOT purged"),
+    )
+    op.drop_index("redacted_stays_position", table_name="redacted_stays")
+    op.drop_table("redacted_stays")
     op.drop_index("receipts_room_position", table_name="receipts")
     op.drop_index("receipts_position", table_name="receipts")
     op.drop_table("receipts")
@@ -1075,6 +1230,32 @@ def downgrade() -> None:
     )
     op.drop_table("destinations")
     op.drop_table("delivery_shards")
+    op.drop_index(
+        "delayed_events_user_finalised",
+        table_name="delayed_events",
+        postgresql_where=sa.text("finalised_ms IS NOT NULL"),
+    )
+    op.drop_index(
+        "delayed_events_user_due",
+        table_name="delayed_events",
+        postgresql_where=sa.text("finalised_ms IS NULL"),
+    )
+    op.drop_index(
+        "delayed_events_transaction_key",
+        table_name="delayed_events",
+        postgresql_where=sa.text("txn_id IS NOT NULL"),
+    )
+    op.drop_index(
+        "delayed_events_finalised",
+        table_name="delayed_events",
+        postgresql_where=sa.text("finalised_ms IS NOT NULL"),
+    )
+    op.drop_index(
+        "delayed_events_due",
+        table_name="delayed_events",
+        postgresql_where=sa.text("finalised_ms IS NULL"),
+    )
+    op.drop_table("delayed_events")
     op.drop_table("accounts")
     op.drop_index("account_data_user_position", table_name="account_data")
     op.drop_index("account_data_position", table_name="account_data")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,6 +44,10 @@ class BoundedCache(Generic[K, V]):
         old = self._entries.pop(key, None)
         if old is not None:
             self.weight -= old[1]
+
+    def values(self) -> Iterator[V]:
+        """Return every value; none of them counts as used."""
+        return (value for value, _ in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)

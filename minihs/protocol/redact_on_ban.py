@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from minihs.protocol import unstable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from minihs.protocol.events import Event
     from minihs.protocol.power_levels import PowerLevels
@@ -122,7 +122,7 @@ def is_of_stay(event: Event, stay: RedactedStay, find: Callable[[str], Event | N
     """
     if event.sender != stay.user_id:
         return False
-    member = event if _is_own_join(event) else _cited_member(event, event.sender, find)
+    member = event if is_own_join(event) else _cited_member(event, event.sender, find)
     first_join = None if member is None else first_join_of(member, find)
     return first_join is not None and first_join.event_id == stay.first_join_id
 
@@ -136,17 +136,18 @@ def first_join_of(member: Event, find: Callable[[str], Event | None]) -> Event |
 
     MSC4293#proposal
     """
-    if not _is_own_join(member):
+    if not is_own_join(member):
         return None
     for _ in range(STAY_JOINS_COUNT_MAX):
         before = _cited_member(member, member.sender, find)
-        if before is None or not _is_own_join(before):
+        if before is None or not is_own_join(before):
             break
         member = before
     return member
 
 
-def _is_own_join(event: Event) -> bool:
+def is_own_join(event: Event) -> bool:
+    """Return whether an event is its sender's own join, or a change of their profile."""
     return (
         event.type == "m.room.member"
         and event.state_key == event.sender
@@ -161,6 +162,40 @@ def _cited_member(event: Event, user_id: str, find: Callable[[str], Event | None
         if cited is not None and cited.state_key == user_id and cited.type == "m.room.member":
             return cited
     return None
+
+
+def joins_of_stay(first_join_id: str, members: Iterable[Event]) -> frozenset[str]:
+    """Return the ids of the join events of a stay: the one that began it, and changes of profile.
+
+    `members` are member events of its user, in any order, also such as branch off the others. With
+    these ids an event tells by itself whether it is of the stay: see `is_of_joins`.
+
+    MSC4293#proposal
+    """
+    following: dict[str, list[Event]] = {}
+    for member in members:
+        if is_own_join(member):
+            for cited in member.auth_event_ids:
+                following.setdefault(cited, []).append(member)
+    found, queue = {first_join_id}, [first_join_id]
+    while queue:
+        for member in following.get(queue.pop(), ()):
+            if member.event_id not in found:
+                found.add(member.event_id)
+                queue.append(member.event_id)
+    return frozenset(found)
+
+
+def is_of_joins(event: Event, user_id: str, join_ids: Collection[str]) -> bool:
+    """Return whether an event is one of a stay's joins, or was sent by its user citing one.
+
+    Costs nothing but a look at the event: what `is_of_stay` follows back was followed once.
+
+    MSC4293#proposal
+    """
+    return event.sender == user_id and (
+        event.event_id in join_ids or any(e in join_ids for e in event.auth_event_ids)
+    )
 
 
 def is_covered(event: Event, *, in_force: bool, spare_control_state: bool = True) -> bool:

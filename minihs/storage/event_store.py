@@ -7,12 +7,15 @@ from the database while that happened is checked against the recent ones.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
+from minihs.protocol import canonical_json
 from minihs.protocol.events import Event
+from minihs.protocol.redact_on_ban import is_of_joins
+from minihs.protocol.redaction import redact
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.storage.sql import statement
 
@@ -21,18 +24,29 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import EventId
     from minihs.storage.database import Queries, Row
+    from minihs.storage.stream_rows import StayRedaction
 
 ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 RECENT_REDACTIONS_MAX = 10_000
+RECENT_STAYS_MAX = 1_000
 
 COLUMNS = """
       e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
       e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before, e.room_state_after,
       e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies,
-      e.sticky_until_ms
+      e.sticky_until_ms,
+      -- What a kick or ban has redacted is found by its sender until its purge is done (MSC4293).
+      CASE WHEN (SELECT EXISTS (SELECT FROM redacted_stays WHERE NOT purged)) THEN (
+        SELECT json_agg(json_build_array(s.user_id, s.because_id, s.join_ids, s.spared_ids))
+        FROM redacted_stays s
+        WHERE
+          s.room_nid = e.room_nid AND NOT s.purged
+          AND (e.position IS NULL OR e.position <= s.position)
+          AND strpos(e.json, '"sender":' || to_json(s.user_id)::text) > 0
+      ) END
 """
 
-COLUMN_COUNT = 19
+COLUMN_COUNT = 20
 
 # Unique index events_event_id_key.
 LOAD_EVENTS = statement(
@@ -131,6 +145,19 @@ class StoredEvent:
         """The event's id."""
         return self.event.event_id
 
+    def redact_for_good(self, because_id: EventId) -> None:
+        """Take an event's content away, also from those who look at it otherwise than to show it.
+
+        The id and the signatures stay right (Spec: server-server-api#signing-events), and so does
+        what authorization needs. A redaction that came before stays the reason.
+        """
+        event = self.event
+        pdu = redact(event.pdu, event.room_version)
+        self.event = Event.from_pdu(pdu, event.room_version, event.event_id)
+        self.redacted_by = self.redacted_by or because_id
+        self.thread_root = self.sticky_until_ms = None
+        self.client_head = None
+
 
 class EventStore:
     """Events by id, from memory where possible."""
@@ -140,6 +167,8 @@ class EventStore:
         self._cache: BoundedCache[EventId, StoredEvent] = BoundedCache(budget_bytes)
         self._loader: Batcher[EventId, StoredEvent] = Batcher(self._load)
         self._recent_redactions: OrderedDict[EventId, EventId] = OrderedDict()
+        self._recent_stays: deque[str] = deque()  # Their users, the oldest first.
+        self._recent_stays_by_user: dict[str, deque[tuple[int, StayRedaction]]] = {}
 
     @property
     def cached_bytes(self) -> int:
@@ -199,12 +228,12 @@ class EventStore:
         (
             event_id, json, room_version, event_nid, redacted_by, position, major, minor, status,
             state_before, state_after, room_state_before, room_state_after, main_count, thread_root,
-            device_nid, txn_id, notifies, sticky_until_ms,
+            device_nid, txn_id, notifies, sticky_until_ms, stays,
         ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
         if known is not None and known.status == status and known.order is not None:
             return known
-        return StoredEvent(
+        stored = StoredEvent(
             Event.from_json(json, ROOM_VERSIONS[room_version], event_id),
             event_nid,
             redacted_by=redacted_by or self._recent_redactions.get(event_id),
@@ -222,6 +251,11 @@ class EventStore:
             notifies=notifies,
             sticky_until_ms=sticky_until_ms,
         )
+        if stays is not None:
+            _redact_by_stays(stored, stays)
+        if self._recent_stays:
+            self.redact_by_recent_stays(stored)
+        return stored
 
     def remember(self, stored: StoredEvent) -> None:
         """Keep an event that was read or committed."""
@@ -230,6 +264,11 @@ class EventStore:
     def forget(self, event_id: EventId) -> None:
         """Drop an event that was not committed after all."""
         self._cache.discard(event_id)
+
+    def drop_committed(self) -> None:
+        """Drop what can be read again: part of the stream was skipped."""
+        for stored in [s for s in self._cache.values() if s.position is not None]:
+            self._cache.discard(stored.event_id)
 
     def note_redaction(self, event_id: EventId, redaction_id: EventId) -> None:
         """Take notice of a committed redaction."""
@@ -240,3 +279,44 @@ class EventStore:
         if stored is not None and stored.redacted_by is None:
             stored.redacted_by = redaction_id
             stored.client_head = None
+
+    def note_stay(
+        self, stay: StayRedaction, position: int, window: Iterable[StoredEvent] = ()
+    ) -> None:
+        """Take notice that a stay has been redacted, at a position of the stream (MSC4293).
+
+        `window` are events of its room that may be in use without being in the cache.
+        """
+        self._recent_stays.append(stay.user_id)
+        self._recent_stays_by_user.setdefault(stay.user_id, deque()).append((position, stay))
+        if len(self._recent_stays) > RECENT_STAYS_MAX:
+            oldest = self._recent_stays.popleft()
+            of_user = self._recent_stays_by_user[oldest]
+            of_user.popleft()
+            if not of_user:
+                del self._recent_stays_by_user[oldest]
+        sender = b'"sender":' + canonical_json.encode(stay.user_id)
+        for stored in (*self._cache.values(), *window):
+            if sender in stored.event.json and stay.covers(stored.event):
+                stored.redact_for_good(stay.because_id)
+
+    def redact_by_recent_stays(self, stored: StoredEvent) -> None:
+        """Redact an event that may have been read before the stay that it is of was redacted."""
+        for position, stay in self._recent_stays_by_user.get(stored.event.sender, ()):
+            if (stored.position or 0) <= position and stored.redacted_by != stay.because_id:
+                if stay.covers(stored.event):
+                    stored.redact_for_good(stay.because_id)
+
+
+def _redact_by_stays(stored: StoredEvent, stays: str) -> None:
+    """Redact an event if one of these stays, a column of its row, covers it."""
+    listed = canonical_json.decode(stays)
+    for stay in listed if isinstance(listed, list) else ():
+        match stay:
+            case [str(user_id), str(because_id), list(join_ids), list(spared_ids)]:
+                if stored.event_id not in spared_ids and is_of_joins(
+                    stored.event, user_id, join_ids
+                ):
+                    stored.redact_for_good(because_id)  # type: ignore[arg-type]  # an event id
+            case _:
+                pass

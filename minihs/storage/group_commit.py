@@ -48,7 +48,12 @@ DEADLOCKS_MAX = 5
 CLOSE_S_MAX = 2
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
-EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
+EXPECTED = (
+    asyncpg.UniqueViolationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.DivisionByZeroError,  # A delayed event: see event_writes.
+    Conflict,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,18 +130,23 @@ class GroupCommitter:
         return len(self._waiting)
 
     def commit_events(
-        self, events: Sequence[EventWrite], room: RoomWrite, cursor: RoomCursor, generation: int
+        self,
+        events: Sequence[EventWrite],
+        room: RoomWrite,
+        cursor: RoomCursor,
+        generation: int,
+        rows: Sequence[StreamRow] = (),
     ) -> asyncio.Future[int]:
         """Queue events of one room, all or none; the answer is the position of the last one.
 
-        `generation` is the cursor's at the time when the events were built.
+        `generation` is the cursor's at the time when the events were built. `rows` come with them.
 
         Raises:
             Conflict: the room has moved, or a transaction id (or the new room's alias) has been
                 used already.
             Unavailable: the database did not answer: the events may or may not be there.
         """
-        return self._submit(events, room, cursor, generation, ())
+        return self._submit(events, room, cursor, generation, rows)
 
     async def commit_outside_event(self, event: EventWrite) -> int:
         """Commit an event that has no place in its room, for its effects; return its position."""
@@ -311,6 +321,7 @@ async def _write_without_losers(
         versions = await event_writes.lock_rooms(connection, sorted(nids))
         writes = [w for u in units for w in u.events]
         used = await event_writes.find_transactions(connection, writes)
+        used |= await event_writes.find_superseded(connection, writes)
         aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
         taken = set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
         winners = _winners(units, versions, used, taken)
@@ -325,7 +336,7 @@ def _winners(
 ) -> list[_Unit]:
     """Return the units whose rooms have not moved and whose transaction ids and aliases are free.
 
-    `used` are event_nids of events whose transaction id is in the database. Where one unit of a
+    `used` are event_nids of events that were sent already, or must not be sent any more. Where one unit of a
     room loses, those after it were built upon it.
     """
     lost: set[int] = set()

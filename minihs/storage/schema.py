@@ -135,7 +135,11 @@ events = Table(
     _text("thread_root", "Event id of the root of the thread it is in", null=True),
     _flag("notifies", "It counts as unread for users with default push rules"),
     _bigint("device_nid", "The local device that sent it", null=True),
-    _text("txn_id", "That device's transaction id", null=True),
+    _text(
+        "txn_id",
+        "That device's transaction id; of a delayed event, which no device sent, its delay id",
+        null=True,
+    ),
     _text(
         "txn_scope", "What else of the request's path must be equal to be a repetition", null=True
     ),
@@ -205,6 +209,40 @@ redactions = Table(
     _text("redaction_id", "The redaction event", primary_key=True),
     _bigint("room_nid", "The room of the redaction"),
     comment="Accepted redactions, so that an event which comes later is redacted on arrival",
+)
+
+redacted_stays = Table(
+    "redacted_stays",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _text("user_id", "Whose stay it was", primary_key=True),
+    _text("first_join_id", "The join that began it", primary_key=True),
+    _text("because_id", "The kick or ban that ended it, and redacts it"),
+    Column(
+        "join_ids",
+        ARRAY(Text),
+        nullable=False,
+        comment="The joins of the stay that are known: its events cite one of them",
+    ),
+    Column(
+        "spared_ids",
+        ARRAY(Text),
+        nullable=False,
+        comment="Events of it that stay: state that kept the room safe at that moment",
+    ),
+    _bigint("position", "In the stream: what came later was judged when it came"),
+    _bigint("created_ms", "When"),
+    _bigint("next_major", "The purge goes on before this place in the room (order_major)"),
+    Column("next_minor", Integer, nullable=False, comment="The same, order_minor"),
+    _bigint(
+        "next_nid",
+        "It goes on after this event_nid among events without a place; null: places come first",
+        null=True,
+    ),
+    _flag("purged", "The content of whatever it covers is gone"),
+    Index("redacted_stays_unpurged", "room_nid", postgresql_where=text("NOT purged")),
+    Index("redacted_stays_position", "position"),
+    comment="Stays in rooms that a kick or ban redacted (MSC4293): one row, however much was said",
 )
 
 state_keys = Table(
@@ -521,6 +559,57 @@ federation_transactions = Table(
     _text("answer", "What we answered, as JSON"),
     Index("federation_transactions_received_ms", "received_ms"),
     comment="Transactions of other servers: a repetition gets the same answer",
+)
+
+# --- what is to be sent later ----------------------------------------------------------------
+
+delayed_events = Table(
+    "delayed_events",
+    metadata,
+    _text("delay_id", "As in Matrix", primary_key=True),
+    _text("user_id", "Whose"),
+    _text("room_id", "Where it goes, known here or not"),
+    _text("type", "Event type"),
+    _text("state_key", "State key of a state event", null=True),
+    _text("content", "The event's content, canonical JSON"),
+    _bigint("sticky_ms", "For how long it will be sticky (MSC4354)", null=True),
+    _bigint("delay_ms", "The delay"),
+    _bigint("since_ms", "When it was scheduled, or restarted last"),
+    _bigint("due_ms", "since_ms + delay_ms"),
+    _bigint("device_nid", "The local device that scheduled it", null=True),
+    _text("txn_id", "That device's transaction id", null=True),
+    _text("txn_scope", "As in events", null=True),
+    _bigint("finalised_ms", "When it was sent, cancelled, or could not be sent", null=True),
+    _text("event_id", "What it was sent as", null=True),
+    _text("error", "Why it could not be sent, as JSON", null=True),
+    Index("delayed_events_due", "due_ms", postgresql_where=text("finalised_ms IS NULL")),
+    Index(
+        "delayed_events_user_due",
+        "user_id",
+        "due_ms",
+        postgresql_where=text("finalised_ms IS NULL"),
+    ),
+    Index(
+        "delayed_events_finalised",
+        "finalised_ms",
+        postgresql_where=text("finalised_ms IS NOT NULL"),
+    ),
+    Index(
+        "delayed_events_user_finalised",
+        "user_id",
+        "finalised_ms",
+        postgresql_where=text("finalised_ms IS NOT NULL"),
+    ),
+    Index(
+        "delayed_events_transaction_key",
+        "device_nid",
+        "txn_id",
+        "room_id",
+        "txn_scope",
+        unique=True,
+        postgresql_where=text("txn_id IS NOT NULL"),
+    ),
+    comment="Delayed events (MSC4140): scheduled ones, and for a while what became of them",
 )
 
 # --- the directory, reports, housekeeping ----------------------------------------------------

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minihs.protocol.redact_on_ban import is_of_joins
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.storage.database import Queries
 
@@ -59,7 +61,47 @@ class StickyEvent:
     until_ms: int
 
 
-StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite | StickyEvent
+@dataclass(frozen=True, slots=True)
+class StayRedaction:
+    """A kick or ban redacts the stay that it ended (MSC4293); also: more of its joins are known.
+
+    `spared_ids` are those of its events that stay, `unstuck` those that were sticky.
+    """
+
+    room_id: RoomId
+    user_id: UserId
+    first_join_id: EventId
+    because_id: EventId
+    join_ids: frozenset[str]
+    spared_ids: frozenset[str]
+    created_ms: int
+    unstuck: tuple[EventId, ...] = ()
+
+    @classmethod
+    def of_row(
+        cls,
+        room_id: RoomId,
+        user_id: UserId,
+        first_join_id: EventId,
+        because_id: EventId,
+        join_ids: Sequence[str],
+        spared_ids: Sequence[str],
+        created_ms: int,
+    ) -> StayRedaction:
+        """Return the stay of a row."""
+        return cls(
+            room_id, user_id, first_join_id, because_id, frozenset(join_ids),
+            frozenset(spared_ids), created_ms,
+        )  # fmt: skip
+
+    def covers(self, event: Event) -> bool:
+        """Return whether an event is redacted by it."""
+        return is_of_joins(event, self.user_id, self.join_ids) and (
+            event.event_id not in self.spared_ids
+        )
+
+
+StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite | StickyEvent | StayRedaction
 
 # Each writes a batch: the last of several rows with one key wins, as it comes last in the stream.
 WRITE_ACCOUNT_DATA = statement(
@@ -164,6 +206,38 @@ WRITE_STICKY_EVENTS = statement(
 )
 
 
+# Primary key. The purge begins at the newest place in the room. More joins of a stay come later.
+WRITE_STAY_REDACTIONS = statement(
+    "stream_rows.write_stay_redactions",
+    """
+    INSERT INTO redacted_stays AS old (
+      room_nid, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms,
+      position, next_major, next_minor
+    )
+    SELECT DISTINCT ON (r.room_nid, user_id, first_join_id)
+      r.room_nid, user_id, first_join_id, because_id, join_ids::text[], spared_ids::text[],
+      created_ms, position, 9223372036854775807, 0
+    FROM unnest(
+      $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+      $8::bigint[]
+    ) AS new (
+      room_id, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms, position
+    )
+    JOIN rooms r ON r.room_id = new.room_id
+    ORDER BY r.room_nid, user_id, first_join_id, position DESC
+    ON CONFLICT (room_nid, user_id, first_join_id) DO UPDATE
+    SET
+      position = excluded.position,
+      join_ids = ARRAY(SELECT DISTINCT unnest(old.join_ids || excluded.join_ids))
+    """,
+)
+
+# Primary key of sticky_events.
+DELETE_UNSTUCK = statement(
+    "stream_rows.delete_unstuck", "DELETE FROM sticky_events WHERE event_id = ANY($1::text[])"
+)
+
+
 def array_literal(values: Sequence[object]) -> str:
     """Return PostgreSQL's text form of an array: for arrays of arrays, which `unnest` would flatten."""
     quoted = ('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
@@ -215,3 +289,17 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
         await queries.execute(
             WRITE_STICKY_EVENTS, [r.event_id for _, r in sticky], [p for p, _ in sticky]
         )
+    stays = [(p, r) for p, r in rows if isinstance(r, StayRedaction)]
+    if stays:
+        await queries.execute(
+            WRITE_STAY_REDACTIONS,
+            [r.room_id for _, r in stays],
+            [r.user_id for _, r in stays],
+            [r.first_join_id for _, r in stays],
+            [r.because_id for _, r in stays],
+            [array_literal(sorted(r.join_ids)) for _, r in stays],
+            [array_literal(sorted(r.spared_ids)) for _, r in stays],
+            [r.created_ms for _, r in stays],
+            [p for p, _ in stays],
+        )
+        await queries.execute(DELETE_UNSTUCK, [e for _, r in stays for e in r.unstuck])

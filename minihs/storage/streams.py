@@ -25,6 +25,7 @@ from minihs.storage.sql import statement
 from minihs.storage.stream_rows import (
     AccountDataWrite,
     ReceiptWrite,
+    StayRedaction,
     StickyEvent,
     StreamRow,
     TypingWrite,
@@ -103,6 +104,19 @@ LIST_STICKY_EVENTS = statement(
     """
     SELECT s.position, r.room_id, s.event_id, s.sender, s.until_ms
     FROM sticky_events s
+    JOIN rooms r ON r.room_nid = s.room_nid
+    WHERE s.position > $1 AND s.position <= $2
+    """,
+)
+
+# Index redacted_stays_position.
+LIST_STAY_REDACTIONS = statement(
+    "streams.list_stay_redactions",
+    """
+    SELECT
+      s.position, r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids,
+      s.spared_ids, s.created_ms
+    FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.position > $1 AND s.position <= $2
     """,
@@ -236,6 +250,8 @@ class StreamFollower:
                 if room is None:
                     room = self._rooms[room_id] = deque()
                 room.append(positioned)
+            if isinstance(positioned[1], StayRedaction):
+                self._note_stay(*positioned)  # type: ignore[arg-type]  # see the line above
         self.head = last
         while len(self._window) > WINDOW_ITEMS_MAX:
             position, item = self._window.popleft()
@@ -257,6 +273,11 @@ class StreamFollower:
                     reached.set_result(None)
                 else:
                     self._reached.append((position, reached))
+
+    def _note_stay(self, position: int, stay: StayRedaction) -> None:
+        """Redact what of a stay is in memory, here or in the cache (MSC4293)."""
+        window = [item for _, item in self.room_items(stay.room_id) if isinstance(item, StoredEvent)]
+        self._events.note_stay(stay, position, window)
 
     async def _follow(self) -> None:
         """Catch up whenever there is something to catch up on."""
@@ -303,6 +324,8 @@ class StreamFollower:
             items.append((row[0], TypingWrite(row[1], tuple(row[2]), tuple(row[3]))))  # noqa: PERF401
         for row in await fetch(LIST_STICKY_EVENTS, after, upto):
             items.append((row[0], StickyEvent(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_STAY_REDACTIONS, after, upto):
+            items.append((row[0], StayRedaction.of_row(*row[1:])))  # noqa: PERF401
         items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
         return items
 
@@ -315,6 +338,7 @@ class StreamFollower:
         """Begin anew at `position`: too much was missed to read it all."""
         self._window.clear()
         self._rooms.clear()
+        self._events.drop_committed()  # They may have been redacted meanwhile.
         self.head = self.floor = position
         for on_reset in self._on_reset:
             on_reset()

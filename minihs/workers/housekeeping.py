@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from minihs.services.accounts import deactivation
 from minihs.services.ephemeral import typing_notifications
-from minihs.services.rooms import sticky_events
+from minihs.services.rooms import redact_on_ban, sticky_events
 from minihs.workers.runner import LeasedLoop
 
 LOOPS = (
     LeasedLoop("typing-expiry", 5_000, typing_notifications.expire_overdue),
     LeasedLoop("deactivations", 600_000, deactivation.resume_deactivations),
     LeasedLoop("sticky-recheck", 1_000, sticky_events.recheck_soft_failed),
+    LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),
     LeasedLoop("sticky-expiry", 60_000, sticky_events.forget_expired),
 )

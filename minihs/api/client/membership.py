@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minihs.base.errors import Forbidden, InvalidParam, MissingParam
+from minihs.base.errors import BadJson, Forbidden, InvalidParam, MissingParam
 from minihs.protocol.identifiers import parse_room_id, parse_user_id
+from minihs.protocol.redact_on_ban import read_flag
+from minihs.protocol.unstable import REDACT_EVENTS, Disagreement, strip
 from minihs.services.rooms import directory, forget, membership
 from minihs.services.rooms.membership import INSIDE, MembershipChange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from minihs.api.requests import Request
     from minihs.protocol.identifiers import RoomId, UserId
@@ -119,16 +121,18 @@ async def kick(request: Request) -> object:
     """POST /_matrix/client/v3/rooms/{roomId}/kick.
 
     Spec: client-server-api#post_matrixclientv3roomsroomidkick
+    MSC4293#proposal
     """
-    return await _change_other(request, "leave", INSIDE)
+    return await _change_other(request, "leave", INSIDE, await _redact_events(request))
 
 
 async def ban(request: Request) -> object:
     """POST /_matrix/client/v3/rooms/{roomId}/ban.
 
     Spec: client-server-api#post_matrixclientv3roomsroomidban
+    MSC4293#proposal
     """
-    return await _change_other(request, "ban", None)
+    return await _change_other(request, "ban", None, await _redact_events(request))
 
 
 async def unban(request: Request) -> object:
@@ -145,7 +149,7 @@ def _via(request: Request) -> list[str]:
 
 
 async def _join(request: Request, room_id: RoomId, via: Sequence[str]) -> object:
-    content = await request.json_object()
+    content = strip(await request.json_object(), REDACT_EVENTS)  # Nobody joins so (MSC4293).
     if content.pop("third_party_signed", None) is not None:
         raise Forbidden("This server knows no invites by email address or phone number.")
     if not isinstance(content.get("reason", ""), str):
@@ -162,11 +166,31 @@ async def _join(request: Request, room_id: RoomId, via: Sequence[str]) -> object
     return {"room_id": room_id}
 
 
-async def _change_other(request: Request, wanted: str, only_from: frozenset[str] | None) -> object:
+async def _redact_events(request: Request) -> dict[str, object]:
+    """Return what the body of a kick or ban says of the target's events, as the event says it.
+
+    MSC4293#proposal
+    """
+    body = await request.json_object()
+    flag = read_flag(body)
+    if flag is None:
+        raise BadJson("redact_events is true or false.")
+    if isinstance(flag, Disagreement):
+        raise InvalidParam(flag.message)
+    return REDACT_EVENTS.write(flag) if REDACT_EVENTS.is_in(body) else {}
+
+
+async def _change_other(
+    request: Request,
+    wanted: str,
+    only_from: frozenset[str] | None,
+    more: Mapping[str, object] | None = None,
+) -> object:
     body = await request.json(Target)
     user_id = _target(body)
+    content = {**body.content, **(more or {})}
     change = MembershipChange(
-        _room_id(request), request.requester.user_id, user_id, wanted, body.content, only_from
+        _room_id(request), request.requester.user_id, user_id, wanted, content, only_from
     )
     await membership.change_membership(request.services, change)
     return {}

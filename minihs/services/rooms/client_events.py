@@ -58,7 +58,7 @@ async def prepare(
         event, unsigned = stored.event, []
         redaction = known.get(stored.redacted_by) if stored.redacted_by is not None else None
         if redaction is not None:
-            because = client_format.client_event(redaction.event, with_room_id=True)
+            because = client_format.client_event(as_shown(redaction), with_room_id=True)
             unsigned.append(client_format.unsigned_part("redacted_because", because))
         old = known.get(replaced[event.event_id]) if event.event_id in replaced else None
         if old is not None:

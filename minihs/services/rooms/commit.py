@@ -14,11 +14,12 @@ import orjson
 
 from minihs.base.tasks import give_way
 from minihs.protocol.client_format import stripped_state
+from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
-from minihs.services.rooms import notifications, state
-from minihs.storage import history_writes, sticky_events
-from minihs.storage.event_store import SOFT_FAILED, StoredEvent
+from minihs.services.rooms import notifications, redact_on_ban, state
+from minihs.storage import history_writes, rooms, sticky_events
+from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
 from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
 from minihs.storage.history_writes import HistoryWrite, Refusal
 from minihs.storage.stream_rows import StickyEvent
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.state import State, StateRow
+    from minihs.storage.stream_rows import StayRedaction, StreamRow
 
 __all__ = [
     "ClientTransaction",
@@ -96,7 +98,7 @@ class PlannedEvent:
 
 @dataclass(slots=True)
 class Plan:
-    """Events of one room, chained, on their way to the committer.
+    """Events of one room, chained, on their way to the committer, and rows that come with them.
 
     `published` and `alias` (with its creator) are of a room that is being made: a room and its
     alias come into being together, and an alias that is taken is a `Conflict`.
@@ -104,6 +106,7 @@ class Plan:
 
     head: RoomHead
     writes: list[EventWrite] = field(default_factory=list)
+    rows: list[StreamRow] = field(default_factory=list)
     published: bool = False
     alias: tuple[RoomAlias, UserId] | None = None
 
@@ -125,7 +128,9 @@ class Plan:
             self.published,
             self.alias,
         )
-        return services.committer.commit_events(self.writes, room, head.cursor, head.generation)
+        return services.committer.commit_events(
+            self.writes, room, head.cursor, head.generation, self.rows
+        )
 
 
 async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> StoredEvent:
@@ -177,12 +182,15 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
             became_current.append(event)
     else:
         became_current, lost = await _member_changes(services, room_before, head.state)
+    ended_stays = await _ended_stays(services, plan, became_current, {event.event_id: before})
     for effect in consequences.effects_of(
         event,
         became_current=became_current,
         lost=lost,
         server_name=services.server_name,
         may_redact=planned.may_redact,
+        ended_stays=ended_stays,
+        is_redacted=stored.redacted_by is not None,
         sticky=sticky if stored.redacted_by is None else None,
         now_ms=now_ms,
     ):
@@ -192,6 +200,59 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     stored.main_count = head.main_count
     plan.writes.append(write)
     return stored
+
+
+async def _redact_late(
+    services: Services, plan: Plan, planned: PlannedEvent, stored: StoredEvent
+) -> bool:
+    """Redact an event that comes late, of a stay that a kick or ban has redacted; say if it was.
+
+    Nearly every event cites its sender's present membership, and that is all that is looked at.
+    MSC4293#proposal
+    """
+    head, event = plan.head, stored.event
+    member = planned.auth.get(("m.room.member", event.sender))
+    present_id = head.state.entries.get(("m.room.member", event.sender))
+    if member is None or present_id in (member.event_id, event.event_id):
+        return False
+    present: dict[str, EventId] = {} if present_id is None else {event.sender: present_id}
+    covered, extended = await redact_on_ban.find_covering(
+        services, head.cursor.room_nid, [stored], present
+    )
+    plan.rows += extended
+    stay = covered.get(event.event_id)
+    in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
+    if stay is None or not redact_on_ban.is_redacted_late(services, stored, in_force=in_force):
+        return False
+    stored.redact_for_good(stay.because_id)
+    return True
+
+
+async def _ended_stays(
+    services: Services,
+    plan: Plan,
+    became_current: Sequence[Event],
+    states: Mapping[EventId, State],
+) -> list[StayRedaction]:
+    """Return the stays that kicks and bans redact which are current only now. MSC4293#proposal.
+
+    `states` are the states before events that are about to be committed.
+    """
+    asking = [event for event in became_current if asks_to_redact(event)]
+    if not asking:
+        return []
+    members: list[tuple[Event, State | None]] = []
+    for event in asking:
+        before = states.get(event.event_id)
+        if before is None:
+            stored = await services.events.get(event.event_id)
+            if stored is not None and stored.state_before is not None:
+                before = await services.states.get(stored.state_before)
+        members.append((event, before))
+    head, planned = plan.head, [write.stored.event for write in plan.writes]
+    return await redact_on_ban.find_ended_stays(
+        services, head.room_id, head.cursor.room_nid, members, head.state, planned
+    )
 
 
 async def commit_outside_event(
@@ -240,14 +301,50 @@ async def store_history(
     keys += [key for row in states for key in row.changes]
     key_nids = await services.states.key_nids(keys) if keys else {}
     now_ms = services.clock.now_ms()
+    covered, rows = await redact_on_ban.find_covering(
+        services, room_nid, [write.stored for write in writes]
+    )
     for write in writes:
+        stay = covered.get(write.stored.event_id)
+        if stay and redact_on_ban.is_redacted_late(services, write.stored, in_force=None):
+            write.stored.redact_for_good(stay.because_id)
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
             write.stored.sticky_until_ms = sticky.end_ms
     await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
         services.events.remember(write.stored)
+        services.events.redact_by_recent_stays(write.stored)
         await _hold_back(services, room_nid, write.stored, now_ms)
+    rows += await _stays_ended_in_history(services, room_nid, writes)
+    if rows:
+        await services.committer.commit_rows(rows)
+
+
+async def _stays_ended_in_history(
+    services: Services, room_nid: int, writes: Sequence[HistoryWrite]
+) -> list[StayRedaction]:
+    """Return the stays that fetched kicks and bans once redacted. MSC4293#proposal.
+
+    Each acts upon the stay that it ended, whatever became of its target since.
+    """
+    members: list[tuple[Event, State | None]] = []
+    for write in writes:
+        stored = write.stored
+        if (
+            stored.status == ACCEPTED
+            and stored.order is not None
+            and stored.state_before is not None
+            and asks_to_redact(stored.event)
+        ):
+            members.append((stored.event, await services.states.get(stored.state_before)))
+    if not members:
+        return []
+    room_id = members[0][0].room_id
+    current = await rooms.list_current_states(services.db, [room_id])
+    return await redact_on_ban.find_ended_stays(
+        services, room_id, room_nid, members, await services.states.get(current[room_id])
+    )
 
 
 async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:
@@ -300,6 +397,8 @@ async def _carry_out(
             write.invite_states[user_id] = orjson.dumps(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
+        case consequences.RedactStay(stay):
+            plan.rows.append(stay)
         case consequences.RecordStickiness(until_ms):
             write.sticky = StickyEvent(head.room_id, event.event_id, event.sender, until_ms)
         case consequences.MarkRead(user_id):

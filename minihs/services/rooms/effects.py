@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, ServerName, UserId
     from minihs.protocol.stickiness import Stickiness
+    from minihs.storage.stream_rows import StayRedaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,13 @@ class Redact:
 
 
 @dataclass(frozen=True, slots=True)
+class RedactStay:
+    """A kick or ban redacts whatever its target sent in the stay that it ended. MSC4293#proposal."""
+
+    stay: StayRedaction
+
+
+@dataclass(frozen=True, slots=True)
 class RecordStickiness:
     """The event is delivered reliably to every joined user until this moment. MSC4354#proposal."""
 
@@ -76,7 +84,9 @@ class CountUnread:
     """
 
 
-Effect = SetMembership | ShowInvite | Redact | RecordStickiness | MarkRead | CountUnread
+Effect = (
+    SetMembership | ShowInvite | Redact | RedactStay | RecordStickiness | MarkRead | CountUnread
+)
 
 
 def effects_of(
@@ -86,6 +96,8 @@ def effects_of(
     lost: Sequence[UserId],
     server_name: ServerName,
     may_redact: bool,
+    ended_stays: Sequence[StayRedaction] = (),
+    is_redacted: bool = False,
     sticky: Stickiness | None = None,
     now_ms: int = 0,
 ) -> list[Effect]:
@@ -94,7 +106,9 @@ def effects_of(
     `became_current` are the member events that are part of the room's current state only since it:
     usually none or itself, more where state resolution changed its mind. `lost` are the users whose
     membership the state no longer names. `may_redact`: its sender had the power to redact the event
-    it names, or is on the server of that event's sender. `sticky` is when the event is sticky.
+    it names, or is on the server of that event's sender. `ended_stays` are those that kicks and bans
+    among `became_current` redact. `is_redacted`: the event itself was redacted before it came.
+    `sticky` is when the event is sticky.
     """
     effects: list[Effect] = []
     local_sender = server_name_of(event.sender) == server_name
@@ -107,11 +121,13 @@ def effects_of(
         )
     if event.type == "m.room.redaction" and event.redacts is not None and may_redact:
         effects.append(Redact(event.redacts))
+    effects += [RedactStay(stay) for stay in ended_stays]
     if sticky is not None and sticky.is_sticky(now_ms):
         effects.append(RecordStickiness(sticky.end_ms))
     if local_sender:
         effects.append(MarkRead(event.sender))
-    effects.append(CountUnread())
+    if not is_redacted:
+        effects.append(CountUnread())
     return effects
 
 

@@ -1,0 +1,313 @@
+"""Redaction by a kick or ban: which stays are redacted, what arrives late, and the purge.
+
+A kick or ban with `redact_events` redacts what its target said in the stay that it ended. However
+much that is, one row says so, written with the member event (`find_ended_stays`, asked by `commit`).
+From that moment nobody is shown anything else: events are redacted when they are read
+(`storage.event_store`), in memory at once. What arrives late is redacted before it is stored
+(`find_covering`). And the purge, a loop beside requests, goes through the room and takes the
+content out of the database, with whatever else it left behind: counts of unread events, mentions,
+stickiness.
+
+The rules are `protocol.redact_on_ban`. To which stay an event belongs is read from what it cites,
+so every server finds the same. Three things are ours:
+
+* the stay begins with its first join: a change of display name shields nothing;
+* control state stays while it is in force (`protocol.redact_on_ban.CONTROL_STATE`);
+* a late event is redacted by the stay that it cites, also after its sender has come back; but no
+  longer where the flag has been redacted, or where state resolution has taken the ban back.
+
+MSC4293#proposal
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from minihs.base.tasks import give_way
+from minihs.protocol import canonical_json
+from minihs.protocol.events import Event
+from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.redact_on_ban import (
+    STAY_JOINS_COUNT_MAX,
+    RedactedStay,
+    asks_to_redact,
+    is_control_state,
+    is_covered,
+    is_of_joins,
+    is_own_join,
+    joins_of_stay,
+    redacted_stay,
+)
+from minihs.protocol.redaction import redact
+from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.services.rooms.client_events import as_shown
+from minihs.services.rooms.state import load_state_events
+from minihs.storage import redacted_stays
+from minihs.storage.event_store import SOFT_FAILED
+from minihs.storage.stream_rows import StayRedaction
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, RoomId, StateKey
+    from minihs.services.context import Services
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.redacted_stays import Purge, Purgeable
+    from minihs.storage.state import State
+
+POWER_LEVELS: StateKey = ("m.room.power_levels", "")
+CREATE: StateKey = ("m.room.create", "")
+
+# Who wrote an event of the stay without knowing of the ban has finished by then. Readers do not wait.
+PURGE_AFTER_MS = 5_000
+PURGES_AT_ONCE = 100
+STEPS_AT_ONCE = 200  # Of one round of the loop, for all stays together.
+EVENTS_AT_ONCE = 1_000  # Looked at by one step.
+CHECKS_AT_ONCE = 50
+
+
+# --- which stays are redacted ------------------------------------------------------------------
+
+
+async def find_ended_stays(
+    services: Services,
+    room_id: RoomId,
+    room_nid: int,
+    members: Iterable[tuple[Event, State | None]],
+    current: State,
+    planned: Iterable[Event] = (),
+) -> list[StayRedaction]:
+    """Return the stays that some kicks and bans redact: of each the row that says so.
+
+    Of each member event the state before it is given; None for an outlier, of which nothing else is
+    known than what it cites. `current` is the room's state with them, `planned` are events that will
+    be committed before them. Events that ask for no redaction cost nothing.
+
+    MSC4293#proposal
+    """
+    asking = [(event, before) for event, before in members if asks_to_redact(event)]
+    if not asking:
+        return []
+    targets = {event.state_key or "" for event, _ in asking}
+    known = {event.event_id: event for event in planned if event.type == "m.room.member"}
+    known |= {
+        stored.event_id: stored.event
+        for stored in await redacted_stays.list_member_events(
+            services.db, services.events, room_nid, targets
+        )
+    }
+    control = await _control_state(services, current)
+    found: list[StayRedaction] = []
+    for number, (event, before) in enumerate(asking, 1):
+        stay = await _ended_stay(services, event, before, known)
+        if stay is not None:
+            joins = joins_of_stay(stay.first_join_id, known.values())
+            sticky = await services.events.get_many(
+                await redacted_stays.list_sticky(services.db, room_nid, stay.user_id)
+            )
+            found.append(
+                StayRedaction(
+                    room_id=room_id,
+                    user_id=stay.user_id,  # type: ignore[arg-type]  # of a member event
+                    first_join_id=stay.first_join_id,  # type: ignore[arg-type]  # an event id
+                    because_id=stay.because_id,  # type: ignore[arg-type]  # an event id
+                    join_ids=joins,
+                    spared_ids=_of_stay(control, stay, joins),
+                    created_ms=services.clock.now_ms(),
+                    unstuck=tuple(_of_stay(sticky.values(), stay, joins)),
+                )
+            )
+        if number % CHECKS_AT_ONCE == 0:
+            await give_way()
+    return found
+
+
+async def _ended_stay(
+    services: Services, event: Event, before: State | None, known: dict[EventId, Event]
+) -> RedactedStay | None:
+    """Return the stay that a kick or ban redacts; `known` gets the member events on the way to it.
+
+    Power is judged by the state before the event, so that a moderator's later fate changes nothing.
+    """
+    member_key: StateKey = ("m.room.member", event.state_key or "")
+    if before is not None:
+        stored = await load_state_events(services, before, (POWER_LEVELS, CREATE, member_key))
+        deciding = {key: found.event for key, found in stored.items()}
+    else:
+        cited = await services.events.get_many(event.auth_event_ids)
+        deciding = {found.event.key: found.event for found in cited.values()}
+    member = deciding.get(member_key)
+    levels = PowerLevels.of(deciding.get(POWER_LEVELS), deciding.get(CREATE), event.room_version)
+    if member is None:
+        return None
+    await _load_joins(services, member, known)
+    return redacted_stay(event, member, levels, known.get)  # type: ignore[arg-type]  # an id is text
+
+
+async def _load_joins(services: Services, member: Event, known: dict[EventId, Event]) -> None:
+    """Load the joins that a join event leads back to; most are known, or in memory."""
+    for _ in range(STAY_JOINS_COUNT_MAX):
+        known[member.event_id] = member
+        if not is_own_join(member):
+            return
+        cited = [known[e] for e in member.auth_event_ids if e in known]
+        unknown = [e for e in member.auth_event_ids if e not in known]
+        cited += [stored.event for stored in (await services.events.get_many(unknown)).values()]
+        before = [e for e in cited if e.key == member.key]
+        if not before:
+            return
+        member = before[0]
+
+
+async def _control_state(services: Services, current: State) -> Collection[StoredEvent]:
+    """Return the events that keep a room safe now, if such are to be spared."""
+    if not services.config.redact_on_ban_spares_control_state:
+        return ()
+    ids = [event_id for key, event_id in current.entries.items() if is_control_state(key[0])]
+    return (await services.events.get_many(ids)).values()
+
+
+def _of_stay(
+    events: Iterable[StoredEvent], stay: RedactedStay, joins: frozenset[str]
+) -> frozenset[EventId]:
+    return frozenset(e.event_id for e in events if is_of_joins(e.event, stay.user_id, joins))
+
+
+# --- what arrives late -------------------------------------------------------------------------
+
+
+async def find_covering(
+    services: Services,
+    room_nid: int,
+    events: Iterable[StoredEvent],
+    current: Mapping[str, EventId] | None = None,
+) -> tuple[dict[EventId, StayRedaction], list[StayRedaction]]:
+    """Return which of some events, not yet stored, are of stays that were redacted.
+
+    Beside it: stays of which more joins are known now, to be written with the events. `current` are
+    the senders' present member events (None: to be looked up). An event that cites the present one
+    is of a stay that has not ended.
+
+    MSC4293#proposal
+    """
+    by_sender: dict[str, list[Event]] = {}
+    for stored in events:
+        if stored.event.auth_event_ids:
+            by_sender.setdefault(stored.event.sender, []).append(stored.event)
+    stays = await redacted_stays.list_stays(services.db, room_nid, by_sender)
+    if not stays:
+        return {}, []
+    if current is None:
+        current = await redacted_stays.list_member_ids(services.db, room_nid, by_sender)
+    covered: dict[EventId, StayRedaction] = {}
+    extended: list[StayRedaction] = []
+    for stay in stays:
+        if not await _still_stands(services, stay, current.get(stay.user_id)):
+            continue
+        theirs = by_sender[stay.user_id]
+        joins = stay.join_ids | _late_joins(stay, theirs)
+        if joins != stay.join_ids:
+            extended.append(replace(stay, join_ids=joins))
+        covered |= {e.event_id: stay for e in theirs if is_of_joins(e, stay.user_id, joins)}
+    return covered, extended
+
+
+async def _still_stands(
+    services: Services, stay: StayRedaction, current_id: EventId | None
+) -> bool:
+    """Return whether what is late is still covered by a kick or ban.
+
+    Not if it was redacted and lost the flag (MSC4298 makes it keep that), nor if state resolution
+    has taken it back: then the stay goes on.
+    """
+    if current_id in stay.join_ids:
+        return False
+    because = await services.events.get(stay.because_id)
+    return because is not None and asks_to_redact(as_shown(because))
+
+
+def _late_joins(stay: StayRedaction, events: Iterable[Event]) -> frozenset[str]:
+    """Return the joins among some events that continue a stay."""
+    members = [event for event in events if is_own_join(event)]
+    found: frozenset[str] = frozenset()
+    for known in stay.join_ids if members else ():
+        found |= joins_of_stay(known, members)
+    return found
+
+
+def is_redacted_late(services: Services, stored: StoredEvent, *, in_force: bool | None) -> bool:
+    """Return whether a late event of a redacted stay loses its content.
+
+    `in_force`: it is in the room's current state; None if that cannot be told. Then control state is
+    left alone, unless it was soft-failed and so cannot be.
+    """
+    if in_force is None:
+        in_force = stored.status != SOFT_FAILED
+    return is_covered(
+        stored.event,
+        in_force=in_force,
+        spare_control_state=services.config.redact_on_ban_spares_control_state,
+    )
+
+
+# --- the purge ---------------------------------------------------------------------------------
+
+
+async def purge_redacted(services: Services) -> None:
+    """Take the content of redacted stays out of the database, in bounded steps.
+
+    Each step is a transaction that also notes where to go on, so it does not matter when the server
+    stops. MSC4293#proposal
+    """
+    settled_ms = services.clock.now_ms() - PURGE_AFTER_MS
+    steps = 0
+    for purge in await redacted_stays.list_unpurged(services.db, settled_ms, PURGES_AT_ONCE):
+        going_on: Purge | None = purge
+        while going_on is not None and steps < STEPS_AT_ONCE:
+            going_on = await _purge_step(services, going_on)
+            steps += 1
+
+
+async def _purge_step(services: Services, purge: Purge) -> Purge | None:
+    """Purge what some of a room's events say; return where to go on, None at the end."""
+    sender_json = '"sender":' + canonical_json.encode(purge.stay.user_id).decode()
+    place, next_nid = (purge.next_major, purge.next_minor), purge.next_nid
+    if next_nid is None:
+        found = await redacted_stays.list_placed(services.db, purge, sender_json, EVENTS_AT_ONCE)
+        if len(found) < EVENTS_AT_ONCE:
+            next_nid = 0
+        elif (major := found[-1].order_major) is not None:
+            place = major, found[-1].order_minor
+        done = False
+    else:
+        found = await redacted_stays.list_unplaced(services.db, purge, sender_json, EVENTS_AT_ONCE)
+        done = len(found) < EVENTS_AT_ONCE
+        if found:
+            next_nid = found[-1].event_nid
+    redacted = await _redacted(services, purge, found)
+    async with services.db.transaction() as tx:
+        if redacted:
+            await redacted_stays.purge_events(tx, purge, redacted)
+        await redacted_stays.mark_progress(tx, purge, place, next_nid, purged=done)
+    if done:
+        return None
+    return replace(purge, next_major=place[0], next_minor=place[1], next_nid=next_nid)
+
+
+async def _redacted(
+    services: Services, purge: Purge, found: Sequence[Purgeable]
+) -> list[tuple[Purgeable, str]]:
+    """Return those events that lose their content, and what is left of each."""
+    version, stay = ROOM_VERSIONS[purge.room_version], purge.stay
+    left: list[tuple[Purgeable, str]] = []
+    for number, one in enumerate(found, 1):
+        if one.json is None:
+            continue
+        event = Event.from_json(one.json, version, one.event_id)
+        if stay.covers(event):
+            pdu = redact(event.pdu, version)
+            left.append((one, Event.from_pdu(pdu, version, event.event_id).json.decode()))
+        if number % CHECKS_AT_ONCE == 0:
+            await give_way()
+    return left
