@@ -202,9 +202,6 @@ class Recipients:
 
         Spec: server-server-api#receipts
         """
-        read = services.events.cached(receipt.event_id)
-        if read is not None and read.event.sender == receipt.user_id:
-            return  # To have sent an event says as much.
         if len(room.joined) < 2:
             return
         if not room.receipts:
