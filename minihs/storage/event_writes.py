@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.storage.delayed_events import lock_scheduled
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import StickyEvent, array_literal
 
@@ -65,6 +66,15 @@ class Push:
     highlight: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DelayedOutcome:
+    """An event was a delayed one (MSC4140), due at `due_ms` when it was decided to send it now."""
+
+    delay_id: str
+    due_ms: int
+    finalised_ms: int
+
+
 @dataclass(slots=True)
 class EventWrite:
     """One event to be written, with everything that it causes."""
@@ -80,11 +90,14 @@ class EventWrite:
     read_by: UserId | None = None  # a local sender has read what came before
     sticky: StickyEvent | None = None
     redacts: EventId | None = None  # an accepted redaction of this event, known or not
+    delayed: DelayedOutcome | None = None
 
     @property
     def transaction(self) -> tuple[object, ...] | None:
-        """What no two events may have in common: the key of index events_transaction_key."""
+        """What no two events may have in common: their request, or the delayed event they are."""
         stored = self.stored
+        if self.delayed is not None:
+            return (self.delayed.delay_id,)
         if stored.device_nid is None:
             return None
         return stored.device_nid, stored.txn_id, self.room_nid, self.txn_scope
@@ -275,6 +288,15 @@ _STATE = """
       DELETE FROM sticky_events s
       USING last, unnest($66::text[]) AS redacted (event_id)
       WHERE s.event_id = redacted.event_id
+    ), delayed AS (
+      UPDATE delayed_events d
+      SET finalised_ms = new.finalised_ms, event_id = new.event_id
+      FROM
+        last,
+        unnest($81::text[], $82::bigint[], $83::bigint[], $84::text[])
+          AS new (delay_id, due_ms, finalised_ms, event_id)
+      WHERE d.delay_id = new.delay_id AND d.due_ms = new.due_ms AND d.finalised_ms IS NULL
+      RETURNING 1
     )
 """
 
@@ -282,9 +304,17 @@ _RESULT = """
     SELECT last.base, pg_notify('minihs', (last.base + $6::bigint)::text) FROM last
 """
 
+# A delayed event that was cancelled, sent or restarted since it was seen to be due: nothing at all may
+# be written then, and 1 / 0 is what undoes a single statement.
+_UNLESS_SUPERSEDED = """
+    WHERE 1 / (SELECT (count(*) = cardinality($81::text[]))::integer FROM delayed) = 1
+"""
+
 # Primary keys of rooms and memberships; the stream's only row. The plain form is for messages.
 COMMIT_MESSAGES = statement("event_writes.commit_messages", _VERIFY + _RESULT)
-COMMIT_EVENTS = statement("event_writes.commit_events", _VERIFY + _STATE + _RESULT)
+COMMIT_EVENTS = statement(
+    "event_writes.commit_events", _VERIFY + _STATE + _RESULT + _UNLESS_SUPERSEDED
+)
 
 # Primary key; sorted, so that two processes cannot deadlock.
 LOCK_ROOMS = statement(
@@ -394,6 +424,7 @@ def _is_plain(write: EventWrite) -> bool:
         or write.redacts is not None
         or write.stored.thread_root is not None
         or write.sticky is not None
+        or write.delayed is not None
     )
 
 
@@ -480,12 +511,32 @@ def _state_arguments(
         ],
         5,
     )
+    arguments += _columns(
+        [
+            (w.delayed.delay_id, w.delayed.due_ms, w.delayed.finalised_ms, w.stored.event_id)
+            for w in events
+            if w.delayed is not None
+        ],
+        4,
+    )
     return arguments
 
 
 async def lock_rooms(queries: Queries, room_nids: Sequence[int]) -> dict[int, int]:
     """Lock rooms till the transaction ends; return the version of each."""
     return {row[0]: row[1] for row in await queries.fetch(LOCK_ROOMS, list(room_nids))}
+
+
+async def find_superseded(queries: Queries, writes: Sequence[EventWrite]) -> set[int]:
+    """Return the event_nid of each write of a delayed event that is not as it was seen any more.
+
+    The others stay as they are till the transaction ends.
+    """
+    own = [(w.stored.event_nid, w.delayed) for w in writes if w.delayed is not None]
+    if not own:
+        return set()
+    left = await lock_scheduled(queries, [(d.delay_id, d.due_ms) for _, d in own])
+    return {event_nid for event_nid, d in own if d.delay_id not in left}
 
 
 async def find_transactions(queries: Queries, writes: Sequence[EventWrite]) -> set[int]:
