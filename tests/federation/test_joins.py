@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.network import raw
-from tests.helpers.rooms import Room
+from tests.helpers.rooms import ALICE, Room
 
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, User
@@ -60,9 +60,7 @@ async def two(federation: Federation, **options: object) -> tuple[Homeserver, Ho
 
 
 @pytest.mark.parametrize("version", ["1", "3", "6", "10", "11", "12"])
-async def test_bob_joins_alices_room_and_has_all_of_its_state(
-    federation: Federation, version: str
-):
+async def test_bob_joins_alices_room_and_has_all_of_its_state(federation: Federation, version: str):
     hs1, hs2 = await two(federation)
     alice, bob = await hs1.register("alice"), await hs2.register("bob")
     room_id = await alice.create_room(name="Tea", room_version=version)
@@ -266,9 +264,7 @@ async def test_a_forged_voucher_lets_nobody_in(federation: Federation):
     )  # fmt: skip
     assert (asked.status, asked.errcode) == (403, "M_FORBIDDEN")
 
-    join = await signed_join(
-        evil, hs1, room_id, {"join_authorised_via_users_server": "@alice:hs1"}
-    )
+    join = await signed_join(evil, hs1, room_id, {"join_authorised_via_users_server": "@alice:hs1"})
     answer = await evil.request(
         "hs1", "PUT", f"/_matrix/federation/v2/send_join/{quote(room_id)}/{quote(join.event_id)}",
         join.pdu,
@@ -306,22 +302,188 @@ async def signed_join(evil: EvilServer, server: Homeserver, room_id: str, conten
 # --- what is wrong with templates and answers ----------------------------------------------------
 
 
-def resident(evil: EvilServer, room: Room, **changes: object) -> None:
-    """Let the evil server be resident in a room; `changes` are made to its template."""
+class Resident:
+    """A room that exists only as what the server `hs1` of our own making says of it."""
 
-    def make_join(received: Received) -> object:
+    def __init__(self, federation: Federation, version: str = "11") -> None:
+        self.server = federation.evil("hs1")
+        self.room = Room(version)
+        self.room_id = self.room.room_id
+        self.template: dict[str, object] = {}
+        self.state: list[dict] | None = None
+        self.chain: list[dict] | None = None
+        self.version = version
+        self.server.on("GET", MAKE_JOIN, self._make_join)
+        self.server.on("PUT", SEND_JOIN, self._send_join)
+
+    @property
+    def was_joined(self) -> bool:
+        return bool(self.server.asked("/send_join/"))
+
+    def current(self) -> list[dict]:
+        return [self.room.events[e].pdu for e in self.room.state_of(self.room.ends).values()]
+
+    def _make_join(self, received: Received) -> object:
         user_id = received.path["userId"]
-        draft = room.draft(user_id, "m.room.member", {"membership": "join"}, state_key=user_id)
+        draft = self.room.draft(user_id, "m.room.member", {"membership": "join"}, state_key=user_id)
         event = {k: v for k, v in draft.pdu.items() if k not in ("hashes", "signatures")}
-        return {"room_version": room.room_version.identifier, "event": {**event, **changes}}
+        return {"room_version": self.version, "event": {**event, **self.template}}
 
-    def send_join(received: Received) -> object:
-        state = room.state_of(room.ends).values()
+    def _send_join(self, _: Received) -> object:
+        everything = [event.pdu for event in self.room.events.values()]
         return {
-            "origin": evil.name,
-            "state": [room.events[e].pdu for e in state],
-            "auth_chain": [event.pdu for event in room.events.values()],
+            "state": self.current() if self.state is None else self.state,
+            "auth_chain": everything if self.chain is None else self.chain,
         }
 
-    evil.on("GET", MAKE_JOIN, make_join)
-    evil.on("PUT", SEND_JOIN, send_join)
+
+@pytest.fixture
+def resident(federation: Federation) -> Resident:
+    return Resident(federation)
+
+
+@pytest.fixture
+async def bob(federation: Federation) -> User:
+    hs2 = await federation.start("hs2")
+    return await hs2.register("bob")
+
+
+async def test_a_room_is_joined_as_it_is_told(bob: User, resident: Resident):
+    resident.room.send(ALICE, "m.room.name", {"name": "Tea"}, state_key="")
+
+    await enter(bob, resident.room_id, "hs1")
+
+    assert await members(bob, resident.room_id) == {ALICE: "join", bob.user_id: "join"}
+    assert [r.target.split("/")[4] for r in resident.server.received if "_join" in r.target] == [
+        "make_join", "send_join",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ({"type": "m.room.power_levels"}, "another type"),
+        ({"sender": "@dora:hs2"}, "another user as its sender"),
+        ({"state_key": "@dora:hs2"}, "another user as its member"),
+        ({"room_id": "!other:hs1"}, "another room"),
+        ({"content": {"membership": "leave"}}, "another membership"),
+        ({"content": "join"}, "no content"),
+        ({"prev_events": [7]}, "what are no events"),
+        ({"depth": -1}, "a depth that is none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_template_of_something_else_is_not_signed(
+    bob: User, resident: Resident, template: dict, why: str
+):
+    """S08: what is signed is the join that was asked for, or nothing."""
+    resident.template = template
+
+    status, _ = await refused(bob, resident.room_id, "hs1")
+
+    assert status == 502, why
+    assert not resident.was_joined
+
+
+async def test_of_a_template_only_its_place_in_the_graph_is_taken(bob: User, resident: Resident):
+    resident.template = {
+        "content": {"membership": "join", "displayname": "Fool", "avatar_url": "mxc://evil/x"},
+        "origin_server_ts": 7,
+        "redacts": "$something",
+        "dev.evil": True,
+    }
+
+    await enter(bob, resident.room_id, "hs1")
+
+    (sent,) = resident.server.asked("/send_join/")
+    assert isinstance(sent.content, dict)
+    assert sent.content["content"] == {"membership": "join"}
+    assert sent.content["origin_server_ts"] != 7
+    assert {"redacts", "dev.evil"}.isdisjoint(sent.content)
+
+
+async def test_events_that_nobody_signed_are_not_part_of_the_room(bob: User, resident: Resident):
+    """S01, S02: no signature, a wrong one, one of somebody else."""
+    room = resident.room
+    name = room.send(ALICE, "m.room.name", {"name": "Tea"}, state_key="")
+    topic = room.send(ALICE, "m.room.topic", {"topic": "of tea"}, state_key="")
+    carol = room.join("@carol:hs3")
+    good = [p for p in resident.current() if p["type"] not in ("m.room.name", "m.room.topic")]
+    forged = {**topic.pdu["signatures"]["hs1"]}  # type: ignore[index]
+    resident.state = [
+        *(p for p in good if p.get("state_key") != "@carol:hs3"),
+        {**name.pdu, "signatures": {}},
+        {**topic.pdu, "signatures": {"hs1": dict.fromkeys(forged, "A" * 86)}},
+        {**carol.pdu, "signatures": {"evil": {"ed25519:x": "A" * 86}}},
+    ]
+    resident.chain = [p for p in good if p["type"] != "m.room.member" or p["sender"] == ALICE]
+
+    await enter(bob, resident.room_id, "hs1")
+
+    state = await bob.call("GET", f"/rooms/{quote(resident.room_id)}/state")  # type: ignore[func-returns-value]
+    kinds = {event["type"] for event in state}
+    assert kinds == {
+        "m.room.create", "m.room.member", "m.room.power_levels", "m.room.join_rules"
+    }  # fmt: skip
+    assert await members(bob, resident.room_id) == {ALICE: "join", bob.user_id: "join"}
+
+
+async def test_changed_content_is_as_good_as_redacted(bob: User, resident: Resident):
+    """S03."""
+    name = resident.room.send(ALICE, "m.room.name", {"name": "Tea"}, state_key="")
+    resident.state = [
+        {**pdu, "content": {"name": "Poison"}} if pdu["type"] == "m.room.name" else pdu
+        for pdu in resident.current()
+    ]
+    resident.chain = [e.pdu for e in resident.room.events.values() if e != name]
+
+    await enter(bob, resident.room_id, "hs1")
+
+    response = await bob.call("GET", f"/rooms/{quote(resident.room_id)}/state/m.room.name")
+    assert response == {}
+
+
+def without(pdus: list[dict], kind: str) -> list[dict]:
+    return [pdu for pdu in pdus if pdu["type"] != kind]
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_what_is_no_room_is_not_joined(bob: User, federation: Federation, version: str):
+    resident = Resident(federation, version)
+    other = Room(version)
+    other.send(ALICE, "m.room.name", {"name": "Other"}, state_key="")
+    table: list[tuple[list[dict], str]] = [
+        ([], "nothing"),
+        (without(resident.current(), "m.room.create"), "no create event"),
+        ([other.create.pdu | {"depth": 3}], "a create event that nobody signed"),
+    ]
+    for state, why in table:
+        resident.state = resident.chain = state
+        assert (await refused(bob, resident.room_id, "hs1"))[0] == 502, why
+    resident.state = resident.chain = None
+    resident.version = "10"
+    assert (await refused(bob, resident.room_id, "hs1"))[0] == 502, "another version"
+    assert (await bob.sync()).get("rooms") is None
+
+    resident.version = version
+    await enter(bob, resident.room_id, "hs1")
+
+
+async def test_a_room_that_bans_bob_is_not_his(bob: User, resident: Resident):
+    resident.room.send(ALICE, "m.room.member", {"membership": "ban"}, state_key=bob.user_id)
+    resident.template = {
+        "auth_events": [
+            e.event_id for e in resident.room.events.values() if e.state_key != bob.user_id
+        ],
+    }
+
+    assert (await refused(bob, resident.room_id, "hs1"))[0] == 502
+
+
+async def test_a_join_is_asked_for_once_by_whoever_wants_it(bob: User, resident: Resident):
+    import asyncio
+
+    await asyncio.gather(*(enter(bob, resident.room_id, "hs1") for _ in range(5)))
+
+    assert len(resident.server.asked("/make_join/")) == 1
+    assert len(resident.server.asked("/send_join/")) == 1

@@ -15,6 +15,4 @@ async def request_open_id_token(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3useruseridopenidrequest_token
     """
-    return openid.request_token(
-        request.services, request.requester.user_id, request.path["userId"]
-    )
+    return openid.request_token(request.services, request.requester.user_id, request.path["userId"])

@@ -76,9 +76,7 @@ async def _open(services: Services, room_id: RoomId) -> RoomHead | None:
     return head if head is not None and head.local_members else None
 
 
-async def _children(
-    services: Services, head: RoomHead, *, suggested_only: bool
-) -> list[Event]:
+async def _children(services: Services, head: RoomHead, *, suggested_only: bool) -> list[Event]:
     """Return the links from a space to its children. Spec: client-server-api#mspacechild."""
     create = (await current_events(services, head, [CREATE])).get(CREATE)
     if create is None or create.content.get("type") != "m.space":

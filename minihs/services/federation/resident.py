@@ -123,7 +123,10 @@ async def make_membership(
         for key, value in planned.event.pdu.items()
         if key not in ("hashes", "signatures", "event_id")
     }
-    return {"room_version": version.identifier, "event": {**template, "origin": services.server_name}}
+    return {
+        "room_version": version.identifier,
+        "event": {**template, "origin": services.server_name},
+    }
 
 
 async def _open(services: Services, room_id: RoomId) -> RoomHead:

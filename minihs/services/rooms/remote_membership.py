@@ -28,7 +28,7 @@ from minihs.base.errors import (
     NotFound,
     Unavailable,
 )
-from minihs.protocol.canonical_json import CanonicalJsonError
+from minihs.protocol.canonical_json import CanonicalJsonError, decode, encode_strict
 from minihs.protocol.client_format import strip_state, stripped_state
 from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
@@ -44,7 +44,7 @@ from minihs.services.rooms.heads import RoomHead, building
 from minihs.services.rooms.remote_joins import BadRoomError, commit_join, read_given_room
 from minihs.services.rooms.send import build_upon, load_state_events, own_event_id
 from minihs.services.rooms.verification import is_signed_by
-from minihs.storage import directory
+from minihs.storage import directory, timelines
 from minihs.storage import membership as memberships
 from minihs.storage.group_commit import Conflict
 
@@ -110,9 +110,7 @@ class Elsewhere(MatrixError):
     """A membership that can only be changed through servers that are in the room."""
 
 
-async def is_for_others(
-    services: Services, head: RoomHead, user_id: str, membership: str
-) -> bool:
+async def is_for_others(services: Services, head: RoomHead, user_id: str, membership: str) -> bool:
     """Return whether users must ask other servers for a membership of theirs.
 
     So it is where nobody of this server is joined but others are, and for the answer to an invite
@@ -285,6 +283,7 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
         inviter = server_name_of(row.sender)
         named = [*named, inviter] if change.membership == "join" else [inviter, *named]
     named += await directory.list_servers_in_room(services.db, change.room_id)
+    named += await _servers_shown(services, change)
     named.append(server_name_of(change.room_id))  # Since v12 that is nobody.
     found = dict.fromkeys(
         name
@@ -294,21 +293,33 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
     return list(found)[:CANDIDATES_MAX]
 
 
+async def _servers_shown(services: Services, change: RemoteChange) -> list[ServerName]:
+    """Return the servers of those who made the room what we were shown when outside of it."""
+    shown = await timelines.list_invite_states(services.db, change.user_id, [change.room_id])
+    events = decode(shown.get(change.room_id, "[]"))
+    return [
+        server_name_of(event["sender"])
+        for event in (events if isinstance(events, list) else ())
+        if isinstance(event, dict) and isinstance(event.get("sender"), str)
+    ]
+
+
 def _failure(failures: Sequence[RemoteError]) -> MatrixError:
     """Return the error that tells the user most about why no server helped."""
-    if not any(failure.kind != "unreachable" for failure in failures):
+    reached = [failure for failure in failures if failure.kind != "unreachable"]
+    if not reached:
         return NotFound("No server that knows this room can be reached.")
-    for failure in failures:
+    for failure in reached:
         if failure.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
             version = failure.body.get("room_version")
             return IncompatibleRoomVersion(failure.message, room_version=version)
-    for failure in failures:
+    for failure in reached:
         if failure.status == 403:
             return refusal_of(failure)
-    for failure in failures:
+    for failure in reached:
         if failure.errcode in ("M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"):
             return Forbidden(failure.message)
-    return refusal_of(failures[0])
+    return refusal_of(reached[0])
 
 
 def refusal_of(failure: RemoteError) -> MatrixError:
@@ -433,6 +444,8 @@ def read_template(change: RemoteChange, made: Mapping[str, object]) -> Template:
     ):
         raise BadTemplateError("nobody can vouch like that")
     lenient = Event.from_pdu(event, version, "")  # type: ignore[arg-type]  # never asked for its id
+    if not lenient.prev_event_ids:
+        raise BadTemplateError("the template follows no event")
     return Template(
         version,
         lenient.depth,
@@ -507,8 +520,8 @@ async def _countersigned(
 def read_room_state(given: object) -> list[dict[str, object]] | None:
     """Return the stripped state that came with an invite or a knock; None if it is no list.
 
-    What is no state event is left out, and so is what exceeds our limits: clients are shown it
-    unverified. Spec: client-server-api#stripped-state
+    What is no state event is left out, and so is what exceeds our limits, in size or in kind:
+    clients are shown it unverified. Spec: client-server-api#stripped-state
     """
     if not isinstance(given, list):
         return None
@@ -516,9 +529,11 @@ def read_room_state(given: object) -> list[dict[str, object]] | None:
     bytes_left = ROOM_STATE_BYTES_MAX
     for entry in given[:ROOM_STATE_MAX]:
         stripped = strip_state(entry)
-        if stripped is None:
+        try:
+            size = 0 if stripped is None else len(encode_strict(stripped))
+        except CanonicalJsonError:
             continue
-        bytes_left -= len(str(stripped))
-        if bytes_left >= 0:
+        if stripped is not None and size <= bytes_left:
+            bytes_left -= size
             shown.append(stripped)
     return shown

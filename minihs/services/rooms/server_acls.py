@@ -29,9 +29,7 @@ async def is_allowed(services: Services, room_id: str, server_name: str) -> bool
     state_id = (await list_current_states(services.db, [room_id])).get(room_id)
     if state_id is None:
         return True
-    entries = await state_reads.load_entries(
-        services.states, services.db, [state_id], [SERVER_ACL]
-    )
+    entries = await state_reads.load_entries(services.states, services.db, [state_id], [SERVER_ACL])
     return await is_allowed_by(services, entries[state_id].get(SERVER_ACL), server_name)
 
 
