@@ -14,7 +14,7 @@ from minihs.storage.sql import statement
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.protocol.identifiers import EventId, ServerName, StateKey
     from minihs.storage.database import Queries
 
 # Unique index events_event_id_key; primary key of state_keys.
@@ -37,29 +37,47 @@ INSERT_GAPS = statement(
     """,
 )
 
-# Index gaps_room_nid; primary key of events.
+# Index gaps_room_nid; primary key of events; events_order from its beginning.
 LIST_GAPS = statement(
     "missing_events.list_gaps",
     """
-    SELECT e.event_id
+    SELECT
+      e.event_id, e.event_nid, e.order_major,
+      (
+        SELECT min(o.order_minor)
+        FROM events o
+        WHERE o.room_nid = e.room_nid AND o.order_major = e.order_major
+      ) AS lowest_minor
     FROM gaps g
     JOIN events e ON e.event_nid = g.event_nid
-    WHERE
-      g.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL
-      AND (e.order_major, e.order_minor) >= ($2::bigint, $3::integer)
+    WHERE g.room_nid = $1 AND e.order_major >= $2 AND e.order_major <= $3
     ORDER BY e.order_major DESC, e.order_minor DESC
+    LIMIT 100
     """,
+)
+
+# Primary key of memberships, by its first column.
+LIST_SERVERS = statement(
+    "missing_events.list_servers",
+    """
+    SELECT substr(user_id, strpos(user_id, ':') + 1) AS server
+    FROM memberships
+    WHERE room_nid = $1 AND membership = 'join' AND NOT local
+    GROUP BY server
+    ORDER BY count(*) DESC, server
+    LIMIT $2
+    """,
+)
+
+# Primary key of events.
+MARK_REDACTED = statement(
+    "missing_events.mark_redacted",
+    "UPDATE events SET redacted_by = $2 WHERE event_nid = $1 AND redacted_by IS NULL",
 )
 
 # Primary key.
 DELETE_GAPS = statement(
     "missing_events.delete_gaps", "DELETE FROM gaps WHERE event_nid = ANY($1::bigint[])"
-)
-
-# Index events_order.
-FETCH_LOWEST_MINOR = statement(
-    "missing_events.fetch_lowest_minor",
-    "SELECT min(order_minor) FROM events WHERE room_nid = $1 AND order_major = $2",
 )
 
 INSERT_EARLY_REDACTIONS = statement(
@@ -92,6 +110,21 @@ class KnownEvent:
     key: StateKey | None
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """An event whose prev_events we lack, and where what is fetched for it would be put."""
+
+    event_id: EventId
+    event_nid: int
+    order_major: int
+    lowest_minor: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The highest place that fetched history can take: below all that is there."""
+        return self.order_major, self.lowest_minor - 1
+
+
 async def list_known(queries: Queries, event_ids: Iterable[EventId]) -> dict[EventId, KnownEvent]:
     """Return those of the events that are stored, in whatever room."""
     rows = await queries.fetch(LIST_KNOWN, list(event_ids))
@@ -106,9 +139,10 @@ async def insert_gaps(queries: Queries, room_nid: int, event_nids: Sequence[int]
     await queries.execute(INSERT_GAPS, event_nids, room_nid)
 
 
-async def list_gaps(queries: Queries, room_nid: int, from_order: tuple[int, int]) -> list[EventId]:
-    """Return the events at or after a place of a room whose prev_events we lack, newest first."""
-    return [row[0] for row in await queries.fetch(LIST_GAPS, room_nid, *from_order)]
+async def list_gaps(queries: Queries, room_nid: int, from_major: int, to_major: int) -> list[Gap]:
+    """Return the gaps of a room between two places, the newest first, a hundred at most."""
+    rows = await queries.fetch(LIST_GAPS, room_nid, from_major, to_major)
+    return [Gap(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 async def delete_gaps(queries: Queries, event_nids: Sequence[int]) -> None:
@@ -116,10 +150,14 @@ async def delete_gaps(queries: Queries, event_nids: Sequence[int]) -> None:
     await queries.execute(DELETE_GAPS, event_nids)
 
 
-async def fetch_lowest_minor(queries: Queries, room_nid: int, order_major: int) -> int:
-    """Return the lowest minor number below which history may be put at a place."""
-    lowest = await queries.fetchval(FETCH_LOWEST_MINOR, room_nid, order_major)
-    return 0 if lowest is None else int(str(lowest))
+async def list_servers(queries: Queries, room_nid: int, limit: int) -> list[ServerName]:
+    """Return the other servers that are in a room, those with the most users there first."""
+    return [row[0] for row in await queries.fetch(LIST_SERVERS, room_nid, limit)]
+
+
+async def mark_redacted(queries: Queries, event_nid: int, redaction_id: EventId) -> None:
+    """Note that an event was redacted, unless it has been before."""
+    await queries.execute(MARK_REDACTED, event_nid, redaction_id)
 
 
 async def insert_early_redactions(

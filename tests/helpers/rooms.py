@@ -46,27 +46,31 @@ def signing_key(server_name: str) -> SigningKey:
 
 
 class Room:
-    """A room that Alice made, joined and set power levels and public join rules in."""
+    """A room that its creator made, joined and set power levels and public join rules in."""
 
     def __init__(
-        self, version: str = "12", power_levels: Mapping[str, object] | None = None
+        self,
+        version: str = "12",
+        power_levels: Mapping[str, object] | None = None,
+        *,
+        creator: UserId = ALICE,
     ) -> None:
         self.room_version = ROOM_VERSIONS[version]
         self.events: dict[EventId, Event] = {}
         self.state_after: dict[EventId, dict[StateKey, EventId]] = {}
         self.ends: list[Event] = []
-        self.room_id = RoomId("!room:hs1")
+        self.room_id = RoomId(f"!room:{server_name_of(creator)}")
         content: dict[str, object] = {"room_version": version}
         if self.room_version.creator_is_in_content:
-            content["creator"] = ALICE
-        self.create = self.send(ALICE, "m.room.create", content, state_key="")
+            content["creator"] = creator
+        self.create = self.send(creator, "m.room.create", content, state_key="")
         self.room_id = self.create.room_id
-        self.send(ALICE, "m.room.member", {"membership": "join"}, state_key=ALICE)
+        self.send(creator, "m.room.member", {"membership": "join"}, state_key=creator)
         if power_levels is None:
             is_privileged = self.room_version.creators_are_privileged
-            power_levels = {"users": {} if is_privileged else {ALICE: 100}}
-        self.send(ALICE, "m.room.power_levels", power_levels, state_key="")
-        self.send(ALICE, "m.room.join_rules", {"join_rule": "public"}, state_key="")
+            power_levels = {"users": {} if is_privileged else {creator: 100}}
+        self.send(creator, "m.room.power_levels", power_levels, state_key="")
+        self.send(creator, "m.room.join_rules", {"join_rule": "public"}, state_key="")
 
     def join(self, user_id: str, *, prev: Sequence[Event] | None = None) -> Event:
         """Let a user join."""

@@ -17,6 +17,7 @@ from minihs.base.limits import CONTEXT_LIMIT_MAX, PAGE_LIMIT_MAX
 from minihs.protocol import canonical_json
 from minihs.protocol.filters import EventFilter
 from minihs.protocol.history_visibility import HistoryVisibility
+from minihs.services.rooms import backfill
 from minihs.services.rooms.client_events import shown
 from minihs.services.rooms.tokens import (
     START,
@@ -29,6 +30,7 @@ from minihs.services.rooms.tokens import (
 from minihs.services.rooms.visibility import Seen, end_of_last_stay, reader_states, visible
 from minihs.storage import events as event_reads
 from minihs.storage import state_reads
+from minihs.storage.missing_events import list_gaps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,12 +40,14 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
+    from minihs.storage.missing_events import Gap
 
 ALL = EventFilter()
 SCANNED_EVENTS_MAX = 2_000  # Of one request whose filter lets little through; then `end` is given.
 FILTERED_BATCH = 200
 FIRST_EVENTS = 10
 NEAR_IN_TIME_MAX = 50
+FETCHES_MAX = 3
 
 
 class Reader(Protocol):
@@ -202,7 +206,7 @@ async def messages(
         begin, end = min(first or access.upto, access.upto), last or START
     else:
         begin, end = first or START, min(last or access.upto, access.upto)
-    stretch = await _read(
+    stretch = await _read_or_fetch(
         services, reader, access, begin, end,
         backward=backward, limit=min(limit, PAGE_LIMIT_MAX), event_filter=event_filter,
     )  # fmt: skip
@@ -217,6 +221,45 @@ async def messages(
         senders = {stored.event.sender for stored, _ in stretch.seen}
         answer["state"] = await _members(services, reader, newest_event, senders)
     return answer
+
+
+async def _read_or_fetch(
+    services: Services,
+    reader: Reader,
+    access: Access,
+    start: Place,
+    stop: Place,
+    *,
+    backward: bool,
+    limit: int,
+    event_filter: EventFilter,
+) -> _Stretch:
+    """Return events as `_read` does; history that we lack on the way is asked of other servers.
+
+    Only on the way back: who reads forward has come from there.
+    """
+    fetches = 0
+    while True:
+        stretch = await _read(
+            services, reader, access, start, stop,
+            backward=backward, limit=limit, event_filter=event_filter,
+        )  # fmt: skip
+        gap = await _gap_within(services, access, start, stretch) if backward else None
+        if gap is None:
+            return stretch
+        if fetches == FETCHES_MAX or not await backfill.fill(services, access.room_id, gap):
+            stretch.more = bool(stretch.seen)  # There is more, if not here and now.
+            return stretch
+        fetches += 1
+
+
+async def _gap_within(
+    services: Services, access: Access, start: Place, stretch: _Stretch
+) -> Gap | None:
+    """Return a gap whose history would have been read on the way back from `start`, or None."""
+    upto = stretch.place if stretch.more else START
+    gaps = await list_gaps(services.db, access.room_nid, upto.major, start.major)
+    return next((gap for gap in gaps if upto < gap.order <= start), None)
 
 
 def _place(token: str, newest: int) -> Place:
