@@ -92,12 +92,12 @@ LIST_DUE = statement(
 )
 
 # Index destinations_behind.
-LIST_DOWN = statement(
-    "destinations.list_down",
+LIST_PAUSED = statement(
+    "destinations.list_paused",
     """
-    SELECT server_name, retry_at_ms
+    SELECT server_name, retry_at_ms, is_down
     FROM destinations
-    WHERE behind AND is_down AND retry_at_ms > $1
+    WHERE behind AND retry_at_ms > $1
     """,
 )
 
@@ -155,12 +155,15 @@ LIST_JOINED_SERVERS = statement(
     SELECT s.position, found.room_id, found.server_name, found.count
     FROM stream s
     LEFT JOIN (
-      SELECT
-        r.room_id, substr(m.user_id, strpos(m.user_id, ':') + 1) AS server_name, count(*) AS count
+      SELECT r.room_id, j.server_name, j.count
       FROM rooms r
-      JOIN memberships m ON m.room_nid = r.room_nid AND m.membership = 'join'
+      CROSS JOIN LATERAL (
+        SELECT substr(m.user_id, strpos(m.user_id, ':') + 1) AS server_name, count(*) AS count
+        FROM memberships m
+        WHERE m.room_nid = r.room_nid AND m.membership = 'join'
+        GROUP BY 1
+      ) AS j
       WHERE r.room_id = ANY($1::text[])
-      GROUP BY 1, 2
     ) AS found ON true
     """,
 )
@@ -184,8 +187,8 @@ UPSERT_SENT_ROOMS = statement(
 )
 
 # Index memberships_servers_joined, skipping from room to room; primary key of sent_rooms; unique
-# index events_position_key. Whoever has been joined since before the event is told of it; of others
-# the event's own state must say.
+# index events_position_key. A server of which somebody has been joined since before the event is
+# owed it; of others the event's own state must say.
 LIST_NEWEST_SENT = statement(
     "destinations.list_newest_sent",
     """
@@ -217,7 +220,7 @@ LIST_NEWEST_SENT = statement(
         FROM memberships m
         WHERE m.room_nid = s.room_nid
           AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
-          AND m.membership = 'join' AND NOT m.local AND m.position <= e.position
+          AND m.membership = 'join' AND NOT m.local AND m.joined_position <= e.position
       ) AS certain
     FROM shared s
     JOIN sent_rooms n ON n.room_nid = s.room_nid
@@ -326,9 +329,9 @@ async def list_due(queries: Queries, shards: Collection[int], now_ms: int) -> li
     return [row[0] for row in await queries.fetch(LIST_DUE, list(shards), now_ms)]
 
 
-async def list_down(queries: Queries, now_ms: int) -> dict[str, int]:
-    """Return the servers that are left alone as they do not answer, and until when each is."""
-    return {row[0]: row[1] for row in await queries.fetch(LIST_DOWN, now_ms)}
+async def list_paused(queries: Queries, now_ms: int) -> list[tuple[str, int, bool]]:
+    """Return the servers that are left alone, until when each is, and if it is as it is down."""
+    return [(row[0], row[1], row[2]) for row in await queries.fetch(LIST_PAUSED, now_ms)]
 
 
 async def mark_due(queries: Queries, server_name: str, now_ms: int) -> None:

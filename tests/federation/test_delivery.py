@@ -529,3 +529,23 @@ async def test_receipts_are_caught_up_but_typing_is_not(
     assert evil.bodies == ["hello"]
     assert [list(content) for content in evil.edus("m.receipt")] == [[room_id]]
     assert evil.edus("m.typing") == []
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 503])
+async def test_whatever_a_server_answers_instead_it_is_tried_again(
+    hs1: Homeserver, alice: User, evil: Peer, clock: ManualClock, status: int
+):
+    room_id = await alice.create_room()
+    await put_member(hs1.services, room_id, evil.user)
+    body = {"errcode": "M_UNKNOWN", "error": "not now", "retry_after_ms": 10**15}
+    evil.answer = lambda _: raw(body if status == 503 else {"errcode": "M_UNKNOWN"}, status)
+    await alice.say(room_id, "hello")
+    await settled(hs1.services)
+    assert len(evil.attempts) == 1
+    assert hs1.services.delivery.is_backing_off("evil") == (status in (429, 503))
+    evil.answer = lambda _: None
+    asked = [("user_id", alice.user_id)]
+    await evil.server.request("hs1", "GET", "/_matrix/federation/v1/query/profile", query=asked)
+    await until(lambda: evil.bodies == ["hello"])
+    await settled(hs1.services)
+    assert not hs1.services.delivery._paused

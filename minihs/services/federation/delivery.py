@@ -72,7 +72,7 @@ ALIVE_PAUSE_MS = 1_000  # Times the failures: how often requests from a server m
 ALIVE_PAUSE_MS_MAX = 60_000
 
 LEASE_MS = 10_000
-DOWN_REFRESH_MS = 30_000
+PAUSES_REFRESH_MS = 30_000
 LEASES = "federation-delivery "
 
 _UNACCEPTABLE = (400, 413, 414, 415, 422)  # The server is well; it is the transaction.
@@ -84,6 +84,7 @@ class _Pause:
 
     until_ms: int
     alive_from_ms: int
+    is_down: bool
 
 
 def shares_of(holder: str, holders: Collection[str]) -> set[int]:
@@ -124,10 +125,10 @@ class Delivery:
     def is_backing_off(self, server_name: str) -> bool:
         """Return whether a server did not answer and is to be left alone for now."""
         pause = self._paused.get(server_name)
-        return pause is not None and pause.until_ms > self._clock.now_ms()
+        return pause is not None and pause.is_down and pause.until_ms > self._clock.now_ms()
 
     def note_alive(self, services: Services, server_name: str) -> None:
-        """Take notice of a request from a server: if it was down, it is up again.
+        """Take notice of a request from a server: if it was left alone, it no longer is.
 
         Almost always nothing happens. A server that can reach us, but that we cannot reach, makes
         us try it again only now and then.
@@ -463,7 +464,7 @@ class Delivery:
         pause_ms_max = 1_000 * services.config.federation_max_backoff_seconds
         pause_ms = min(BACK_OFF_MS << min(destination.failures - 1, 32), pause_ms_max)
         pause_ms = services.randomness.between(pause_ms * 4 // 5, pause_ms * 6 // 5)
-        pause_ms = max(min(pause_ms, pause_ms_max), error.retry_after_ms or 0)
+        pause_ms = min(max(pause_ms, error.retry_after_ms or 0), pause_ms_max)
         logger.log(
             logging.INFO if destination.failures == 1 else logging.DEBUG,
             "%s; trying again in %.0f s", error.describe(), pause_ms / 1_000,
@@ -477,9 +478,10 @@ class Delivery:
             destination.repeat_id, destination.repeat_positions = transaction.txn_id, positions
         destination.retry_at_ms = now_ms + pause_ms
         destination.is_down = not error.server_is_up
-        if destination.is_down:
-            alive_ms = min(ALIVE_PAUSE_MS * (destination.failures - 1), ALIVE_PAUSE_MS_MAX)
-            self._paused[destination.name] = _Pause(destination.retry_at_ms, now_ms + alive_ms)
+        alive_ms = min(ALIVE_PAUSE_MS * (destination.failures - 1), ALIVE_PAUSE_MS_MAX)
+        self._paused[destination.name] = _Pause(
+            destination.retry_at_ms, now_ms + alive_ms, destination.is_down
+        )
 
     async def _save(self, destination: Destination) -> None:
         """Write how far a destination has been served, if that has changed."""
@@ -523,10 +525,10 @@ class Delivery:
         await destinations.save_positions(db, holder, self._served())
         for name in await destinations.list_due(db, list(self._shards), now_ms):
             self._try_now(services, name, now_ms)
-        if now_ms - self._paused_read_ms >= DOWN_REFRESH_MS:
+        if now_ms - self._paused_read_ms >= PAUSES_REFRESH_MS:
             self._paused_read_ms = now_ms
-            for name, at_ms in (await destinations.list_down(db, now_ms)).items():
-                self._paused.setdefault(name, _Pause(at_ms, now_ms))
+            for name, at_ms, is_down in await destinations.list_paused(db, now_ms):
+                self._paused.setdefault(name, _Pause(at_ms, now_ms, is_down))
             for name in [n for n, pause in self._paused.items() if pause.until_ms <= now_ms]:
                 del self._paused[name]
 
