@@ -1,7 +1,7 @@
 """Delayed events (MSC4140): what is to be sent later, and what became of it.
 
-A row is scheduled until `finalised_ms` is set, once and for all. That an event was sent is written by
-the statement that writes the event (`storage.event_writes`), and only if the row is still as the
+A row is scheduled until `finalised_ms` is set, once and for all. That an event was sent is written
+by the statement that writes the event (`storage.event_writes`), and only if the row is still as the
 sender saw it; whoever cancels or restarts one changes the same row. So each is sent once or never,
 whatever dies in between.
 """

@@ -1,15 +1,17 @@
 """Writing events: one statement for a whole batch of rooms, senders and effects (D2).
 
 The statement verifies and bumps the version of every room concerned, takes the batch's positions
-last, and inserts everything that depends on them. Where a room has moved it does nothing at all,
-and says so by returning no row. Values go in as arrays, so its cost hardly depends on the size of
-the batch.
+last, and inserts everything that depends on them. Where a room has moved it does nothing at all: it
+returns no row, or fails. Values go in as arrays, so its cost hardly depends on the size of the
+batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import asyncpg
 
 from minihs.storage.delayed_events import lock_scheduled
 from minihs.storage.sql import statement
@@ -112,42 +114,54 @@ class EventBatch:
 
 
 _VERIFY = """
-    WITH bumped AS (
+    WITH unmoved AS (
+      SELECT count(*) AS rooms
+      FROM unnest($1::bigint[], $2::bigint[]) AS seen (room_nid, version)
+      JOIN rooms r ON r.room_nid = seen.room_nid AND r.version = seen.version
+    ), bumped AS (
       UPDATE rooms r
       SET
         version = r.version + 1, extremities = seen.extremities::bigint[],
         state_id = seen.state_id, main_count = seen.main_count
       FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[])
         AS seen (room_nid, version, extremities, state_id, main_count)
-      WHERE r.room_nid = seen.room_nid AND r.version = seen.version
+      WHERE
+        r.room_nid = seen.room_nid AND r.version = seen.version
+        AND (SELECT rooms FROM unmoved) = cardinality($1::bigint[])
       RETURNING 1
     ), last AS (
       UPDATE stream
       SET position = position + $6::bigint
-      WHERE (SELECT count(*) FROM bumped) = cardinality($1::bigint[])
+      WHERE (
+        -- One that moved while we looked: the others must not stay bumped. n / 0 undoes everything.
+        SELECT CASE WHEN n IN (0, cardinality($1::bigint[])) THEN n = cardinality($1::bigint[])
+          ELSE n / (n - n) > 0 END
+        FROM (SELECT count(*) AS n FROM bumped) AS found
+      )
       RETURNING position - $6::bigint AS base
     ), new_events AS (
       INSERT INTO events (
         event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
-        state_after, room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
-        sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json
+        state_after, room_state_before, room_state_after, auth_nids, main_count, thread_root,
+        notifies, sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json
       )
       SELECT
         new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
-        CASE WHEN new.state_before IS NOT NULL THEN last.base + new.ordinal END, new.status, new.key_nid, new.state_before, new.state_after, new.room_state_before,
-        new.room_state_after, new.auth_nids::bigint[], new.main_count, new.thread_root,
-        new.notifies, new.sticky_until_ms, new.device_nid, new.txn_id, new.txn_scope, new.redacted_by, new.json
+        CASE WHEN new.state_before IS NOT NULL THEN last.base + new.ordinal END, new.status,
+        new.key_nid, new.state_before, new.state_after, new.room_state_before, new.room_state_after,
+        new.auth_nids::bigint[], new.main_count, new.thread_root,
+        new.notifies, new.sticky_until_ms, new.device_nid, new.txn_id, new.txn_scope,
+        new.redacted_by, new.json
       FROM
         last,
         unnest(
-          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[], $13::bigint[],
-          $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[], $19::boolean[], $20::bigint[],
-          $21::bigint[],
-          $22::text[], $23::text[], $24::text[], $25::text[]
+          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[],
+          $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[],
+          $19::boolean[], $20::bigint[], $21::bigint[], $22::text[], $23::text[], $24::text[], $25::text[]
         ) WITH ORDINALITY AS new (
-          event_nid, event_id, room_nid, status, key_nid, state_before, state_after, room_state_before,
-          room_state_after, auth_nids, main_count, thread_root, notifies, sticky_until_ms, device_nid, txn_id,
-          txn_scope, redacted_by, json, ordinal
+          event_nid, event_id, room_nid, status, key_nid, state_before, state_after,
+          room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
+          sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json, ordinal
         )
       -- An event that takes its place in the room only now keeps its number.
       ON CONFLICT (event_id) DO UPDATE
@@ -176,8 +190,9 @@ _VERIFY = """
         new.highlight
       FROM
         last,
-        unnest($30::text[], $31::bigint[], $32::bigint[], $33::text[], $34::smallint[], $35::boolean[])
-          AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
+        unnest(
+          $30::text[], $31::bigint[], $32::bigint[], $33::text[], $34::smallint[], $35::boolean[]
+        ) AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
     )
 """
 
@@ -263,7 +278,9 @@ _STATE = """
     ), redacted AS (
       UPDATE events e
       SET redacted_by = new.redaction_id
-      FROM last, unnest($66::text[], $67::text[], $68::bigint[]) AS new (event_id, redaction_id, room_nid)
+      FROM
+        last,
+        unnest($66::text[], $67::text[], $68::bigint[]) AS new (event_id, redaction_id, room_nid)
       WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
     ), threads_read AS (
       INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
@@ -304,8 +321,8 @@ _RESULT = """
     SELECT last.base, pg_notify('minihs', (last.base + $6::bigint)::text) FROM last
 """
 
-# A delayed event that was cancelled, sent or restarted since it was seen to be due: nothing at all may
-# be written then, and 1 / 0 is what undoes a single statement.
+# A delayed event may have been cancelled, sent or restarted since it was seen to be due: then, too,
+# nothing at all may be written.
 _UNLESS_SUPERSEDED = """
     WHERE 1 / (SELECT (count(*) = cardinality($81::text[]))::integer FROM delayed) = 1
 """
@@ -347,8 +364,8 @@ async def write_batch(
 ) -> int | None:
     """Write a batch; return the position before its first event, or None if a room has moved.
 
-    Events get the positions that follow, in order; `extra_rows` more are taken for other rows of
-    the transaction.
+    Then nothing was written, and a transaction that was open may have failed. Events get the
+    positions that follow, in order; `extra_rows` more are taken for other rows of the transaction.
     """
     # In one order for all processes, lest two of them wait for each other's rooms.
     existing = [r for _, r in sorted(batch.rooms.items()) if r.expected_version is not None]
@@ -408,11 +425,14 @@ async def write_batch(
         ],
         6,
     )
-    if all(_is_plain(w) for w in events):
-        row = await queries.fetchrow(COMMIT_MESSAGES, *arguments)
-    else:
+    text = COMMIT_MESSAGES
+    if not all(_is_plain(w) for w in events):
+        text = COMMIT_EVENTS
         arguments += _state_arguments(batch, key_nids, members, reads)
-        row = await queries.fetchrow(COMMIT_EVENTS, *arguments)
+    try:
+        row = await queries.fetchrow(text, *arguments)
+    except asyncpg.DivisionByZeroError:
+        return None
     return None if row is None else row[0]
 
 

@@ -186,3 +186,22 @@ async def test_a_database_that_cannot_write_is_answered_503(
 def note(user_id: str, data_type: str) -> AccountDataWrite:
     """Return a row of global account data."""
     return AccountDataWrite(UserId(user_id), "", data_type, "{}")
+
+
+async def test_a_room_that_has_moved_does_no_harm_to_others_of_its_batch(
+    database_url: str, tmp_path: Path
+):
+    async with running_homeserver(database_url, tmp_path, workers=2) as homeserver:
+        alice = await homeserver.register("alice")
+        still, moved = await alice.create_room(), await alice.create_room()
+        first, second = homeserver.workers
+        for room_id in (still, moved):  # The first worker has the heads of both rooms.
+            await send_at(first, room_id, alice.user_id, "first")
+        await send_at(second, moved, alice.user_id, "second")
+
+        await asyncio.gather(
+            *(send_at(first, room_id, alice.user_id, "together") for room_id in (still, moved))
+        )
+
+        assert await texts(alice, still) == ["first", "together"]
+        assert await texts(alice, moved) == ["first", "second", "together"]
