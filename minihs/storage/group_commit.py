@@ -48,12 +48,7 @@ DEADLOCKS_MAX = 5
 CLOSE_S_MAX = 2
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
-EXPECTED = (
-    asyncpg.UniqueViolationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.DivisionByZeroError,  # A delayed event: see event_writes.
-    Conflict,
-)
+EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
 
 
 @dataclass(slots=True, eq=False)
@@ -230,9 +225,9 @@ class GroupCommitter:
         cursor = unit.cursor
         if cursor is None:
             return False
-        if cursor.generation == unit.generation:
-            if cursors.setdefault(cursor.room_nid, cursor) is cursor:
-                return False
+        stands = cursor.generation == unit.generation
+        if stands and cursors.setdefault(cursor.room_nid, cursor) is cursor:
+            return False
         self._fail([unit], Conflict(), None)
         return True
 
@@ -279,24 +274,10 @@ class GroupCommitter:
             return
         position = base
         items: list[tuple[int, StreamItem]] = []
-        for unit in units:
-            for write in unit.events:
-                position += 1
-                stored = write.stored
-                stored.position = position
-                if stored.state_before is not None:
-                    stored.order = (position, 0)
-                self._events.remember(stored)
-                items.append((position, stored))
-                items += [(position, m) for m in write.memberships if m.local]
-                if write.sticky is not None:
-                    items.append((position, write.sticky))
-                if write.redacts is not None:
-                    self._events.note_redaction(write.redacts, stored.event_id)
-        for unit in units:
-            for row in unit.rows:
-                position += 1
-                items.append((position, row))
+        for position, write in enumerate((w for u in units for w in u.events), base + 1):
+            items += self._take_place(write, position)
+        for position, row in enumerate((r for u in units for r in u.rows), position + 1):
+            items.append((position, row))
         self.counts.commits += 1
         self.counts.events += sum(len(unit.events) for unit in units)
         self.counts.rows += sum(len(unit.rows) for unit in units)
@@ -310,6 +291,22 @@ class GroupCommitter:
             for write in unit.events:
                 for state in filter(needs_rebase, write.states):
                     self._tasks.spawn("rebase-state", self._states.rebase(state))
+
+
+    def _take_place(self, write: EventWrite, position: int) -> list[tuple[int, StreamItem]]:
+        """Give a committed event its position; return what it is for readers of the stream."""
+        stored = write.stored
+        stored.position = position
+        if stored.state_before is not None:
+            stored.order = (position, 0)
+        self._events.remember(stored)
+        if write.redacts is not None:
+            self._events.note_redaction(write.redacts, stored.event_id)
+        items: list[tuple[int, StreamItem]] = [(position, stored)]
+        items += [(position, m) for m in write.memberships if m.local]
+        if write.sticky is not None:
+            items.append((position, write.sticky))
+        return items
 
 
 async def _write_without_losers(
@@ -336,8 +333,8 @@ def _winners(
 ) -> list[_Unit]:
     """Return the units whose rooms have not moved and whose transaction ids and aliases are free.
 
-    `used` are event_nids of events that were sent already, or must not be sent any more. Where one unit of a
-    room loses, those after it were built upon it.
+    `used` are event_nids of events that were sent already, or must not be sent any more. Where one
+    unit of a room loses, those after it were built upon it.
     """
     lost: set[int] = set()
     winners: list[_Unit] = []
