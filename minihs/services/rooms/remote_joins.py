@@ -6,8 +6,8 @@ allowed by its own auth events. Whatever is not is left out, with all that rests
 left must be a room: created in the version that we were told, by the event that its id names, and
 one that lets our user in.
 
-The events of the answer are outliers, stored before the join is committed; the join is then the only
-end of the room's graph that we have, and what came before it is a gap in our history.
+The events of the answer are outliers, stored before the join is committed; the join is then the
+only end of the room's graph that we have, and what came before it is a gap in our history.
 
 Spec: server-server-api#joining-rooms
 """

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, ServerName, StateKey, UserId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
+    from minihs.services.rooms.commit import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +120,9 @@ async def is_for_others(services: Services, head: RoomHead, user_id: str, member
     if head.local_members and membership != "leave":
         return False
     row = await memberships.fetch_membership(services.db, head.room_id, user_id)
-    if row is not None and row.membership in ("invite", "knock"):
-        if head.state.get("m.room.member", user_id) != row.event_id:
-            return True
+    waits = row is not None and row.membership in ("invite", "knock")
+    if row is not None and waits and head.state.get("m.room.member", user_id) != row.event_id:
+        return True
     return not head.local_members and await memberships.has_remote_members(
         services.db, head.room_id
     )
@@ -341,7 +342,13 @@ def refusal_of(failure: RemoteError) -> MatrixError:
 # --- inviting ----------------------------------------------------------------------------------
 
 
-async def invite(services: Services, room_id: RoomId, user_id: UserId, decide: Draft) -> EventId:
+async def invite(
+    services: Services,
+    room_id: RoomId,
+    user_id: UserId,
+    decide: Draft,
+    transaction: Origin | None = None,
+) -> EventId:
     """Invite a user of another server: it signs the invite before we commit it.
 
     `decide` says what to send, or the event that makes it needless, as for `send_decided`.
@@ -359,6 +366,7 @@ async def invite(services: Services, room_id: RoomId, user_id: UserId, decide: D
         if isinstance(decided, str):
             return decided
         planned = await build_upon(services, head, decided)
+        planned.transaction = transaction
         shown = await commit.room_state_for_outsiders(services, head, planned.event)
     # Neither a transaction nor the room's turn waits for another server.
     event, server = planned.event, server_name_of(user_id)
@@ -403,6 +411,12 @@ async def _commit_signed(services: Services, planned: PlannedEvent) -> EventId:
         try:
             await durable
         except Conflict:
+            if planned.transaction is not None and (
+                known := await commit.find_by_transaction(
+                    services, event.room_id, planned.transaction
+                )
+            ):
+                return known
             continue
         return stored.event_id
     raise Unavailable("The room is too busy; try again.")
