@@ -18,9 +18,15 @@ from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
 from minihs.services.rooms import notifications, redact_on_ban, state
-from minihs.storage import history_writes, rooms, sticky_events
+from minihs.storage import delayed_events, history_writes, rooms, sticky_events
 from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
-from minihs.storage.event_writes import EventWrite, Membership, Push, RoomWrite
+from minihs.storage.event_writes import (
+    DelayedOutcome,
+    EventWrite,
+    Membership,
+    Push,
+    RoomWrite,
+)
 from minihs.storage.history_writes import HistoryWrite, Refusal
 from minihs.storage.stream_rows import StickyEvent
 
@@ -38,10 +44,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClientTransaction",
+    "DelayedSending",
     "HistoryWrite",
+    "Origin",
     "Plan",
     "PlannedEvent",
     "Refusal",
+    "Superseded",
     "add_event",
     "commit_outside_event",
     "ensure_room",
@@ -76,6 +85,25 @@ class ClientTransaction:
     scope: str
 
 
+@dataclass(frozen=True, slots=True)
+class DelayedSending:
+    """A delayed event is sent, as it was when it was found to be due at `due_ms` (MSC4140).
+
+    It is finalised with the commit of the event, if it is still so.
+    """
+
+    delay_id: str
+    due_ms: int
+
+
+# What makes an event, and makes no second one.
+Origin = ClientTransaction | DelayedSending
+
+
+class Superseded(Exception):
+    """A delayed event was cancelled or restarted while it was on its way."""
+
+
 @dataclass(slots=True)
 class PlannedEvent:
     """An event that has passed its checks, with what the commit needs to know.
@@ -88,7 +116,7 @@ class PlannedEvent:
     event: Event
     auth: Mapping[StateKey, StoredEvent]
     may_redact: bool = False
-    transaction: ClientTransaction | None = None
+    transaction: Origin | None = None
     state_before: State | None = None
     rows: Sequence[StateRow] = ()
     stored: StoredEvent | None = None
@@ -164,14 +192,13 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     # For who enters a room, it has been all the while what it turns out to be.
     stored.room_state_before = before.state_id if enters else room_before.state_id
     stored.room_state_after = head.state.state_id
+    if await _redact_late(services, plan, planned, stored):
+        event = stored.event
     write = EventWrite(stored, head.cursor.room_nid, states=[*rows, *merged])
     if event.is_state:
         write.auth_nids = [auth.event_nid for auth in planned.auth.values()]
-    if planned.transaction is not None:
-        stored.device_nid = planned.transaction.device_nid
-        stored.txn_id = planned.transaction.txn_id
-        write.txn_scope = planned.transaction.scope
     now_ms = services.clock.now_ms()
+    _write_origin(write, planned.transaction, now_ms)
     sticky = stickiness(event.pdu, planned.received_ms or now_ms)
     if sticky is not None and stored.redacted_by is None:
         stored.sticky_until_ms = sticky.end_ms
@@ -216,10 +243,10 @@ async def _redact_late(
     if member is None or present_id in (member.event_id, event.event_id):
         return False
     present: dict[str, EventId] = {} if present_id is None else {event.sender: present_id}
-    covered, extended = await redact_on_ban.find_covering(
+    covered, changed = await redact_on_ban.find_covering(
         services, head.cursor.room_nid, [stored], present
     )
-    plan.rows += extended
+    plan.rows += changed
     stay = covered.get(event.event_id)
     in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
     if stay is None or not redact_on_ban.is_redacted_late(services, stored, in_force=in_force):
@@ -253,6 +280,18 @@ async def _ended_stays(
     return await redact_on_ban.find_ended_stays(
         services, head.room_id, head.cursor.room_nid, members, head.state, planned
     )
+
+
+def _write_origin(write: EventWrite, origin: Origin | None, now_ms: int) -> None:
+    """Write down what made an event, so that it makes no second one."""
+    stored = write.stored
+    match origin:
+        case ClientTransaction(device_nid, txn_id, scope):
+            stored.device_nid, stored.txn_id, write.txn_scope = device_nid, txn_id, scope
+        case DelayedSending(delay_id, due_ms):
+            stored.txn_id, write.delayed = delay_id, DelayedOutcome(delay_id, due_ms, now_ms)
+        case None:
+            pass
 
 
 async def commit_outside_event(
@@ -293,8 +332,8 @@ async def store_history(
 ) -> None:
     """Store events that take no place in the stream: outliers, refused events, fetched history.
 
-    Of an event that is stored already, only what it lacked is added. `states` are those whose events
-    are now all stored.
+    Of an event that is stored already, only what it lacked is added. `states` are those whose
+    events are now all stored.
     """
     keys = [w.stored.event.key for w in writes if w.stored.event.is_state]
     keys += [key for w in writes for row in w.states for key in row.changes]
@@ -311,14 +350,16 @@ async def store_history(
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
             write.stored.sticky_until_ms = sticky.end_ms
+    if rows:
+        await services.committer.commit_rows(rows)
     await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
         services.events.remember(write.stored)
         services.events.redact_by_recent_stays(write.stored)
         await _hold_back(services, room_nid, write.stored, now_ms)
-    rows += await _stays_ended_in_history(services, room_nid, writes)
-    if rows:
-        await services.committer.commit_rows(rows)
+    ended = await _stays_ended_in_history(services, room_nid, writes)
+    if ended:
+        await services.committer.commit_rows(ended)
 
 
 async def _stays_ended_in_history(
@@ -482,9 +523,20 @@ def _thread_root(event: Event) -> EventId | None:
 
 
 async def find_by_transaction(
-    services: Services, room_id: str, transaction: ClientTransaction
+    services: Services, room_id: str, transaction: Origin
 ) -> EventId | None:
-    """Return the event that an earlier request with the same transaction id made, or None."""
+    """Return the event that an earlier request with the same transaction id made, or None.
+
+    Raises:
+        Superseded: it is a delayed event that must not be sent now.
+    """
+    if isinstance(transaction, DelayedSending):
+        delayed = await delayed_events.fetch_delayed_event(services.db, transaction.delay_id)
+        if delayed is not None and delayed.event_id is not None:
+            return delayed.event_id
+        if delayed is None or delayed.finalised_ms or delayed.due_ms != transaction.due_ms:
+            raise Superseded
+        return None
     return await services.events.find_by_transaction(
         room_id, transaction.device_nid, transaction.txn_id, transaction.scope
     )

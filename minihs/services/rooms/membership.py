@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
     from minihs.services.context import Services
+    from minihs.services.rooms.commit import Origin
     from minihs.services.rooms.heads import RoomHead
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class MembershipChange:
     guest: bool = False
     deactivation: bool = False
     via: Sequence[str] = ()
+    transaction: Origin | None = None
 
     @property
     def is_own(self) -> bool:
@@ -128,9 +130,13 @@ async def change_membership(services: Services, change: MembershipChange) -> Eve
         )
 
     if change.membership == "invite" and not services.is_local(change.user_id):
-        return await remote_membership.invite(services, change.room_id, change.user_id, decide)
+        return await remote_membership.invite(
+            services, change.room_id, change.user_id, decide, change.transaction
+        )
     try:
-        event_id = await send_decided(services, change.room_id, decide)
+        event_id = await send_decided(
+            services, change.room_id, decide, transaction=change.transaction
+        )
     except (NotFound, Elsewhere, UnableToAuthoriseJoin, UnableToGrantJoin) as error:
         if not change.is_own:
             raise
@@ -233,6 +239,7 @@ async def set_member_event(
     content: Mapping[str, object],
     *,
     guest: bool = False,
+    transaction: Origin | None = None,
 ) -> EventId:
     """Change a membership as `PUT .../state/m.room.member/{userId}` asks; return the event.
 
@@ -250,8 +257,11 @@ async def set_member_event(
     only_from = INSIDE | {"ban"} if kick else None
     return await change_membership(
         services,
-        MembershipChange(room_id, sender, target, membership, content, only_from, guest=guest),
-    )
+        MembershipChange(
+            room_id, sender, target, membership, content, only_from,
+            guest=guest, transaction=transaction,
+        ),
+    )  # fmt: skip
 
 
 async def leave_all_rooms(services: Services, user_id: UserId, *, deactivated: bool) -> None:

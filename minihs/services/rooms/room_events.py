@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.services.context import Services
-    from minihs.services.rooms.commit import ClientTransaction
+    from minihs.services.rooms.commit import Origin
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.event_store import StoredEvent
 
@@ -36,7 +36,7 @@ async def send_message(
     room_id: RoomId,
     event_type: str,
     content: Mapping[str, object],
-    transaction: ClientTransaction,
+    transaction: Origin,
     *,
     sticky_ms: int | None = None,
 ) -> EventId:
@@ -71,7 +71,7 @@ async def redact_event(
     room_id: RoomId,
     event_id: str,
     content: Mapping[str, object],
-    transaction: ClientTransaction | None,
+    transaction: Origin | None,
 ) -> EventId:
     """Redact an event of one's own, or with the power for it anybody's; return the redaction.
 
@@ -115,6 +115,7 @@ async def set_room_state(
     *,
     guest: bool = False,
     sticky_ms: int | None = None,
+    transaction: Origin | None = None,
 ) -> EventId:
     """Set an entry of a room's state; return the event, the present one if nothing would change.
 
@@ -125,7 +126,9 @@ async def set_room_state(
         NotFound, Forbidden, TooLarge, BadJson: see `send_event`.
     """
     if event_type == "m.room.member":
-        return await set_member_event(services, sender, room_id, state_key, content, guest=guest)
+        return await set_member_event(
+            services, sender, room_id, state_key, content, guest=guest, transaction=transaction
+        )
     if event_type == "m.room.create":
         raise BadJson("A room is created only once.")
     key = (event_type, state_key)
@@ -151,7 +154,7 @@ async def set_room_state(
             extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 
-    event_id = await send_decided(services, room_id, decide)
+    event_id = await send_decided(services, room_id, decide, transaction=transaction)
     if key == GUEST_ACCESS and content.get("guest_access") != "can_join":
         await remove_guests(services, room_id)
     return event_id

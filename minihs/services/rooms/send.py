@@ -25,7 +25,7 @@ from minihs.protocol.event_format import EventTooLargeError
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.power_levels import PowerLevels
 from minihs.services.rooms import commit, state
-from minihs.services.rooms.commit import ClientTransaction, Plan, PlannedEvent
+from minihs.services.rooms.commit import Origin, Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
 from minihs.services.rooms.state import load_state_events as load_state_events
 from minihs.storage.group_commit import Conflict
@@ -52,7 +52,7 @@ async def send_event(
     services: Services,
     draft: EventDraft,
     *,
-    transaction: ClientTransaction | None = None,
+    transaction: Origin | None = None,
 ) -> EventId:
     """Send an event of a local user to a room that this server is in; return its id.
 
@@ -60,6 +60,7 @@ async def send_event(
         NotFound: this server does not know the room.
         Forbidden: the auth rules refuse it; the message names the rule.
         TooLarge, BadJson: it cannot be an event.
+        Superseded: it is a delayed event that must not be sent now.
     """
 
     async def as_given(_head: RoomHead) -> EventDraft:
@@ -74,12 +75,13 @@ async def send_decided(
     room_id: RoomId,
     decide: Decision,
     *,
-    transaction: ClientTransaction | None = None,
+    transaction: Origin | None = None,
 ) -> EventId:
     """Send what `decide` says when the room's turn has come; decide again if the room moved.
 
     Raises:
         Unavailable: other processes were faster, time after time.
+        Superseded: it is a delayed event that must not be sent now.
     """
     for _ in range(ATTEMPTS):
         async with building(services, room_id) as head:
@@ -111,7 +113,7 @@ async def _attempt(
     services: Services,
     head: RoomHead,
     decide: Decision,
-    transaction: ClientTransaction | None,
+    transaction: Origin | None,
 ) -> tuple[StoredEvent, Future[int]] | EventId | MatrixError:
     """Return the event that was handed to the committer, or else what `decide` said instead."""
     if not head.extremities:  # Somebody was invited to it, but nobody of us has been in it.
@@ -131,7 +133,7 @@ async def plan_draft(
     services: Services,
     plan: Plan,
     draft: EventDraft,
-    transaction: ClientTransaction | None = None,
+    transaction: Origin | None = None,
 ) -> StoredEvent:
     """Build a draft upon the room's head, check it, and add it to the plan.
 
