@@ -51,7 +51,7 @@ class Router(Generic[R]):
     def match(
         self, method: str, raw_path: str
     ) -> tuple[R, Mapping[str, str]] | frozenset[str] | None:
-        """Return the route and its parameters; the allowed methods if only those differ; or None."""
+        """Return a route and its parameters; the allowed methods if only those differ; or None."""
         node, values = self._root, []
         for segment in raw_path.split("/")[1:]:
             found = node.fixed.get(segment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Spec: client-server-api#size-limits
+# Sizes of events, Spec: client-server-api#size-limits
 PDU_BYTES_MAX = 65_536
 IDENTIFIER_BYTES_MAX = 255
 
@@ -21,6 +21,9 @@ PAGE_LIMIT_MAX = 1_000
 CONTEXT_LIMIT_DEFAULT = 10
 CONTEXT_LIMIT_MAX = 100
 SYNC_TIMEOUT_MAX_MS = 300_000
+SLIDING_LISTS_MAX = 100  # MSC4186#top-level; as many subscriptions.
+SLIDING_TIMELINE_LIMIT_MAX = 100
+STICKY_EVENTS_DEFAULT = 100  # MSC4480#proposal.
 SYNC_WINDOW_EVENTS_MAX = 20_000
 PREV_EVENTS_MAX = 10  # Spec allows 20 (server-server-api#pdus); fewer keep the DAG narrow.
 PASSWORD_BYTES_MAX = 512

@@ -7,7 +7,7 @@ from the database while that happened is checked against the recent ones.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from minihs.base.batching import Batcher
@@ -20,7 +20,7 @@ from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from minihs.protocol.identifiers import EventId
     from minihs.storage.database import Queries, Row
@@ -32,8 +32,8 @@ RECENT_STAYS_MAX = 1_000
 
 COLUMNS = """
       e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
-      e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before, e.room_state_after,
-      e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies,
+      e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before,
+      e.room_state_after, e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies,
       e.sticky_until_ms,
       -- What a kick or ban has redacted is found by its sender until its purge is done (MSC4293).
       CASE WHEN (SELECT EXISTS (SELECT FROM redacted_stays WHERE NOT purged)) THEN (
@@ -41,7 +41,7 @@ COLUMNS = """
         FROM redacted_stays s
         WHERE
           s.room_nid = e.room_nid AND NOT s.purged
-          AND (e.position IS NULL OR e.position <= s.position)
+          AND (e.position IS NULL OR e.position <= s.upto)
           AND strpos(e.json, '"sender":' || to_json(s.user_id)::text) > 0
       ) END
 """
@@ -75,9 +75,9 @@ class StoredEvent:
     """An event with what this server knows of it.
 
     `order` is its place in the room (None: an outlier); `state_before` and `state_after` the state
-    before and after the event; `room_state_before` and `room_state_after` the room's current state without and with it;
-    `notifies` whether it counts as unread for users with default push rules; `sticky_until_ms` the
-    moment its stickiness ends (MSC4354).
+    before and after the event; `room_state_before` and `room_state_after` the room's current state
+    without and with it; `notifies` whether it counts as unread for users with default push rules;
+    `sticky_until_ms` the moment its stickiness ends (MSC4354).
     """
 
     __slots__ = (
@@ -159,6 +159,9 @@ class StoredEvent:
         self.client_head = None
 
 
+_NO_STAYS: Mapping[EventId, StayRedaction] = {}
+
+
 class EventStore:
     """Events by id, from memory where possible."""
 
@@ -167,8 +170,7 @@ class EventStore:
         self._cache: BoundedCache[EventId, StoredEvent] = BoundedCache(budget_bytes)
         self._loader: Batcher[EventId, StoredEvent] = Batcher(self._load)
         self._recent_redactions: OrderedDict[EventId, EventId] = OrderedDict()
-        self._recent_stays: deque[str] = deque()  # Their users, the oldest first.
-        self._recent_stays_by_user: dict[str, deque[tuple[int, StayRedaction]]] = {}
+        self._recent_stays: OrderedDict[str, dict[EventId, StayRedaction]] = OrderedDict()
 
     @property
     def cached_bytes(self) -> int:
@@ -281,31 +283,35 @@ class EventStore:
             stored.client_head = None
 
     def note_stay(
-        self, stay: StayRedaction, position: int, window: Iterable[StoredEvent] = ()
+        self, stay: StayRedaction, window: Iterable[StoredEvent] = ()
     ) -> None:
-        """Take notice that a stay has been redacted, at a position of the stream (MSC4293).
+        """Take notice that a stay has been redacted, or of more that is known of it (MSC4293).
 
         `window` are events of its room that may be in use without being in the cache.
         """
-        self._recent_stays.append(stay.user_id)
-        self._recent_stays_by_user.setdefault(stay.user_id, deque()).append((position, stay))
+        of_user = self._recent_stays.setdefault(stay.user_id, {})
+        of_user[stay.first_join_id] = stay
+        self._recent_stays.move_to_end(stay.user_id)
         if len(self._recent_stays) > RECENT_STAYS_MAX:
-            oldest = self._recent_stays.popleft()
-            of_user = self._recent_stays_by_user[oldest]
-            of_user.popleft()
-            if not of_user:
-                del self._recent_stays_by_user[oldest]
+            self._recent_stays.popitem(last=False)
         sender = b'"sender":' + canonical_json.encode(stay.user_id)
         for stored in (*self._cache.values(), *window):
-            if sender in stored.event.json and stay.covers(stored.event):
+            if (
+                sender in stored.event.json
+                and (stored.position or 0) <= stay.upto
+                and stay.covers(stored.event)
+            ):
                 stored.redact_for_good(stay.because_id)
 
     def redact_by_recent_stays(self, stored: StoredEvent) -> None:
         """Redact an event that may have been read before the stay that it is of was redacted."""
-        for position, stay in self._recent_stays_by_user.get(stored.event.sender, ()):
-            if (stored.position or 0) <= position and stored.redacted_by != stay.because_id:
-                if stay.covers(stored.event):
-                    stored.redact_for_good(stay.because_id)
+        for stay in self._recent_stays.get(stored.event.sender, _NO_STAYS).values():
+            if (
+                stored.redacted_by != stay.because_id
+                and (stored.position or 0) <= stay.upto
+                and stay.covers(stored.event)
+            ):
+                stored.redact_for_good(stay.because_id)
 
 
 def _redact_by_stays(stored: StoredEvent, stays: str) -> None:

@@ -157,7 +157,8 @@ _VERIFY = """
         unnest(
           $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[],
           $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[],
-          $19::boolean[], $20::bigint[], $21::bigint[], $22::text[], $23::text[], $24::text[], $25::text[]
+          $19::boolean[], $20::bigint[], $21::bigint[], $22::text[], $23::text[], $24::text[],
+          $25::text[]
         ) WITH ORDINALITY AS new (
           event_nid, event_id, room_nid, status, key_nid, state_before, state_after,
           room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,

@@ -274,9 +274,11 @@ class GroupCommitter:
             return
         position = base
         items: list[tuple[int, StreamItem]] = []
-        for position, write in enumerate((w for u in units for w in u.events), base + 1):
+        for write in (w for u in units for w in u.events):
+            position += 1
             items += self._take_place(write, position)
-        for position, row in enumerate((r for u in units for r in u.rows), position + 1):
+        for row in (r for u in units for r in u.rows):
+            position += 1
             items.append((position, row))
         self.counts.commits += 1
         self.counts.events += sum(len(unit.events) for unit in units)

@@ -221,7 +221,7 @@ async def has_members_of_server(
 
 
 async def count_invites(queries: Queries, user_id: str, server_name: str) -> tuple[int, int]:
-    """Return how many invites a user has not answered, and how many of them by users of a server."""
+    """Return how many invites a user has open, and how many of them from users of a server."""
     row = await queries.fetchrow(COUNT_INVITES, user_id, server_name)
     return (0, 0) if row is None else (row[0], row[1])
 

@@ -19,7 +19,7 @@ NEXT_BLOCK = statement("numbers.next_block", "SELECT nextval($1::text::regclass)
 
 
 class Numbers:
-    """Hands out numbers of one sequence; `reserve` must have been awaited for as many as are taken."""
+    """Hands out numbers of one sequence; as many as are taken must have been reserved before."""
 
     def __init__(self, queries: Queries, sequence: str) -> None:
         self._queries = queries

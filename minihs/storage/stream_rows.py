@@ -63,9 +63,11 @@ class StickyEvent:
 
 @dataclass(frozen=True, slots=True)
 class StayRedaction:
-    """A kick or ban redacts the stay that it ended (MSC4293); also: more of its joins are known.
+    """A kick or ban redacts the stay that it ended (MSC4293), or more is known of such a stay.
 
-    `spared_ids` are those of its events that stay, `unstuck` those that were sticky.
+    `join_ids` are its joins as far as they are known, `spared_ids` those of its events that are not
+    redacted, `unstuck` those that were sticky. What came after position `upto` (0: the one that this
+    gets) was judged when it came.
     """
 
     room_id: RoomId
@@ -75,6 +77,7 @@ class StayRedaction:
     join_ids: frozenset[str]
     spared_ids: frozenset[str]
     created_ms: int
+    upto: int = 0
     unstuck: tuple[EventId, ...] = ()
 
     @classmethod
@@ -87,11 +90,12 @@ class StayRedaction:
         join_ids: Sequence[str],
         spared_ids: Sequence[str],
         created_ms: int,
+        upto: int,
     ) -> StayRedaction:
         """Return the stay of a row."""
         return cls(
             room_id, user_id, first_join_id, because_id, frozenset(join_ids),
-            frozenset(spared_ids), created_ms,
+            frozenset(spared_ids), created_ms, upto,
         )  # fmt: skip
 
     def covers(self, event: Event) -> bool:
@@ -123,8 +127,9 @@ WRITE_RECEIPTS = statement(
     INSERT INTO receipts (room_nid, user_id, receipt_type, thread_id, event_id, ts_ms, position)
     SELECT DISTINCT ON (r.room_nid, user_id, receipt_type, thread_id)
       r.room_nid, user_id, receipt_type, thread_id, event_id, ts_ms, position
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[])
-      AS new (room_id, user_id, receipt_type, thread_id, event_id, ts_ms, position)
+    FROM unnest(
+      $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]
+    ) AS new (room_id, user_id, receipt_type, thread_id, event_id, ts_ms, position)
     JOIN rooms r ON r.room_id = new.room_id
     ORDER BY r.room_nid, user_id, receipt_type, thread_id, position DESC
     ON CONFLICT (room_nid, user_id, receipt_type, thread_id)
@@ -212,11 +217,11 @@ WRITE_STAY_REDACTIONS = statement(
     """
     INSERT INTO redacted_stays AS old (
       room_nid, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms,
-      position, next_major, next_minor
+      position, upto, next_major, next_minor
     )
     SELECT DISTINCT ON (r.room_nid, user_id, first_join_id)
       r.room_nid, user_id, first_join_id, because_id, join_ids::text[], spared_ids::text[],
-      created_ms, position, 9223372036854775807, 0
+      created_ms, position, position, 9223372036854775807, 0
     FROM unnest(
       $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
       $8::bigint[]
@@ -228,7 +233,8 @@ WRITE_STAY_REDACTIONS = statement(
     ON CONFLICT (room_nid, user_id, first_join_id) DO UPDATE
     SET
       position = excluded.position,
-      join_ids = ARRAY(SELECT DISTINCT unnest(old.join_ids || excluded.join_ids))
+      join_ids = ARRAY(SELECT DISTINCT unnest(old.join_ids || excluded.join_ids)),
+      spared_ids = ARRAY(SELECT DISTINCT unnest(old.spared_ids || excluded.spared_ids))
     """,
 )
 
@@ -239,7 +245,7 @@ DELETE_UNSTUCK = statement(
 
 
 def array_literal(values: Sequence[object]) -> str:
-    """Return PostgreSQL's text form of an array: for arrays of arrays, which `unnest` would flatten."""
+    """Return the text form of an array: for arrays of arrays, which `unnest` would flatten."""
     quoted = ('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
     return "{" + ",".join(quoted) + "}"
 

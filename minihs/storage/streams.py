@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -115,7 +116,7 @@ LIST_STAY_REDACTIONS = statement(
     """
     SELECT
       s.position, r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids,
-      s.spared_ids, s.created_ms
+      s.spared_ids, s.created_ms, s.upto
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.position > $1 AND s.position <= $2
@@ -246,38 +247,37 @@ class StreamFollower:
             self._window.append(positioned)
             room_id = _room_of(positioned[1])
             if room_id:
-                room = self._rooms.get(room_id)
-                if room is None:
-                    room = self._rooms[room_id] = deque()
-                room.append(positioned)
+                self._rooms.setdefault(room_id, deque()).append(positioned)
             if isinstance(positioned[1], StayRedaction):
-                self._note_stay(*positioned)  # type: ignore[arg-type]  # see the line above
+                self._note_stay(positioned[0], positioned[1])
         self.head = last
         while len(self._window) > WINDOW_ITEMS_MAX:
-            position, item = self._window.popleft()
-            self.floor = position
-            room_id = _room_of(item)
-            if room_id:
-                room = self._rooms[room_id]
-                room.popleft()
-                if not room:
-                    del self._rooms[room_id]
+            self._drop_oldest()
         for subscriber in self._subscribers:
             subscriber(items)
         if self._reached:
             waiting, self._reached = self._reached, []
             for position, reached in waiting:
-                if reached.done():
-                    continue
-                if position <= self.head:
-                    reached.set_result(None)
-                else:
+                if position > self.head:
                     self._reached.append((position, reached))
+                elif not reached.done():
+                    reached.set_result(None)
+
+    def _drop_oldest(self) -> None:
+        """Let the window's oldest item go: from now on it must be asked of the database."""
+        self.floor, item = self._window.popleft()
+        room_id = _room_of(item)
+        if room_id:
+            room = self._rooms[room_id]
+            room.popleft()
+            if not room:
+                del self._rooms[room_id]
 
     def _note_stay(self, position: int, stay: StayRedaction) -> None:
         """Redact what of a stay is in memory, here or in the cache (MSC4293)."""
-        window = [item for _, item in self.room_items(stay.room_id) if isinstance(item, StoredEvent)]
-        self._events.note_stay(stay, position, window)
+        items = (item for _, item in self.room_items(stay.room_id))
+        window = [item for item in items if isinstance(item, StoredEvent)]
+        self._events.note_stay(stay if stay.upto else replace(stay, upto=position), window)
 
     async def _follow(self) -> None:
         """Catch up whenever there is something to catch up on."""

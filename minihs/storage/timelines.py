@@ -185,7 +185,7 @@ async def list_newest(
 
 
 async def list_states_at(queries: Queries, places: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """Return the id of each room's current state as of a position; rooms not yet there are left out."""
+    """Return the id of each room's current state as of a position, if it was there then."""
     rows = await queries.fetch(LIST_STATES_AT, [p[0] for p in places], [p[1] for p in places])
     return {row[0]: row[1] for row in rows}
 
@@ -196,7 +196,7 @@ async def list_changed_rooms(queries: Queries, user_id: str, after: int, upto: i
 
 
 async def list_left_rooms(queries: Queries, user_id: str, after: int, upto: int) -> Sequence[Row]:
-    """Return room, position, event, membership, sender and forgotten of rooms left in (after, upto]."""
+    """Return room, position, event, membership, sender and forgotten of rooms left since."""
     return await queries.fetch(LIST_LEFT_ROOMS, user_id, after, upto)
 
 

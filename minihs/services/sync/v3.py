@@ -47,10 +47,10 @@ async def sync(services: Services, request: SyncRequest) -> Json:
         left_ms = deadline_ms - services.clock.monotonic_ms()
         if left_ms <= 0:
             return {"next_batch": format_token(upto)}
-        await _wait(services, request.user_id, upto, left_ms)
+        await wait(services, request.user_id, upto, left_ms)
 
 
-async def _wait(services: Services, user_id: str, seen: int, timeout_ms: int) -> None:
+async def wait(services: Services, user_id: str, seen: int, timeout_ms: int) -> None:
     """Return when something new concerns the user, or after `timeout_ms`."""
     view = await services.views.get(user_id)
     if view.changed_at > seen:
@@ -107,7 +107,8 @@ async def _collect(
     leave = await _left_rooms(services, request, left)
     global_data = data.get("", [])
     has_news = bool(join or invite or knock or leave or global_data)
-    answer = assemble.answer_json(format_token(upto, backlogs), join, invite, knock, leave, global_data)
+    next_batch = format_token(upto, backlogs)
+    answer = assemble.answer_json(next_batch, join, invite, knock, leave, global_data)
     return answer, has_news
 
 
