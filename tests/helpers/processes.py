@@ -95,13 +95,27 @@ class Server:
         return children_of(self.pid) if self._workers > 1 else [self.pid]
 
     async def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start it, and return when it answers, with all of its workers."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "minihs", "run", "--workers", str(self._workers),
                 cwd=ROOT, env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
         await self.until_ready()
+        if self._workers > 1:
+            last = f'minihs_stream_position{{process="{self._workers - 1}"}}'
+            first = 'minihs_stream_position{process="0"}'
+            await until(lambda: self._tells(first, last))
+
+    async def _tells(self, *names: str) -> bool:
+        text = await self.metrics()
+        return all(name in text for name in names)
+
+    async def metrics(self) -> str:
+        """Return what it tells Prometheus, on a new connection: any worker may answer."""
+        headers = {"Connection": "close"}
+        async with self.session.get(self.address + "/metrics", headers=headers) as answer:
+            return await answer.text()
 
     async def until_ready(self) -> None:
         """Return when requests are served."""

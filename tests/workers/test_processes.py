@@ -1,0 +1,217 @@
+"""`minihs run` as processes: several, ended in every way, without a database, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from minihs.storage.embedded import Cluster, packaged_binaries, start_cluster
+from tests.helpers.postgres import cluster_directory
+from tests.helpers.processes import (
+    ROOT,
+    Server,
+    children_of,
+    is_alive,
+    kill,
+    kill_postgres,
+    running_server,
+)
+from tests.helpers.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def count(server: Server, path: str) -> int:
+    """Return how many requests of an endpoint the metrics tell of."""
+    sample = rf'^minihs_requests_total{{.*path="{path}".*}} (\d+)$'
+    found = re.findall(sample, await server.metrics(), re.MULTILINE)
+    return sum(map(int, found))
+
+
+async def test_workers_are_one_server(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path, workers=2) as server:
+        _, token = await server.register("alice")
+        first = server.workers
+        assert len(first) == 2
+
+        answers = await asyncio.gather(
+            *(server.request("GET", "/account/whoami", token=token) for _ in range(40))
+        )
+
+        assert [answer.status for answer in answers] == [200] * 40
+        whoami = "/_matrix/client/v3/account/whoami"
+        await until(lambda: all_tell(server, whoami, 40))
+        kill(first[:1])
+        await until(lambda: len(server.workers) == 2 and server.workers != first)
+        await server.until_ready()
+        await until(lambda: all_tell(server, whoami, 40))  # What the dead one has counted is kept.
+        assert await server.stop() == 0
+        assert not any(map(is_alive, first))
+
+
+async def all_tell(server: Server, path: str, value: int) -> bool:
+    """Return whether the workers agree on how many requests there were; chance asks each."""
+    return {await count(server, path) for _ in range(16)} == {value}
+
+
+async def test_workers_end_when_their_parent_is_killed(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path, workers=2) as server:
+        orphans = server.workers
+
+        kill([server.pid])
+
+        await until(lambda: not any(map(is_alive, orphans)))
+        await server.start()  # The address is free again.
+        assert await server.stop() == 0
+
+
+async def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(
+    database_url: str, tmp_path: Path
+):
+    async with running_server(database_url, tmp_path) as server:
+        _, token = await server.register("alice")
+        sync = (await server.request("GET", "/sync", token=token)).json["next_batch"]
+        waiting = asyncio.create_task(
+            server.request("GET", "/sync", token=token, since=sync, timeout="1500")
+        )
+        while "minihs_sync_waiting 1" not in await server.metrics():
+            pass
+
+        assert await server.stop() == 0
+        assert (await waiting).status == 200
+
+
+async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
+    with cluster_directory() as directory:
+        cluster = Cluster(directory / "postgres", packaged_binaries(), {"fsync": "off"})
+        running = await start_cluster(cluster)
+        try:
+            async with running_server(running.dsn, tmp_path, workers=2) as server:
+                user_id, token = await server.register("alice")
+                room_id = (await server.request("POST", "/createRoom", {}, token=token)).json[
+                    "room_id"
+                ]
+                since = (await server.request("GET", "/sync", token=token)).json["next_batch"]
+                processes = server.workers
+                say = f"/rooms/{quote(room_id)}/send/m.room.message/"
+                message = {"msgtype": "m.text", "body": "hello"}
+
+                for number, orderly in enumerate((True, False)):
+                    await (cluster.stop() if orderly else kill_postgres(cluster))
+                    began = time.monotonic()
+                    for _ in range(4):  # Whichever worker answers.
+                        health = await server.request("GET", "/health")
+                        ready = await server.request("GET", "/ready")
+                        send = await server.request("PUT", say + f"{number}", message, token=token)
+                        read = await server.request("GET", "/sync", token=token, since=since)
+                        refused = [ready.status, send.status, read.status]
+                        assert (health.status, refused) == (200, [503] * 3)
+                        assert send.json["errcode"] == "M_UNKNOWN"
+                    assert time.monotonic() - began < 4
+                    await cluster.start()
+                    await server.until_ready()
+                    await until(lambda n=number: _sends(server, say + f"{n}", message, token))
+
+                assert server.workers == processes  # Nobody was restarted.
+                sync = await server.request("GET", "/sync", token=token, since=since)
+                events = sync.json["rooms"]["join"][room_id]["timeline"]["events"]
+                assert [e["sender"] for e in events] == [user_id] * 2
+        finally:
+            await running.stop()
+
+
+async def _sends(server: Server, path: str, message: object, token: str) -> bool:
+    return (await server.request("PUT", path, message, token=token)).status == 200
+
+
+async def minihs(server: Server, *arguments: str) -> tuple[int, str]:
+    """Run a command of minihs with a server's environment; return its status and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "minihs", *arguments, cwd=ROOT, env=server.environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path) as server:
+        _, token = await server.register("alice")
+        assert (await server.request("POST", "/createRoom", {}, token=token)).status == 200
+        await server.stop()
+        assert "LOSE" in server.log.read_text()  # The database of tests does not flush.
+
+        server.environment["MINIHS_SERVER_NAME"] = "other"
+        assert await _refusal(server) == "this database belongs to 'hs1', not to 'other'"
+        server.environment["MINIHS_SERVER_NAME"] = "hs1"
+
+        key = tmp_path / "signing.key"
+        key.rename(tmp_path / "elsewhere")
+        assert "signing.key is missing" in await _refusal(server)
+        status, said = await minihs(server, "new-signing-key")
+        assert (status, key.exists()) == (0, True), said
+        assert "never overwritten" in (await minihs(server, "new-signing-key"))[1]
+        await server.start()
+        await server.stop()
+
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        await connection.close()
+        assert "run the newer minihs" in await _refusal(server)
+
+
+async def _refusal(server: Server) -> str:
+    """Return why `minihs run` would not start."""
+    status, said = await minihs(server, "run")
+    assert status == 2, said
+    return said.strip().splitlines()[-1].removeprefix("minihs: ")
+
+
+async def test_a_database_with_another_encoding_is_refused(database_url: str, tmp_path: Path):
+    name = "latin"
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"DROP DATABASE IF EXISTS {name}")
+    await connection.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'"
+    )
+    try:
+        database = re.match(r".*/(?P<name>\w+)\?", database_url)
+        assert database is not None
+        server = Server(database_url.replace(f"/{database['name']}?", f"/{name}?"), tmp_path)
+        await server.session.close()
+        assert "ENCODING 'UTF8'" in await _refusal(server)
+        status, said = await minihs(server, "doctor")
+        assert status == 1
+        assert "the encoding is LATIN1" in said
+    finally:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()
+
+
+@pytest.mark.durable_database
+async def test_the_doctor_is_content_with_a_good_installation(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path) as server:
+        await server.stop()
+        status, said = await minihs(server, "doctor")
+    assert status == 0, said
+    assert "what is acknowledged is on disk" in said
+    assert "error" not in said
+
+
+async def test_nothing_is_left_of_a_process_tree(database_url: str, tmp_path: Path):
+    """The helper that the other tests rely on sees a server's processes."""
+    async with running_server(database_url, tmp_path, workers=2) as server:
+        assert children_of(server.pid) == server.workers
+        pids = [server.pid, *server.workers]
+        assert all(map(is_alive, pids))
+        await server.kill()
+        await until(lambda: not any(map(is_alive, pids)))
