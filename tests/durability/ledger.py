@@ -1,9 +1,9 @@
 """The ledger of acknowledged events: what clients were promised, written down by themselves.
 
 Every client writes what it intends to do before it asks for it, and what it was told after it was
-answered, each line flushed to disk. A request without an answer is repeated with the same transaction
-id until there is one. Afterwards everything that was promised must be found, once, by every way of
-looking for it.
+answered, each line flushed to disk. A request without an answer is repeated with the same
+transaction id until there is one. Afterwards everything that was promised must be found, once, by
+every way of looking for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Nothing acknowledged is ever lost: minihs and PostgreSQL are killed, and the promises counted.
 
-`--ledger-rounds` makes it longer, `--ledger-seed` makes it another run. Processes cannot be replayed
-exactly; the seed decides what is killed, and when.
+`--ledger-rounds` makes it longer, `--ledger-seed` makes it another run. Processes cannot be
+replayed exactly; the seed decides what is killed, and when.
 """
 
 from __future__ import annotations
