@@ -17,22 +17,18 @@ from minihs.storage.stream_rows import StayRedaction
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from minihs.protocol.identifiers import EventId, UserId
+    from minihs.protocol.identifiers import EventId
     from minihs.storage.database import Queries, Transaction
     from minihs.storage.event_store import EventStore, StoredEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """A stay whose purge has not come to its end, and where it goes on.
-
-    What came after `position` was judged when it came.
-    """
+    """A stay whose purge has not come to its end, and where it goes on."""
 
     stay: StayRedaction
     room_nid: int
     room_version: str
-    position: int
     next_major: int
     next_minor: int
     next_nid: int | None
@@ -51,7 +47,7 @@ class Purgeable:
 
 _STAY = """
       r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids,
-      s.created_ms
+      s.created_ms, s.upto
 """
 
 # Primary key of redacted_stays.
@@ -63,6 +59,17 @@ LIST_STAYS = statement(
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.room_nid = $1 AND s.user_id = ANY($2::text[])
     """,  # noqa: S608  # a constant
+)
+
+# Unique index rooms_room_id_key; primary key of redacted_stays.
+LIST_REASONS = statement(
+    "redacted_stays.list_reasons",
+    """
+    SELECT r.room_id, s.user_id, s.because_id
+    FROM unnest($1::text[], $2::bigint[]) AS asked (room_id, after)
+    JOIN rooms r ON r.room_id = asked.room_id
+    JOIN redacted_stays s ON s.room_nid = r.room_nid AND s.position > asked.after
+    """,
 )
 
 # Primary key of memberships.
@@ -97,7 +104,7 @@ LIST_STICKY = statement(
 LIST_UNPURGED = statement(
     "redacted_stays.list_unpurged",
     f"""
-    SELECT s.room_nid, r.room_version, s.position, s.next_major, s.next_minor, s.next_nid, {_STAY}
+    SELECT s.room_nid, r.room_version, s.next_major, s.next_minor, s.next_nid, {_STAY}
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE NOT s.purged AND s.created_ms <= $1
@@ -210,11 +217,24 @@ async def list_stays(
     return [StayRedaction.of_row(*row) for row in rows]
 
 
+async def list_reasons(
+    queries: Queries, places: Sequence[tuple[str, int]]
+) -> dict[str, list[tuple[str, EventId]]]:
+    """Return, by room, whom kicks and bans redacted after a position, and by which event."""
+    found: dict[str, list[tuple[str, EventId]]] = {}
+    rows = await queries.fetch(LIST_REASONS, [p[0] for p in places], [p[1] for p in places])
+    for room_id, user_id, because_id in rows:
+        found.setdefault(room_id, []).append((user_id, because_id))
+    return found
+
+
 async def list_member_ids(
     queries: Queries, room_nid: int, user_ids: Collection[str]
 ) -> dict[str, EventId]:
     """Return the current member events of some users in a room."""
-    return {row[0]: row[1] for row in await queries.fetch(LIST_MEMBER_IDS, room_nid, list(user_ids))}
+    return {
+        row[0]: row[1] for row in await queries.fetch(LIST_MEMBER_IDS, room_nid, list(user_ids))
+    }
 
 
 async def list_member_events(
@@ -232,7 +252,7 @@ async def list_sticky(queries: Queries, room_nid: int, sender: str) -> list[Even
 async def list_unpurged(queries: Queries, created_ms: int, limit: int) -> list[Purge]:
     """Return stays redacted at a moment or before it whose purge is not done, the oldest first."""
     rows = await queries.fetch(LIST_UNPURGED, created_ms, limit)
-    return [Purge(StayRedaction.of_row(*row[6:]), *row[:6]) for row in rows]
+    return [Purge(StayRedaction.of_row(*row[5:]), *row[:5]) for row in rows]
 
 
 async def list_placed(
@@ -244,7 +264,7 @@ async def list_placed(
     """
     rows = await queries.fetch(
         LIST_PLACED, purge.room_nid, sender_json, purge.next_major, purge.next_minor,
-        purge.position, limit,
+        purge.stay.upto, limit,
     )  # fmt: skip
     return [Purgeable(*row) for row in rows]
 
@@ -265,9 +285,7 @@ async def purge_events(
     """Replace the JSON of events by redacted JSON, and take back what else they left behind."""
     nids = [event.event_nid for event, _ in redacted]
     rows = await tx.fetch(LOCK_EVENTS, nids)
-    await tx.execute(
-        PURGE_EVENTS, nids, [json for _, json in redacted], purge.stay.because_id
-    )
+    await tx.execute(PURGE_EVENTS, nids, [json for _, json in redacted], purge.stay.because_id)
     positions = [row[1] for row in rows if row[1] is not None]
     if positions:
         await tx.execute(DELETE_PUSHES, purge.room_nid, positions)

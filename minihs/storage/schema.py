@@ -129,7 +129,7 @@ events = Table(
         "auth_nids",
         ARRAY(BigInteger),
         nullable=True,
-        comment="event_nid of the auth events, of state events only: what auth chains are walked by",
+        comment="event_nid of the auth events, of state events only: for walking auth chains",
     ),
     _bigint("main_count", "rooms.main_count with this event in it", null=True),
     _text("thread_root", "Event id of the root of the thread it is in", null=True),
@@ -230,7 +230,8 @@ redacted_stays = Table(
         nullable=False,
         comment="Events of it that stay: state that kept the room safe at that moment",
     ),
-    _bigint("position", "In the stream: what came later was judged when it came"),
+    _bigint("position", "In the stream, when it was last changed"),
+    _bigint("upto", "What came after this position was judged when it came"),
     _bigint("created_ms", "When"),
     _bigint("next_major", "The purge goes on before this place in the room (order_major)"),
     Column("next_minor", Integer, nullable=False, comment="The same, order_minor"),
@@ -449,6 +450,23 @@ devices = Table(
     _text("last_seen_ip", "From where", null=True),
     Index("devices_user_id_device_id_key", "user_id", "device_id", unique=True),
     comment="Devices; a session belongs to one",
+)
+
+sliding_states = Table(
+    "sliding_states",
+    metadata,
+    Column("state_nid", BigInteger, primary_key=True, autoincrement=True, comment="Surrogate key"),
+    Column(
+        "device_nid",
+        BigInteger,
+        ForeignKey("devices.device_nid", ondelete="CASCADE"),
+        nullable=False,
+        comment="The device",
+    ),
+    _text("conn_id", "Which of the device's connections; empty: the one without a name"),
+    _text("json", "Which rooms it was sent, how far, and with what of them"),
+    Index("sliding_states_device", "device_nid", "state_nid"),
+    comment="Sliding sync: what connections were sent; rows are never changed (MSC4186)",
 )
 
 access_tokens = Table(

@@ -66,8 +66,8 @@ class StayRedaction:
     """A kick or ban redacts the stay that it ended (MSC4293), or more is known of such a stay.
 
     `join_ids` are its joins as far as they are known, `spared_ids` those of its events that are not
-    redacted, `unstuck` those that were sticky. What came after position `upto` (0: the one that this
-    gets) was judged when it came.
+    redacted, `unstuck` those that were sticky. What came after position `upto` (0: the one that
+    this row gets) was judged when it came.
     """
 
     room_id: RoomId

@@ -243,15 +243,14 @@ async def _redact_late(
     if member is None or present_id in (member.event_id, event.event_id):
         return False
     present: dict[str, EventId] = {} if present_id is None else {event.sender: present_id}
+    is_in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
     covered, changed = await redact_on_ban.find_covering(
-        services, head.cursor.room_nid, [stored], present
+        services, head.cursor.room_nid, [stored], present, {event.event_id} if is_in_force else ()
     )
     plan.rows += changed
-    stay = covered.get(event.event_id)
-    in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
-    if stay is None or not redact_on_ban.is_redacted_late(services, stored, in_force=in_force):
+    if event.event_id not in covered:
         return False
-    stored.redact_for_good(stay.because_id)
+    stored.redact_for_good(covered[event.event_id])
     return True
 
 
@@ -344,9 +343,8 @@ async def store_history(
         services, room_nid, [write.stored for write in writes]
     )
     for write in writes:
-        stay = covered.get(write.stored.event_id)
-        if stay and redact_on_ban.is_redacted_late(services, write.stored, in_force=None):
-            write.stored.redact_for_good(stay.because_id)
+        if write.stored.event_id in covered:
+            write.stored.redact_for_good(covered[write.stored.event_id])
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
             write.stored.sticky_until_ms = sticky.end_ms

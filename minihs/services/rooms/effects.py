@@ -106,8 +106,8 @@ def effects_of(
     `became_current` are the member events that are part of the room's current state only since it:
     usually none or itself, more where state resolution changed its mind. `lost` are the users whose
     membership the state no longer names. `may_redact`: its sender had the power to redact the event
-    it names, or is on the server of that event's sender. `ended_stays` are those that kicks and bans
-    among `became_current` redact. `is_redacted`: the event itself was redacted before it came.
+    it names, or is on the server of that event's sender. `ended_stays` are those that kicks and
+    bans among `became_current` redact. `is_redacted`: the event itself was redacted before it came.
     `sticky` is when the event is sticky.
     """
     effects: list[Effect] = []

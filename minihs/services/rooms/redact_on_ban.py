@@ -1,8 +1,8 @@
 """Redaction by a kick or ban: which stays are redacted, what arrives late, and the purge.
 
 A kick or ban with `redact_events` redacts what its target said in the stay that it ended. However
-much that is, one row says so, written with the member event (`find_ended_stays`, asked by `commit`).
-From that moment nobody is shown anything else: events are redacted when they are read
+much that is, one row says so, written with the member event (`find_ended_stays`, asked by
+`commit`). From that moment nobody is shown anything else: events are redacted when they are read
 (`storage.event_store`), in memory at once. What arrives late is redacted before it is stored
 (`find_covering`). And the purge, a loop beside requests, goes through the room and takes the
 content out of the database, with whatever else it left behind: counts of unread events, mentions,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 CREATE: StateKey = ("m.room.create", "")
 
-# Who wrote an event of the stay without knowing of the ban has finished by then. Readers do not wait.
+# By then, whoever wrote an event of the stay without knowing of the ban has finished.
 PURGE_AFTER_MS = 5_000
 PURGES_AT_ONCE = 100
 STEPS_AT_ONCE = 200  # Of one round of the loop, for all stays together.
@@ -81,8 +81,8 @@ async def find_ended_stays(
     """Return the stays that some kicks and bans redact: of each the row that says so.
 
     Of each member event the state before it is given; None for an outlier, of which nothing else is
-    known than what it cites. `current` is the room's state with them, `planned` are events that will
-    be committed before them. Events that ask for no redaction cost nothing.
+    known than what it cites. `current` is the room's state with them, `planned` are events that
+    will be committed before them. Events that ask for no redaction cost nothing.
 
     MSC4293#proposal
     """
@@ -182,35 +182,44 @@ async def find_covering(
     room_nid: int,
     events: Iterable[StoredEvent],
     current: Mapping[str, EventId] | None = None,
-) -> tuple[dict[EventId, StayRedaction], list[StayRedaction]]:
-    """Return which of some events, not yet stored, are of stays that were redacted.
+    in_force: Collection[EventId] | None = None,
+) -> tuple[dict[EventId, EventId], list[StayRedaction]]:
+    """Return which of some events, not yet stored, a kick or ban redacts, and which one does.
 
-    Beside it: stays of which more joins are known now, to be written with the events. `current` are
-    the senders' present member events (None: to be looked up). An event that cites the present one
-    is of a stay that has not ended.
+    Beside it: stays of which more is known now, to be written before the events. `current` are the
+    senders' present member events (None: to be looked up): whoever cites that is in a stay that has
+    not ended. `in_force` are those of the events that are in the room's current state. Where that
+    cannot be told (None), control state is left alone, unless it was soft-failed and so cannot be.
 
     MSC4293#proposal
     """
-    by_sender: dict[str, list[Event]] = {}
+    by_sender: dict[str, list[StoredEvent]] = {}
     for stored in events:
         if stored.event.auth_event_ids:
-            by_sender.setdefault(stored.event.sender, []).append(stored.event)
+            by_sender.setdefault(stored.event.sender, []).append(stored)
     stays = await redacted_stays.list_stays(services.db, room_nid, by_sender)
     if not stays:
         return {}, []
     if current is None:
         current = await redacted_stays.list_member_ids(services.db, room_nid, by_sender)
-    covered: dict[EventId, StayRedaction] = {}
-    extended: list[StayRedaction] = []
+    covered: dict[EventId, EventId] = {}
+    changed: list[StayRedaction] = []
     for stay in stays:
-        if not await _still_stands(services, stay, current.get(stay.user_id)):
-            continue
         theirs = by_sender[stay.user_id]
-        joins = stay.join_ids | _late_joins(stay, theirs)
-        if joins != stay.join_ids:
-            extended.append(replace(stay, join_ids=joins))
-        covered |= {e.event_id: stay for e in theirs if is_of_joins(e, stay.user_id, joins)}
-    return covered, extended
+        joins = stay.join_ids | _late_joins(stay, [stored.event for stored in theirs])
+        stands = await _still_stands(services, stay, current.get(stay.user_id))
+        spared: set[EventId] = set()
+        for stored in theirs:
+            if not is_of_joins(stored.event, stay.user_id, joins):
+                continue
+            if stands and _loses_content(services, stored, in_force):
+                covered[stored.event_id] = stay.because_id
+            else:
+                spared.add(stored.event_id)
+        known = replace(stay, join_ids=joins, spared_ids=stay.spared_ids | spared)
+        if known != stay:
+            changed.append(known)
+    return covered, changed
 
 
 async def _still_stands(
@@ -236,17 +245,14 @@ def _late_joins(stay: StayRedaction, events: Iterable[Event]) -> frozenset[str]:
     return found
 
 
-def is_redacted_late(services: Services, stored: StoredEvent, *, in_force: bool | None) -> bool:
-    """Return whether a late event of a redacted stay loses its content.
-
-    `in_force`: it is in the room's current state; None if that cannot be told. Then control state is
-    left alone, unless it was soft-failed and so cannot be.
-    """
-    if in_force is None:
-        in_force = stored.status != SOFT_FAILED
+def _loses_content(
+    services: Services, stored: StoredEvent, in_force: Collection[EventId] | None
+) -> bool:
+    """Return whether a late event of a redacted stay loses its content; see `find_covering`."""
+    keeps_safe = stored.status != SOFT_FAILED if in_force is None else stored.event_id in in_force
     return is_covered(
         stored.event,
-        in_force=in_force,
+        in_force=keeps_safe,
         spare_control_state=services.config.redact_on_ban_spares_control_state,
     )
 

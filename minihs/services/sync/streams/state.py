@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.services.sync.streams.timeline import changes_between
+from minihs.storage import redacted_stays
 from minihs.storage.state import EMPTY_STATE, EMPTY_STATE_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from minihs.protocol.identifiers import EventId, StateKey
     from minihs.services.context import Services
@@ -36,13 +37,18 @@ async def state_sections(
         ids.add(_known(request, span, timeline))
         ids.add(timeline.state_end if request.use_state_after else timeline.state_start)
     states = await services.states.get_many(ids)
+    reasons = await _reasons(services, request, rooms)
     chosen: dict[str, list[EventId]] = {}
     for span, timeline in rooms:
         old = states[_known(request, span, timeline)]
         if span.joined_at is None and not await _was_joined(services, request.user_id, old):
             old = EMPTY_STATE  # Joined and left since: the client knows nothing of the room.
         new = states[timeline.state_end if request.use_state_after else timeline.state_start]
-        chosen[span.room_id] = list(_select(request, timeline, old, new).values())
+        selected = dict(_select(request, timeline, old, new))
+        for user_id, because_id in reasons.get(span.room_id, ()):
+            if new.get("m.room.member", user_id) == because_id:
+                selected["m.room.member", user_id] = because_id
+        chosen[span.room_id] = list(selected.values())
     events = await services.events.get_many({e for entries in chosen.values() for e in entries})
     filter_ = request.filter.room.state
     return {
@@ -62,6 +68,19 @@ async def state_sections(
         ]
         for room_id, entries in chosen.items()
     }
+
+
+async def _reasons(
+    services: Services, request: SyncRequest, rooms: Iterable[tuple[Span, Timeline]]
+) -> Mapping[str, Sequence[tuple[str, EventId]]]:
+    """Return the kicks and bans that redact something in gaps; else lazy loading would hide them.
+
+    The client may hold events that it must redact. MSC4293#potential-issues
+    """
+    if not request.filter.room.state.lazy_load_members:
+        return {}
+    gaps = [(s.room_id, s.after) for s, timeline in rooms if timeline.limited and not s.is_new]
+    return await redacted_stays.list_reasons(services.db, gaps) if gaps else {}
 
 
 def _known(request: SyncRequest, span: Span, timeline: Timeline) -> int:

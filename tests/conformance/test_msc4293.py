@@ -1,0 +1,654 @@
+"""MSC4293: redact on kick or ban, and MSC4298 and MSC4194, which go with it. In the MSCs' order.
+
+Mallory is sometimes a user of hs1 and sometimes of `evil`, a server that does as it likes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from minihs.services.rooms import redact_on_ban
+from tests.helpers.mirror import push, refresh
+from tests.helpers.rooms import MALLORY
+
+if TYPE_CHECKING:
+    from minihs.base.clock import ManualClock
+    from minihs.protocol.events import Event
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import EvilServer
+    from tests.helpers.rooms import Room
+
+pytestmark = pytest.mark.spec("MSC4293#proposal")
+
+FLAG = "org.matrix.msc4293.redact_events"
+
+
+class Scene:
+    """Alice's room at hs1, with local people in it."""
+
+    def __init__(self, alice: User, bob: User, mallory: User, room_id: str) -> None:
+        self.alice, self.bob, self.mallory = alice, bob, mallory
+        self.room_id = room_id
+        self.path = f"/rooms/{quote(room_id)}"
+
+    async def remove(self, how: str, by: User | None = None, **body: object) -> None:
+        """Kick or ban Mallory."""
+        wish = {"user_id": self.mallory.user_id, **body}
+        await (by or self.alice).call("POST", f"{self.path}/{how}", wish)
+
+    async def member(self) -> dict[str, Any]:
+        """Return Mallory's present member event."""
+        state = await self.alice.call("GET", f"{self.path}/state")
+        key = ("m.room.member", self.mallory.user_id)
+        return next(e for e in state if (e["type"], e["state_key"]) == key)
+
+    async def redacted(self, *event_ids: str) -> list[bool]:
+        """Return which of the events Bob is shown redacted by a member event."""
+        return [by_ban(await self.get(event_id)) for event_id in event_ids]
+
+    async def get(self, event_id: str, reader: User | None = None) -> dict[str, Any]:
+        """Return an event as Bob is shown it."""
+        return await (reader or self.bob).call("GET", f"{self.path}/event/{quote(event_id)}")
+
+
+def by_ban(event: dict[str, Any]) -> bool:
+    """Return whether an event is shown redacted by a kick or ban; else it must not be redacted."""
+    because = event["unsigned"].get("redacted_because")
+    if because is None:
+        assert event["content"]
+        return False
+    assert because["type"] == "m.room.member"
+    return not event["content"].get("body")
+
+
+@pytest.fixture
+async def scene(hs1: Homeserver, alice: User) -> Scene:
+    """Mallory and Bob have joined Alice's room."""
+    bob, mallory = await hs1.register("bob"), await hs1.register("mallory")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await mallory.join(room_id)
+    return Scene(alice, bob, mallory, room_id)
+
+
+async def purge(hs1: Homeserver, clock: ManualClock) -> None:
+    """Let the loop that purges do its round."""
+    clock.advance_ms(redact_on_ban.PURGE_AFTER_MS)
+    await redact_on_ban.purge_redacted(hs1.services)
+
+
+async def stored_json(hs1: Homeserver, event_id: str) -> str:
+    """Return what the database holds of an event."""
+    query = "SELECT json FROM events WHERE event_id = $1"
+    return str(await hs1.services.db.fetchval(query, event_id))
+
+
+# --- R-1, R-4: the flag redacts, as if each event had been redacted -----------------------------
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+async def test_r1_a_flagged_kick_or_ban_redacts_what_the_target_said(scene: Scene, how: str):
+    said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(3)]
+    await scene.remove(how, **{FLAG: True})
+    assert await scene.redacted(*said) == [True] * 3
+
+
+async def test_r1_no_redaction_events_are_sent(scene: Scene):
+    await scene.mallory.say(scene.room_id)
+    await scene.remove("ban", **{FLAG: True})
+    page = await scene.bob.call("GET", f"{scene.path}/messages", dir="b", limit="100")
+    assert "m.room.redaction" not in {event["type"] for event in page["chunk"]}
+
+
+async def test_r1_everything_that_shows_events_shows_them_redacted(scene: Scene):
+    said = await scene.mallory.say(scene.room_id, "spam")
+    topic = {"users": {}, "events": {"m.room.topic": 0}}
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", topic)
+    state = await scene.mallory.put_state(scene.room_id, "m.room.topic", {"topic": "spam"})
+    after = await scene.bob.say(scene.room_id, "hm")
+    await scene.remove("ban", **{FLAG: True})
+    page = await scene.bob.call("GET", f"{scene.path}/messages", dir="b", limit="100")
+    context = await scene.bob.call("GET", f"{scene.path}/context/{quote(after)}")
+    joined = (await scene.bob.sync())["rooms"]["join"][scene.room_id]
+    lists = {
+        "messages": page["chunk"],
+        "context": context["events_before"],
+        "context state": context["state"],
+        "sync": joined["timeline"]["events"] + joined["state"]["events"],
+        "state": await scene.bob.call("GET", f"{scene.path}/state"),
+    }
+    for name, events in lists.items():
+        for event in events:
+            if event["event_id"] in (said, state):
+                assert event["content"] == {}, name
+                assert event["unsigned"]["redacted_because"]["type"] == "m.room.member", name
+    assert await scene.bob.call("GET", f"{scene.path}/state/m.room.topic") == {}
+    shown = {name: {event["event_id"] for event in events} for name, events in lists.items()}
+    assert all(said in shown[name] for name in ("messages", "context", "sync"))
+    assert all(state in shown[name] for name in ("messages", "context state", "sync", "state"))
+
+
+async def test_r1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
+    await scene.mallory.call(
+        "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": "Buy my pills"}
+    )
+    join = await scene.member()
+    assert join["content"]["displayname"] == "Buy my pills"
+    await scene.remove("ban", **{FLAG: True})
+    shown = await scene.get(join["event_id"])
+    assert shown["content"] == {"membership": "join"}
+    assert (await scene.member())["unsigned"]["prev_content"] == {"membership": "join"}
+
+
+async def test_r4_redacted_because_is_the_member_event(scene: Scene):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.remove("ban", reason="spam", **{FLAG: True})
+    because = (await scene.get(said))["unsigned"]["redacted_because"]
+    assert because["type"] == "m.room.member"
+    assert because["sender"] == scene.alice.user_id
+    assert because["state_key"] == scene.mallory.user_id
+    assert because["content"] == {"membership": "ban", "reason": "spam", FLAG: True}
+    assert because["event_id"] == (await scene.member())["event_id"]
+
+
+async def test_r4_who_syncs_is_told_of_the_ban_and_nothing_else(scene: Scene):
+    await scene.mallory.say(scene.room_id)
+    await scene.bob.sync()
+    await scene.remove("ban", **{FLAG: True})
+    timeline = (await scene.bob.sync())["rooms"]["join"][scene.room_id]["timeline"]
+    assert [event["type"] for event in timeline["events"]] == ["m.room.member"]
+    assert timeline["events"][0]["content"][FLAG] is True
+
+
+async def test_r4_a_reader_of_few_members_is_told_of_the_ban_after_a_gap(scene: Scene):
+    lazy = '{"room":{"timeline":{"limit":1},"state":{"lazy_load_members":true}}}'
+    await scene.mallory.say(scene.room_id)
+    await scene.bob.sync(filter=lazy)
+    await scene.remove("ban", **{FLAG: True})
+    for n in range(3):
+        await scene.alice.say(scene.room_id, f"{n}")
+    joined = (await scene.bob.sync(filter=lazy))["rooms"]["join"][scene.room_id]
+    assert joined["timeline"]["limited"]
+    targets = [e["state_key"] for e in joined["state"]["events"] if e["type"] == "m.room.member"]
+    assert scene.mallory.user_id in targets
+
+
+# --- R-2: the stay, and no other ----------------------------------------------------------------
+
+
+async def test_r2_the_example_of_the_proposal(scene: Scene):
+    first = [await scene.mallory.say(scene.room_id, name) for name in "ABC"]
+    await scene.mallory.leave(scene.room_id)
+    await scene.mallory.join(scene.room_id)
+    second = [await scene.mallory.say(scene.room_id, name) for name in "DEF"]
+    await scene.remove("ban", **{FLAG: True})
+    assert await scene.redacted(*first) == [False] * 3
+    assert await scene.redacted(*second) == [True] * 3
+
+
+async def test_r2_a_new_display_name_shields_nothing(scene: Scene):
+    said = []
+    for name in ("one", "two", "three"):
+        said.append(await scene.mallory.say(scene.room_id, name))
+        await scene.mallory.call(
+            "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": name}
+        )
+    await scene.remove("ban", **{FLAG: True})
+    assert await scene.redacted(*said) == [True] * 3
+
+
+async def test_r2_who_comes_back_may_speak(scene: Scene):
+    before = await scene.mallory.say(scene.room_id, "spam")
+    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("unban")
+    await scene.mallory.join(scene.room_id)
+    after = await scene.mallory.say(scene.room_id, "sorry")
+    assert await scene.redacted(before, after) == [True, False]
+
+
+async def test_r2_a_second_ban_redacts_the_second_stay(scene: Scene):
+    said = []
+    for body in ({FLAG: True}, {}, {FLAG: True}):
+        said.append(await scene.mallory.say(scene.room_id))
+        await scene.remove("ban", **body)
+        await scene.remove("unban")
+        await scene.mallory.join(scene.room_id)
+    assert await scene.redacted(*said) == [True, False, True]
+
+
+async def test_r2_a_ban_repeated_with_the_flag_redacts_nothing(scene: Scene):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.remove("ban")
+    await scene.remove("ban", **{FLAG: True})
+    assert await scene.redacted(said) == [False]
+
+
+async def test_r2_who_left_before_the_ban_keeps_what_they_said(scene: Scene):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.mallory.leave(scene.room_id)
+    await scene.remove("ban", **{FLAG: True})
+    assert await scene.redacted(said) == [False]
+
+
+# --- R-3, R-14: whatever the order of arrival ---------------------------------------------------
+
+
+async def ban_of_mallory(alice: User, room: Room, hs1: Homeserver, **body: object) -> None:
+    await alice.call(
+        "POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY, FLAG: True, **body}
+    )
+    await refresh(room, hs1)
+
+
+async def shown_to(user: User, room: Room, event: Event) -> dict[str, Any]:
+    """Return an event as a page of history shows it, or as /event does."""
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(event.event_id)}"
+    return await user.call("GET", path)
+
+
+async def late(room: Room, text: str = "late", **content: object) -> Event:
+    """Return an event of Mallory's that follows what was there before the room's last event."""
+    last = room.ends[-1]
+    prev = [room.events[event_id] for event_id in last.prev_event_ids]
+    return room.draft(MALLORY, "m.room.message", {"body": text, **content}, prev=prev)
+
+
+@pytest.mark.parametrize("version", ["6", "11", "12", "org.matrix.msc4298.v1"])
+async def test_r3_late_events_are_redacted_before_they_are_stored(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    early = room.send(MALLORY, "m.room.message", {"body": "early"})
+    await push(evil, hs1, [early])
+    await ban_of_mallory(alice, room, hs1)
+    event = await late(room)
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    assert by_ban(await shown_to(alice, room, early))
+    stored = await hs1.services.events.get(event.event_id)
+    assert stored is not None
+    assert stored.redacted_by == room.ends[-1].event_id
+    assert stored.event.content == {}
+    assert "late" not in await stored_json(hs1, event.event_id)
+
+
+async def test_r3_late_changes_of_profile_and_what_rests_upon_them_are_redacted(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    before = list(room.ends)
+    await ban_of_mallory(alice, room, hs1)
+    renamed = room.send(
+        MALLORY, "m.room.member", {"membership": "join", "displayname": "x"},
+        state_key=MALLORY, prev=before,
+    )  # fmt: skip
+    spam = room.draft(MALLORY, "m.room.message", {"body": "spam"}, prev=[renamed])
+    later = room.draft(MALLORY, "m.room.message", {"body": "more"}, prev=[renamed])
+    await push(evil, hs1, [renamed, spam])
+    await push(evil, hs1, [later])
+    for event in (renamed, spam, later):
+        stored = await hs1.services.events.get(event.event_id)
+        assert stored is not None
+        assert stored.redacted_by is not None, event
+    assert "spam" not in await stored_json(hs1, spam.event_id)
+    assert "more" not in await stored_json(hs1, later.event_id)
+
+
+async def test_r14_a_branch_that_had_its_own_change_of_profile_is_redacted_too(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    fork = list(room.ends)
+    names = [
+        room.send(
+            MALLORY, "m.room.member", {"membership": "join", "displayname": name},
+            state_key=MALLORY, prev=fork,
+        )
+        for name in ("left", "right")
+    ]  # fmt: skip
+    said = [room.send(MALLORY, "m.room.message", {"body": "x"}, prev=[end]) for end in names]
+    await push(evil, hs1, [*names, *said])
+    await ban_of_mallory(alice, room, hs1)
+    assert [by_ban(await shown_to(alice, room, event)) for event in said] == [True, True]
+
+
+async def test_r14_late_events_of_the_old_stay_are_redacted_after_a_return(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    await ban_of_mallory(alice, room, hs1)
+    event = await late(room)
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/unban", {"user_id": MALLORY})
+    await refresh(room, hs1)
+    back = room.join(MALLORY)
+    hello = room.send(MALLORY, "m.room.message", {"body": "hello again"})
+    await push(evil, hs1, [back, hello, event])
+    assert not by_ban(await shown_to(alice, room, hello))
+    assert "late" not in await stored_json(hs1, event.event_id)
+
+
+async def test_r14_a_ban_that_comes_with_what_it_redacts(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    """One transaction: spam, and the ban by somebody of the same server."""
+    moderator = "@moderator:evil"
+    await push(evil, hs1, [room.join(moderator)])
+    levels = {"users": {moderator: 50}}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    spam = [room.send(MALLORY, "m.room.message", {"body": f"{n}"}) for n in range(3)]
+    ban = room.send(
+        moderator, "m.room.member", {"membership": "ban", FLAG: True}, state_key=MALLORY
+    )
+    await push(evil, hs1, [*spam, ban])
+    assert [by_ban(await shown_to(alice, room, event)) for event in spam] == [True] * 3
+
+
+async def test_r14_a_soft_failed_ban_redacts_nothing(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    moderator = "@moderator:evil"
+    await push(evil, hs1, [room.join(moderator)])
+    await alice.put_state(room.room_id, "m.room.power_levels", {"users": {moderator: 50}})
+    await refresh(room, hs1)
+    spam = room.send(MALLORY, "m.room.message", {"body": "opinion"})
+    await push(evil, hs1, [spam])
+    powerful = list(room.ends)
+    await alice.put_state(room.room_id, "m.room.power_levels", {"users": {}})
+    await refresh(room, hs1)
+    ban = room.draft(
+        moderator, "m.room.member", {"membership": "ban", FLAG: True},
+        state_key=MALLORY, prev=powerful,
+    )  # fmt: skip
+    await push(evil, hs1, [ban])
+    assert not by_ban(await shown_to(alice, room, spam))
+
+
+# --- R-5: the power to redact -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("levels", "redacts"),
+    [
+        pytest.param({"redact": 50}, True, id="redact is reached"),
+        pytest.param({"redact": 51}, False, id="redact is not reached"),
+        pytest.param({}, True, id="redact is 50 where it is not set"),
+        pytest.param({"ban": 10, "moderator": 10}, False, id="and not 0"),
+        pytest.param({"events": {"m.room.redaction": 50}}, True, id="redaction events, too"),
+        pytest.param({"events": {"m.room.redaction": 51}}, False, id="redaction events, not"),
+    ],
+)
+async def test_r5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts: bool):
+    level = levels.pop("moderator", 50)
+    said = await scene.mallory.say(scene.room_id)
+    content = {**levels, "users": {scene.bob.user_id: level}}
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", content)
+    await scene.remove("ban", by=scene.bob, **{FLAG: True})
+    assert (await scene.member())["content"]["membership"] == "ban"
+    assert await scene.redacted(said) == [redacts]
+
+
+async def test_r5_power_is_judged_at_the_ban_and_not_later(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.alice.put_state(
+        scene.room_id, "m.room.power_levels", {"users": {scene.bob.user_id: 50}}
+    )
+    await scene.remove("ban", by=scene.bob, **{FLAG: True})
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", {"users": {}})
+    assert await scene.redacted(said) == [True]
+    await purge(hs1, clock)
+    assert await scene.redacted(said) == [True]
+
+
+# --- R-6, R-7: what does not redact -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [False, None, "true", 1, {}])
+async def test_r6_only_true_redacts(scene: Scene, value: object):
+    said = await scene.mallory.say(scene.room_id)
+    content = {"membership": "ban", **({} if value is None else {FLAG: value})}
+    await scene.alice.put_state(scene.room_id, "m.room.member", content, scene.mallory.user_id)
+    assert await scene.redacted(said) == [False]
+
+
+async def test_r7_leaving_by_oneself_redacts_nothing(scene: Scene):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.mallory.put_state(
+        scene.room_id, "m.room.member", {"membership": "leave", FLAG: True}, scene.mallory.user_id
+    )
+    assert await scene.redacted(said) == [False]
+
+
+async def test_r7_unbans_invites_and_joins_redact_nothing(scene: Scene):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.remove("ban")
+    mallory = scene.mallory.user_id
+    for content in (
+        {"membership": "leave", FLAG: True},
+        {"membership": "invite", FLAG: True},
+        {"membership": "leave", FLAG: True},
+    ):
+        await scene.alice.put_state(scene.room_id, "m.room.member", content, mallory)
+        assert await scene.redacted(said) == [False], content
+
+
+@pytest.mark.parametrize("how", ["invite", "unban", "leave", "join"])
+async def test_r7_other_endpoints_drop_the_flag(scene: Scene, how: str):
+    mallory = scene.mallory
+    if how in ("invite", "join"):
+        await mallory.leave(scene.room_id)
+    if how == "unban":
+        await scene.remove("ban")
+    who = mallory if how in ("leave", "join") else scene.alice
+    body = {"user_id": mallory.user_id, FLAG: True, "redact_events": True}
+    await who.call("POST", f"{scene.path}/{how}", body)
+    content = (await scene.member())["content"]
+    assert FLAG not in content
+    assert "redact_events" not in content
+
+
+# --- R-8, R-9: the endpoints --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+@pytest.mark.parametrize("spelling", [FLAG, "redact_events"])
+@pytest.mark.parametrize("value", [True, False])
+async def test_r8_the_flag_goes_into_the_event_under_its_unstable_name(
+    scene: Scene,
+    how: str,
+    spelling: str,
+    value: bool,
+):
+    await scene.remove(how, reason="spam", **{spelling: value})
+    content = (await scene.member())["content"]
+    membership = "leave" if how == "kick" else "ban"
+    assert content == {"membership": membership, "reason": "spam", FLAG: value}
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+async def test_r8_without_the_flag_the_event_has_none(scene: Scene, how: str):
+    await scene.remove(how)
+    assert set((await scene.member())["content"]) == {"membership"}
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+@pytest.mark.parametrize("value", ["true", 1, None, {}])
+async def test_r8_a_flag_that_is_no_boolean_is_refused(scene: Scene, how: str, value: object):
+    body = {"user_id": scene.mallory.user_id, FLAG: value}
+    answer = await scene.alice.request("POST", f"{scene.path}/{how}", body)
+    assert (answer.status, answer.json["errcode"]) == (400, "M_BAD_JSON")
+    assert (await scene.member())["content"]["membership"] == "join"
+
+
+async def test_r8_spellings_that_disagree_are_refused(scene: Scene):
+    body = {"user_id": scene.mallory.user_id, FLAG: True, "redact_events": False}
+    answer = await scene.alice.request("POST", f"{scene.path}/ban", body)
+    assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+@pytest.mark.parametrize("membership", ["leave", "ban"])
+@pytest.mark.parametrize("spelling", [FLAG, "redact_events"])
+async def test_r9_the_member_event_may_be_written_as_state(
+    scene: Scene, membership: str, spelling: str
+):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.alice.put_state(
+        scene.room_id, "m.room.member", {"membership": membership, spelling: True},
+        scene.mallory.user_id,
+    )  # fmt: skip
+    assert await scene.redacted(said) == [True]
+
+
+# --- R-10: the ban is redacted itself -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "covered"), [("11", False), ("12", False), ("org.matrix.msc4298.v1", True)]
+)
+async def test_r10_a_redacted_ban_undoes_nothing_but_covers_no_more(
+    hs1: Homeserver,
+    alice: User,
+    evil: EvilServer,
+    room: Room,
+    covered: bool,
+):
+    """V-1: only where the flag survives redaction late events stay covered (MSC4298)."""
+    early = room.send(MALLORY, "m.room.message", {"body": "early"})
+    await push(evil, hs1, [early])
+    await ban_of_mallory(alice, room, hs1)
+    ban, event = room.ends[-1], await late(room)
+    path = f"/rooms/{quote(room.room_id)}/redact/{quote(ban.event_id)}/1"
+    await alice.call("PUT", path, {})
+    await push(evil, hs1, [event])
+    shown = await shown_to(alice, room, early)
+    assert by_ban(shown)
+    assert (FLAG in shown["unsigned"]["redacted_because"]["content"]) is covered
+    stored = await hs1.services.events.get(event.event_id)
+    assert stored is not None
+    assert (stored.redacted_by is not None) is covered
+
+
+# --- R-12: what other servers get ---------------------------------------------------------------
+
+
+async def test_r12_other_servers_get_redacted_copies(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    mallory = await hs1.register("mallory")
+    await mallory.join(room.room_id)
+    said = await mallory.say(room.room_id, "spam")
+    await alice.call(
+        "POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": mallory.user_id, FLAG: True}
+    )
+    for _ in range(2):
+        answer = await evil.request("hs1", "GET", f"/_matrix/federation/v1/event/{quote(said)}")
+        pdu = answer["pdus"][0]  # type: ignore[index]
+        assert pdu["content"] == {}
+        assert pdu["hashes"]
+        assert "hs1" in pdu["signatures"]
+        await purge(hs1, clock)
+
+
+# --- R-13: redacted twice -----------------------------------------------------------------------
+
+
+async def test_r13_bots_may_redact_again(hs1: Homeserver, scene: Scene, clock: ManualClock):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.remove("ban", **{FLAG: True})
+    await purge(hs1, clock)
+    await scene.alice.call("PUT", f"{scene.path}/redact/{quote(said)}/1", {})
+    assert await scene.redacted(said) == [True]
+
+
+async def test_r13_a_redaction_before_the_ban_stays_the_reason(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    said = await scene.mallory.say(scene.room_id)
+    await scene.alice.call("PUT", f"{scene.path}/redact/{quote(said)}/1", {})
+    await scene.remove("ban", **{FLAG: True})
+    for _ in range(2):
+        because = (await scene.get(said))["unsigned"]["redacted_because"]
+        assert because["type"] == "m.room.redaction"
+        await purge(hs1, clock)
+
+
+# --- ours: control state, the purge, what else is left behind -----------------------------------
+
+
+async def test_control_state_in_force_stays(scene: Scene):
+    levels = {"users": {scene.mallory.user_id: 50}, "events": {"m.room.server_acl": 50}}
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", levels)
+    acl = {"allow": ["*"], "deny": ["evil"]}
+    old = await scene.mallory.put_state(scene.room_id, "m.room.server_acl", {"allow": ["*"]})
+    now = await scene.mallory.put_state(scene.room_id, "m.room.server_acl", acl)
+    name = await scene.mallory.put_state(scene.room_id, "m.room.name", {"name": "spam"})
+    await scene.remove("ban", **{FLAG: True})
+    assert (await scene.get(now))["content"] == acl
+    assert (await scene.get(old))["content"] == {}
+    assert (await scene.get(name))["content"] == {}
+
+
+async def test_the_purge_takes_the_content_out_of_the_database(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(3)]
+    other = await scene.bob.say(scene.room_id, "spam? where")
+    await scene.remove("ban", **{FLAG: True})
+    assert "spam" in await stored_json(hs1, said[0])
+    await purge(hs1, clock)
+    for event_id in said:
+        assert "spam" not in await stored_json(hs1, event_id)
+        hs1.services.events.forget(event_id)  # type: ignore[arg-type]  # an event id
+    assert "spam" in await stored_json(hs1, other)
+    assert await scene.redacted(*said) == [True] * 3
+    assert await hs1.services.db.fetchval("SELECT bool_and(purged) FROM redacted_stays") is True
+
+
+async def test_the_purge_goes_on_where_it_was_interrupted(
+    hs1: Homeserver, scene: Scene, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redact_on_ban, "EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(redact_on_ban, "STEPS_AT_ONCE", 1)
+    said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(5)]
+    await scene.remove("ban", **{FLAG: True})
+    left = []
+    for _ in range(20):
+        await purge(hs1, clock)
+        left.append(sum(["spam" in await stored_json(hs1, event_id) for event_id in said]))
+        for event_id in said:
+            hs1.services.events.forget(event_id)  # type: ignore[arg-type]  # an event id
+        assert await scene.redacted(*said) == [True] * 5
+    assert left[0] > left[-1] == 0
+    assert sorted(left, reverse=True) == left
+
+
+async def test_the_purge_takes_back_what_counted_as_unread(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    await scene.bob.sync()
+    await scene.alice.say(scene.room_id, "1")
+    for n in range(3):
+        await scene.mallory.say(scene.room_id, f"bob: {n}")
+    await scene.alice.say(scene.room_id, "2")
+
+    async def unread() -> tuple[int, int]:
+        await scene.alice.say(scene.room_id, "and")
+        counts = (await scene.bob.sync())["rooms"]["join"][scene.room_id]["unread_notifications"]
+        return counts["notification_count"], counts["highlight_count"]
+
+    before = await unread()
+    await scene.remove("ban", **{FLAG: True})
+    await purge(hs1, clock)
+    after = await unread()
+    assert before == (6, 3)
+    assert after[1] == 0
+    # Three less, one more ("and"), and the ban, which notifies nobody.
+    assert after[0] == 4
+
+
+async def test_events_in_a_cache_are_redacted_in_every_process(hs1: Homeserver, scene: Scene):
+    said = await scene.mallory.say(scene.room_id, "spam")
+    stored = await hs1.services.events.get(said)  # type: ignore[arg-type]  # an event id
+    assert stored is not None
+    await scene.remove("ban", **{FLAG: True})
+    assert stored.event.content == {}
