@@ -43,6 +43,7 @@ from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
 from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
+from minihs.services.sync.sliding_memory import SlidingMemory
 from minihs.services.sync.views import Views
 from minihs.storage import account_data, facts, inspection, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
@@ -178,6 +179,7 @@ async def build_services(
             rulesets=rulesets,
             views=Views(db, follower),
             shared_parts=SharedParts(),
+            sliding=SlidingMemory(db, follower),
             unread=Batcher(lambda asked: unread.list_unread(db, asked)),
             ignored_lists=Batcher(
                 lambda users: account_data.list_of_type(db, users, "m.ignored_user_list")
@@ -190,6 +192,7 @@ async def build_services(
             metrics=Metrics(),
         )
         follower.subscribe(rulesets.follow, rulesets.reset)
+        follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
         follower.subscribe(delivery.follow, delivery.reset)
         services.remote.is_backing_off = delivery.is_backing_off

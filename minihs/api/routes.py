@@ -14,6 +14,7 @@ from minihs.api.client import (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     directory,
     filters,
@@ -28,12 +29,14 @@ from minihs.api.client import (
     reports,
     room_creation,
     room_events,
+    sliding_sync,
     sync,
     typing_notifications,
     versions,
     well_known,
 )
 from minihs.api.federation import events, joins, keys, queries, transactions, version
+from minihs.protocol import unstable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,6 +68,8 @@ class Route:
 
 
 V3 = "/_matrix/client/v3"
+DELAYED = unstable.PATH_DELAYED_EVENTS.stable
+DELAYED_UNSTABLE = unstable.PATH_DELAYED_EVENTS.unstable
 KEY = "/_matrix/key/v2"
 FEDERATION = "/_matrix/federation/v1"
 FEDERATION_V2 = "/_matrix/federation/v2"
@@ -122,12 +127,23 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/user/{userId}/openid/request_token", openid.request_open_id_token, "requestOpenIdToken", "user_or_guest", "write"),
     # Syncing
     Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
+    Route("POST", "/_matrix/client/v4/sync", sliding_sync.sliding_sync, None, "user_or_guest", "read"),
+    Route("POST", "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sliding_sync.unstable_sliding_sync, None, "user_or_guest", "read"),
     # Rooms: making, sending, membership
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/redact/{eventId}/{txnId}", room_events.redact_event, "redactEvent", "user", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
+    # Delayed events (MSC4140)
+    Route("PUT", unstable.PATH_DELAYED_EVENT.stable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
+    Route("PUT", unstable.PATH_DELAYED_EVENT.unstable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
+    Route("GET", DELAYED + "/{delayId}", delayed_events.get_delayed_event, None, "user_or_guest", "read"),
+    Route("POST", DELAYED + "/{delayId}/{action}", delayed_events.manage_delayed_event, None, "user_or_guest", "write"),
+    Route("GET", DELAYED_UNSTABLE, delayed_events.get_delayed_events_unstable, None, "user_or_guest", "read"),
+    Route("GET", DELAYED_UNSTABLE + "/{delayId}", delayed_events.get_delayed_event_unstable, None, "user_or_guest", "read"),
+    Route("POST", DELAYED_UNSTABLE + "/{delayId}", delayed_events.manage_delayed_event_unstable, None, "anyone_or_user", "write"),
+    Route("POST", DELAYED_UNSTABLE + "/{delayId}/{action}", delayed_events.manage_delayed_event_unstable, None, "anyone_or_user", "write"),
     Route("GET", V3 + "/joined_rooms", membership.get_joined_rooms, "getJoinedRooms", "user_or_guest", "read"),
     Route("POST", V3 + "/rooms/{roomId}/invite", membership.invite_user, "inviteUser", "user", "join"),
     Route("POST", V3 + "/join/{roomIdOrAlias}", membership.join_room, "joinRoom", "user_or_guest", "join"),

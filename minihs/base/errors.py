@@ -152,6 +152,12 @@ class InvalidParam(MatrixError):
     errcode = "M_INVALID_PARAM"
 
 
+class UnknownPos(MatrixError):
+    """The position in sliding sync is not known (any more). MSC4186#connections."""
+
+    errcode = "M_UNKNOWN_POS"
+
+
 class TooLarge(MatrixError):
     """The request or the event is too large."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minihs.services.rooms.notifications import Rulesets
     from minihs.services.server_keys import KeyRing
     from minihs.services.sync.joined_rooms import SharedParts
+    from minihs.services.sync.sliding_memory import SlidingMemory
     from minihs.services.sync.views import Views
     from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
@@ -65,6 +66,7 @@ class Services:
     rulesets: Rulesets
     views: Views
     shared_parts: SharedParts
+    sliding: SlidingMemory
     unread: Batcher[tuple[str, str], UnreadCounts]
     ignored_lists: Batcher[str, str]
     parsed_filters: BoundedCache[tuple[str, str], Filter]

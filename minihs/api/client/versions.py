@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.protocol import unstable
+
 if TYPE_CHECKING:
     from minihs.api.requests import Request
 
@@ -12,6 +14,8 @@ SPEC_VERSIONS = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16",
 ]  # fmt: skip
 
+UNSTABLE_FEATURES = {unstable.FLAG_SLIDING_SYNC: True}
+
 
 async def get_versions(request: Request) -> object:
     """GET /_matrix/client/versions.
@@ -19,4 +23,4 @@ async def get_versions(request: Request) -> object:
     Spec: client-server-api#get_matrixclientversions
     """
     del request
-    return {"versions": SPEC_VERSIONS, "unstable_features": {}}
+    return {"versions": SPEC_VERSIONS, "unstable_features": UNSTABLE_FEATURES}

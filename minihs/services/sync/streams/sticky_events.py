@@ -1,9 +1,9 @@
 """Sticky events: every joined user gets each of them, once, for as long as it lives.
 
-They come in a section of their own, whatever the timeline's limit left out. In the stream they lie at
-the position at which they became deliverable. A client has had those up to its token's position; of a
-room that it joined since it has had none. What does not fit into one answer stays in the token as a
-backlog of the room, and rooms take turns, so that nobody's flood delays another room's call.
+They come in a section of their own, whatever the timeline's limit left out. In the stream they lie
+at the position at which they became deliverable. A client has had those up to its token's position;
+of a room that it joined since it has had none. What does not fit into one answer stays in the token
+as a backlog of the room, and rooms take turns, so that nobody's flood delays another room's call.
 
 MSC4354#sync-api-changes
 """
@@ -55,8 +55,10 @@ async def read(
     request: SyncRequest,
     spans: Sequence[Span],
     shown: Mapping[str, Shown],
+    *,
+    limit: int = EVENTS_MAX,
 ) -> StickySection:
-    """Return the sticky events of joined rooms that the client lacks.
+    """Return the sticky events of joined rooms that the client lacks, at most `limit`.
 
     `spans` are of all joined rooms whose sticky events the request is about; `shown` are
     the timelines of the same answer. The events are not checked against the history
@@ -64,11 +66,11 @@ async def read(
 
     MSC4354#sync-api-changes
     """
-    backlogs = await _backlogs(services, request)
+    backlogs = await backlogs_by_room(services, request)
     wanted = [
-        (span, backlogs.get(span.room_id), _after(span, backlogs.get(span.room_id)))
+        (span, backlogs.get(span.room_id), delivered_upto(span, backlogs.get(span.room_id)))
         for span in spans
-        if span.is_new or span.room_id in backlogs or _has_news(services, request, span)
+        if span.is_new or span.room_id in backlogs or has_news(services, request, span)
     ]
     if not wanted:
         return NOTHING
@@ -79,7 +81,7 @@ async def read(
         upto,
         services.clock.now_ms(),
         ignored=request.ignored,
-        limit=EVENTS_MAX + 1,
+        limit=limit + 1,
     )
     if not live:
         return NOTHING
@@ -95,12 +97,12 @@ async def read(
         if backlog is not None and _was_shown(request, backlog, event, known):
             continue
         by_room.setdefault(event.room_id, []).append(event)
-    chosen = _take_turns(by_room)
+    chosen = _take_turns(by_room, limit)
     remaining: dict[int, StickyBacklog] = {}
     for span, backlog, _ in wanted:
         events, taken = by_room.get(span.room_id, []), chosen.get(span.room_id, [])
         if len(taken) < len(events):
-            upto_now = taken[-1].position if taken else _after(span, backlog)
+            upto_now = taken[-1].position if taken else delivered_upto(span, backlog)
             remaining[events[0].room_nid] = _left_over(
                 upto_now, backlog, span, shown.get(span.room_id)
             )
@@ -110,7 +112,7 @@ async def read(
     )
 
 
-async def _backlogs(services: Services, request: SyncRequest) -> dict[str, StickyBacklog]:
+async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str, StickyBacklog]:
     """Return the backlogs of the client's token, by room."""
     if not request.backlogs:
         return {}
@@ -118,14 +120,14 @@ async def _backlogs(services: Services, request: SyncRequest) -> dict[str, Stick
     return {rooms[nid]: backlog for nid, backlog in request.backlogs.items() if nid in rooms}
 
 
-def _after(span: Span, backlog: StickyBacklog | None) -> int:
+def delivered_upto(span: Span, backlog: StickyBacklog | None) -> int:
     """Return the position up to which the client has a room's sticky events."""
     if span.is_new:
         return 0
     return span.after if backlog is None else backlog.upto
 
 
-def _has_news(services: Services, request: SyncRequest, span: Span) -> bool:
+def has_news(services: Services, request: SyncRequest, span: Span) -> bool:
     """Return whether a room may have new sticky events; False only when it certainly has none."""
     if request.since is None or services.follower.floor > span.after:
         return True
@@ -161,11 +163,12 @@ def _left_over(
 
 def _take_turns(
     by_room: Mapping[str, Sequence[LiveStickyEvent]],
+    limit: int,
 ) -> dict[str, list[LiveStickyEvent]]:
     """Return what goes into one answer: of each room the oldest, fairly shared."""
-    room_max = EVENTS_PER_ROOM_MAX if len(by_room) > 1 else EVENTS_MAX
+    room_max = EVENTS_PER_ROOM_MAX if len(by_room) > 1 else limit
     chosen: dict[str, list[LiveStickyEvent]] = {room_id: [] for room_id in by_room}
-    left = EVENTS_MAX
+    left = limit
     turn = 0
     while left and turn < room_max:
         took = False

@@ -1,0 +1,184 @@
+"""Extensions of sliding sync: account data, receipts, typing notifications; none of MSC4186 itself.
+
+MSC4186#extensions
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.services.sync.sliding_rooms import timeline_request
+from minihs.services.sync.spans import Span
+from minihs.services.sync.streams import account_data, ephemeral
+from minihs.storage import sliding
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from minihs.services.context import Services
+    from minihs.services.sync.assemble import Json
+    from minihs.services.sync.sliding_connections import Connection
+    from minihs.services.sync.sliding_lists import Matches, Rooms
+    from minihs.services.sync.sliding_request import SlidingRequest
+    from minihs.services.sync.sliding_rooms import RoomPart
+
+ACCOUNT_DATA, RECEIPTS, TYPING = "account_data", "receipts", "typing"
+TO_DEVICE, E2EE = "to_device", "e2ee"
+TYPES = {RECEIPTS: "m.receipt", TYPING: "m.typing"}
+KNOWN = (ACCOUNT_DATA, RECEIPTS, TYPING, TO_DEVICE, E2EE)
+
+
+async def extensions(
+    services: Services,
+    request: SlidingRequest,
+    connection: Connection,
+    rooms: Rooms,
+    matches: Matches,
+    parts: Mapping[str, RoomPart],
+    changed: Collection[str],
+) -> tuple[dict[str, Json], bool]:
+    """Return the answers of the extensions that were asked for, and whether there is any news."""
+    found: dict[str, Json] = {}
+    if ACCOUNT_DATA in request.extensions:
+        found[ACCOUNT_DATA] = await _account_data(services, request, connection, rooms, matches)
+    found |= await _ephemeral(services, request, connection, rooms, matches, parts, changed)
+    has_news = any(found.values())
+    # What is sent to devices, and their keys, come with end-to-end encryption: there is none yet.
+    if TO_DEVICE in request.extensions:
+        found[TO_DEVICE] = {"next_batch": f"s{rooms.upto}", "events": []}
+    if E2EE in request.extensions:
+        found[E2EE] = {"device_one_time_keys_count": {}, "device_unused_fallback_key_types": []}
+    return {name: answer for name, answer in found.items() if answer}, has_news
+
+
+def _rooms_in_scope(
+    request: SlidingRequest, name: str, rooms: Rooms, matches: Matches
+) -> list[str]:
+    scope = request.extensions[name]
+    return [
+        room_id
+        for room_id, rule in matches.rules.items()
+        if rooms.rooms[room_id].kind == "join"
+        and (
+            any(_names(scope.lists, list_) for list_ in rule.lists)
+            or (rule.subscribed and _names(scope.rooms, room_id))
+        )
+    ]
+
+
+def _names(names: tuple[str, ...] | None, name: str) -> bool:
+    return names is None or "*" in names or name in names
+
+
+def _missed(
+    connection: Connection, name: str, room_ids: Iterable[str], rooms: Rooms, since: int | None
+) -> set[str]:
+    """Return the rooms of which the client lacks more than what is new since its `pos`."""
+    if since is None or name not in connection.extensions:
+        return set(room_ids)
+    missed: set[str] = set()
+    for room_id in room_ids:
+        sent = connection.rooms.get(room_id)
+        joined_at = rooms.rooms[room_id].joined_at
+        if (
+            sent is None
+            or sent.upto is not None
+            or sent.kind != "join"
+            or (joined_at is not None and joined_at > since)
+        ):
+            missed.add(room_id)
+    return missed
+
+
+async def _account_data(
+    services: Services,
+    request: SlidingRequest,
+    connection: Connection,
+    rooms: Rooms,
+    matches: Matches,
+) -> Json:
+    """Return global account data, and that of rooms. Spec: client-server-api#client-config."""
+    in_scope = _rooms_in_scope(request, ACCOUNT_DATA, rooms, matches)
+    missed = _missed(connection, ACCOUNT_DATA, in_scope, rooms, request.since)
+    since = request.since if ACCOUNT_DATA in connection.extensions else None
+    asked = timeline_request(request, rooms.personal.ignored, 1, since)
+    data = await account_data.read(services, asked, rooms.upto)
+    answer: Json = {}
+    if data.get(""):
+        answer["global"] = data[""]
+    of_rooms = {r: data[r] for r in in_scope if r in data and r not in missed}
+    if missed:
+        rows = await sliding.list_room_account_data(services.db, request.user_id, missed)
+        for room_id, kind, json in rows:
+            content = orjson.Fragment(json.encode())
+            of_rooms.setdefault(room_id, []).append({"type": kind, "content": content})
+    if of_rooms:
+        answer["rooms"] = of_rooms
+    return answer
+
+
+async def _ephemeral(
+    services: Services,
+    request: SlidingRequest,
+    connection: Connection,
+    rooms: Rooms,
+    matches: Matches,
+    parts: Mapping[str, RoomPart],
+    changed: Collection[str],
+) -> dict[str, Json]:
+    """Return receipts and typing notifications.
+
+    Of a room that is new to the client, receipts are told that are on events of its timeline, and
+    the client's own user's.
+    """
+    names = [name for name in (RECEIPTS, TYPING) if name in request.extensions]
+    scopes = {name: _rooms_in_scope(request, name, rooms, matches) for name in names}
+    missed = {name: _missed(connection, name, scopes[name], rooms, request.since) for name in names}
+    behind = {room_id for name in names for room_id in missed[name]}
+    asked = timeline_request(request, rooms.personal.ignored, 1, request.since)
+    events: dict[str, Sequence[Json]] = {}
+    from_database: list[Span] = []
+    for room_id in dict.fromkeys(room_id for name in names for room_id in scopes[name]):
+        if room_id not in behind and room_id not in changed:
+            continue
+        after = 0 if room_id in behind else request.since or 0
+        span = Span(room_id, after, rooms.upto, rooms.rooms[room_id].joined_at, room_id in behind)
+        if room_id not in behind and services.follower.floor <= after:
+            events[room_id] = ephemeral.read_window(services, asked, span)
+        else:
+            from_database.append(span)
+    if from_database:
+        events |= await ephemeral.read_database(services, asked, from_database)
+    found: dict[str, Json] = {}
+    for name in names:
+        of_rooms: dict[str, Json] = {}
+        for room_id in scopes[name]:
+            event = _of_type(events.get(room_id, ()), TYPES[name])
+            if event is not None and name == RECEIPTS and room_id in missed[name]:
+                event = _nearby(event, parts.get(room_id), request.user_id)
+            if event is not None and event["content"]:
+                of_rooms[room_id] = event
+        found[name] = {"rooms": of_rooms} if of_rooms else {}
+    return found
+
+
+def _of_type(events: Sequence[Json], event_type: str) -> Json | None:
+    return next((event for event in events if event["type"] == event_type), None)
+
+
+def _nearby(event: Json, part: RoomPart | None, user_id: str) -> Json:
+    """Return of a receipt event what is on events of the timeline, and what is the reader's own."""
+    shown = {stored.event_id for stored in part.events} if part is not None else set()
+    content = event["content"]
+    kept: Json = {}
+    if isinstance(content, dict):
+        for event_id, kinds in content.items():
+            if event_id in shown:
+                kept[event_id] = kinds
+                continue
+            own = {kind: {user_id: u[user_id]} for kind, u in kinds.items() if user_id in u}
+            if own:
+                kept[event_id] = own
+    return {"type": event["type"], "content": kept}

@@ -1,0 +1,117 @@
+"""What sliding sync keeps in memory: where rooms stand in the list, and immutable things.
+
+`activity` is a view like those of `views.py`: loaded once, then kept true by following the stream.
+The rest never changes, so it may be kept: states of connections, what matters to filters of a
+state, and what two states differ in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minihs.base.caching import BoundedCache
+from minihs.storage import sliding
+from minihs.storage.event_store import ACCEPTED, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.services.sync.sliding_connections import Connection
+    from minihs.storage.database import Database
+    from minihs.storage.state import State
+    from minihs.storage.streams import Positioned, StreamFollower
+
+ROOMS_MAX = 200_000
+CONNECTED_ROOMS_MAX = 500_000
+FACTS_MAX = 50_000
+CHANGES_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The position of a room's last event, and its current state."""
+
+    position: int
+    state_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomFacts:
+    """What filters ask of a room's state; `name` is None where it has none."""
+
+    room_type: str | None
+    is_encrypted: bool
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a state has that an older one has not, and what only the older one has."""
+
+    made: Mapping[StateKey, EventId]
+    removed: Collection[StateKey]
+
+
+NO_CHANGES = Changes({}, ())
+
+
+class SlidingMemory:
+    """Activity of rooms as of the follower's head, and caches of immutable things."""
+
+    def __init__(self, db: Database, follower: StreamFollower) -> None:
+        self._db = db
+        self._follower = follower
+        self.activity: BoundedCache[str, Activity] = BoundedCache(ROOMS_MAX)
+        self.connections: BoundedCache[tuple[int, int, str], Connection] = BoundedCache(
+            CONNECTED_ROOMS_MAX
+        )
+        self.facts: BoundedCache[int, RoomFacts] = BoundedCache(FACTS_MAX)
+        self.left_at: BoundedCache[str, int] = BoundedCache(FACTS_MAX)
+        self._changes: BoundedCache[tuple[int, int], Changes] = BoundedCache(CHANGES_MAX)
+
+    async def load(self, room_ids: Collection[str]) -> None:
+        """Load the activity of rooms that are not in memory."""
+        while True:
+            position, rows = await sliding.list_activity(self._db, room_ids)
+            await self._follower.wait_for(position)
+            if position >= self._follower.floor:
+                break
+        # No await from here on: nothing can pass in the stream between the last step and the next.
+        loaded = {room_id: Activity(at, state_id) for room_id, at, state_id in rows}
+        for room_id in room_ids:
+            self.activity.put(room_id, loaded.get(room_id, Activity(0, 0)))
+            for at, item in self._follower.room_items(room_id):
+                if at > position:
+                    self._apply(at, item)
+
+    def follow(self, items: Sequence[Positioned]) -> None:
+        """Take new items of the stream."""
+        for position, item in items:
+            self._apply(position, item)
+
+    def _apply(self, position: int, item: object) -> None:
+        if isinstance(item, StoredEvent) and item.status == ACCEPTED and item.order is not None:
+            room_id = item.event.room_id
+            if item.room_state_after is not None and self.activity.get(room_id) is not None:
+                self.activity.put(room_id, Activity(position, item.room_state_after))
+
+    def reset(self) -> None:
+        """Forget what was derived from the stream: part of it was skipped."""
+        self.activity = BoundedCache(ROOMS_MAX)
+
+    def changes(self, old: State, new: State) -> Changes:
+        """Return what two states differ in; computed once for everybody."""
+        if old.state_id == new.state_id:
+            return NO_CHANGES
+        key = (old.state_id, new.state_id)
+        found = self._changes.get(key)
+        if found is None:
+            before, after = old.entries, new.entries
+            found = Changes(
+                {k: event_id for k, event_id in after.items() if before.get(k) != event_id},
+                [k for k in before if k not in after],
+            )
+            self._changes.put(key, found, 1 + len(found.made))
+        return found

@@ -1,0 +1,461 @@
+"""What a sliding sync answer says of each room: all of it the first time, then what changed.
+
+What changed is what two states of the room differ in: the one as of the position up to which the
+connection was sent the room, and the current one. So nothing but that position need be remembered.
+
+MSC4186#room-results
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from minihs.protocol import unstable
+from minihs.protocol.filters import EventFilter, Filter, RoomFilter
+from minihs.services.rooms import client_events
+from minihs.services.rooms.tokens import Place, format_place
+from minihs.services.sync import assemble
+from minihs.services.sync.sliding_memory import Changes
+from minihs.services.sync.sliding_request import MEMBER
+from minihs.services.sync.spans import Span, SyncRequest
+from minihs.services.sync.streams import timeline as timelines_of
+from minihs.services.sync.streams.summary import HEROES_MAX
+from minihs.storage import sliding, timelines
+from minihs.storage.state import EMPTY_STATE, EMPTY_STATE_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.services.context import Services
+    from minihs.services.sync.assemble import Json
+    from minihs.services.sync.sliding_connections import Connection, SentRoom
+    from minihs.services.sync.sliding_lists import Matches, Rooms, Rule, UserRoom
+    from minihs.services.sync.sliding_request import SlidingRequest
+    from minihs.services.sync.streams.timeline import Timeline
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.state import State
+
+BUMPING = frozenset(
+    ("m.room.create", "m.room.message", "m.room.encrypted", "m.sticker", "m.call.invite",
+     "m.beacon_info", *unstable.POLL_START.spellings)
+)  # fmt: skip
+BUMPS_SCANNED = 20  # Rooms whose last events do not bump them are looked at this far back.
+NAME, AVATAR = ("m.room.name", ""), ("m.room.avatar", "")
+NO_FILTER = Filter()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A room that may have news for the connection, which has had it up to `after`.
+
+    `is_new`: the client is to replace whatever it knows of the room. `is_expanded`: it wants more
+    of the timeline than it was sent.
+    """
+
+    room: UserRoom
+    rule: Rule
+    sent: SentRoom | None
+    after: int
+    is_new: bool
+    is_expanded: bool
+    is_dm: bool
+
+    @property
+    def room_id(self) -> str:
+        """The room."""
+        return self.room.room_id
+
+
+@dataclass(frozen=True, slots=True)
+class RoomPart:
+    """What is said of a room: JSON, and the timeline in it."""
+
+    json: Json
+    events: Sequence[StoredEvent]
+    limited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A room as read from the database: its timeline (None: nothing happened), its states."""
+
+    timeline: Timeline | None
+    changes: Changes
+    state: State
+
+
+def plan_rooms(
+    request: SlidingRequest,
+    connection: Connection,
+    rooms: Rooms,
+    matches: Matches,
+    changed: Collection[str],
+) -> list[Plan]:
+    """Return the rooms to look at; `changed` are those in which something happened."""
+    plans: list[Plan] = []
+    for room_id, rule in matches.rules.items():
+        room = rooms.rooms[room_id]
+        sent = connection.rooms.get(room_id)
+        after = 0
+        if sent is not None:
+            after = (request.since or 0) if sent.upto is None else sent.upto
+        is_dm = room_id in rooms.personal.direct
+        is_new = (
+            sent is None
+            or sent.kind != "join"
+            or room.kind == "outside"
+            or (room.joined_at is not None and room.joined_at > after)
+        )
+        if (
+            sent is None
+            or sent.upto is not None
+            or room.position > after
+            or room_id in changed
+            or sent.config.required != rule.config.required
+            or sent.config.timeline_limit < rule.config.timeline_limit
+            or sent.is_dm != is_dm
+        ):
+            is_expanded = (
+                not is_new
+                and sent is not None
+                and sent.config.timeline_limit < rule.config.timeline_limit
+            )
+            plans.append(Plan(room, rule, sent, after, is_new, is_expanded, is_dm))
+    return plans
+
+
+async def room_parts(
+    services: Services,
+    request: SlidingRequest,
+    rooms: Rooms,
+    plans: Sequence[Plan],
+    read_rooms: Collection[str],
+) -> dict[str, RoomPart]:
+    """Return what is said of each planned room that has news.
+
+    `read_rooms` are those whose notification counts may have changed without an event.
+    """
+    inside = [plan for plan in plans if plan.room.kind != "outside"]
+    read = await _read(services, request, rooms, inside)
+    chosen = {plan.room_id: _required(plan, read[plan.room_id]) for plan in inside}
+    wanted = {e for entries in chosen.values() for e in entries.values()}
+    for plan in inside:
+        for key in (NAME, AVATAR):
+            event_id = read[plan.room_id].state.entries.get(key)
+            if event_id is not None and _is_news(plan, read[plan.room_id], key):
+                wanted.add(event_id)
+    events = await services.events.get_many(wanted)
+    parts = {
+        plan.room_id: RoomPart(_outside(request, rooms, plan), (), limited=False)
+        for plan in plans
+        if plan.room.kind == "outside" and (plan.sent is None or plan.room.position > plan.after)
+    }
+    bumps = await _bumps(services, rooms, inside, read)
+    shown = [s for r in read.values() if r.timeline is not None for s in r.timeline.events]
+    await client_events.prepare(services, [*shown, *events.values()])
+    for plan in inside:
+        found = read[plan.room_id]
+        states = [
+            events[event_id] for event_id in chosen[plan.room_id].values() if event_id in events
+        ]
+        json = _inside(services, request, plan, found, states, events)
+        if plan.room_id in bumps:
+            json["bump_stamp"] = bumps[plan.room_id]
+        if json or plan.is_new or (plan.room_id in read_rooms and not request.merged):
+            of_room = found.timeline
+            parts[plan.room_id] = RoomPart(
+                json,
+                () if of_room is None else _shown(plan, of_room.events),
+                of_room is not None and of_room.limited,
+            )
+    await _add_members(services, request, inside, read, events, parts)
+    await _add_counts(services, request, inside, parts)
+    for plan in plans:
+        part = parts.get(plan.room_id)
+        if part is not None and request.merged:
+            if plan.rule.lists:
+                part.json["lists"] = plan.rule.lists
+            if plan.is_new or plan.room.position > plan.after:
+                part.json["membership"] = plan.room.membership
+    return parts
+
+
+@lru_cache(maxsize=256)
+def _filter(limit: int) -> Filter:
+    return Filter(room=RoomFilter(timeline=EventFilter(limit=limit)))
+
+
+def timeline_request(
+    request: SlidingRequest, ignored: frozenset[str], limit: int, since: int | None = None
+) -> SyncRequest:
+    """Return the request to the streams of /sync that asks for the same."""
+    return SyncRequest(
+        request.requester, _filter(limit), since,
+        full_state=False, use_state_after=False, timeout_ms=0, ignored=ignored,
+    )  # fmt: skip
+
+
+async def _read(
+    services: Services, request: SlidingRequest, rooms: Rooms, plans: Sequence[Plan]
+) -> dict[str, _Read]:
+    """Read timelines and states: what lies in memory from there, the rest many rooms at once."""
+    found: dict[str, Timeline | None] = {}
+    by_limit: dict[int, list[Span]] = {}
+    for plan in plans:
+        limit = plan.rule.config.timeline_limit
+        start = 0 if plan.is_new or plan.is_expanded else plan.after
+        upto = rooms.upto if plan.room.left_at is None else plan.room.left_at
+        span = Span(plan.room_id, start, upto, plan.room.joined_at, start == 0)
+        if start and timelines_of.in_memory(services, span):
+            of_room = timelines_of.read_window(
+                services, timeline_request(request, rooms.personal.ignored, max(limit, 1)), span
+            )
+            found[plan.room_id] = of_room
+        else:
+            by_limit.setdefault(limit, []).append(span)
+    for limit, spans in by_limit.items():
+        asked = timeline_request(request, rooms.personal.ignored, max(limit, 1))
+        found |= await timelines_of.read_database(services, asked, spans)
+    since = await timelines.list_states_at(
+        services.db, [(plan.room_id, plan.after) for plan in plans if plan.is_expanded]
+    )
+    ids: dict[str, tuple[int, int]] = {}
+    for plan in plans:
+        of_room = found.get(plan.room_id)
+        end = plan.room.state_id
+        if end is None:
+            end = of_room.state_end if of_room is not None else EMPTY_STATE_ID
+        old = end
+        if plan.is_new:
+            old = EMPTY_STATE_ID
+        elif plan.is_expanded:
+            old = since.get(plan.room_id, EMPTY_STATE_ID)
+        elif of_room is not None:
+            old = of_room.state_since
+        ids[plan.room_id] = (old, end)
+    states = await services.states.get_many({i for pair in ids.values() for i in pair})
+    changes = services.sliding.changes
+    return {
+        room_id: _Read(
+            found.get(room_id),
+            Changes(states[end].entries, ())
+            if old == EMPTY_STATE_ID
+            else changes(states[old], states[end]),
+            states.get(end, EMPTY_STATE),
+        )
+        for room_id, (old, end) in ids.items()
+    }
+
+
+def _is_news(plan: Plan, read: _Read, key: StateKey) -> bool:
+    return plan.is_new or key in read.changes.made or key in read.changes.removed
+
+
+def _required(plan: Plan, read: _Read) -> dict[StateKey, EventId]:
+    """Return the state to send.
+
+    MSC4186#lazy-loaded-memberships, MSC4186#changes-to-required_state
+    """
+    config, entries = plan.rule.config, read.state.entries
+    chosen = config.select(read.changes.made)
+    if plan.sent is not None and not plan.is_new and plan.sent.config.required != config.required:
+        before = plan.sent.config
+        chosen |= {k: e for k, e in config.select(entries).items() if not before.has(k)}
+    if config.lazy_members:
+        events = read.timeline.events if read.timeline is not None else ()
+        seen: set[str] = {stored.event.sender for stored in _shown(plan, events)}
+        seen |= {
+            stored.event.state_key or ""
+            for stored in _shown(plan, events)
+            if stored.event.type == MEMBER
+        }
+        for user_id in seen:
+            event_id = entries.get((MEMBER, user_id))
+            if event_id is not None:
+                chosen[MEMBER, user_id] = event_id
+        if not plan.is_new and not (read.timeline is not None and read.timeline.limited):
+            chosen |= {k: e for k, e in read.changes.made.items() if k[0] == MEMBER}
+    return chosen
+
+
+def _shown(plan: Plan, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+    """Return what of a timeline is shown: one event is read even where none is wanted."""
+    return events if plan.rule.config.timeline_limit else ()
+
+
+def _inside(
+    services: Services,
+    request: SlidingRequest,
+    plan: Plan,
+    read: _Read,
+    states: Sequence[StoredEvent],
+    events: Mapping[EventId, StoredEvent],
+) -> Json:
+    """Return what a room says to who is or was in it; empty where there is no news."""
+    now_ms, reader = services.clock.now_ms(), request.requester
+    json: Json = {"initial": True} if plan.is_new else {}
+    for key, field, name in ((NAME, "name", "name"), (AVATAR, "url", "avatar")):
+        if _is_news(plan, read, key):
+            value = _content(events, read.state.entries.get(key), field)
+            if value is not None or not plan.is_new:
+                json[name] = value
+    required: list[object] = [
+        assemble.event_json(stored, NO_FILTER, now_ms, None, None) for stored in states
+    ]
+    if request.merged:
+        removed = [key for key in read.changes.removed if plan.rule.config.has(key)]
+        required += [{"type": kind, "state_key": key} for kind, key in removed]
+    if required:
+        json["required_state"] = required
+    of_room = read.timeline
+    if of_room is not None and (of_room.events or of_room.limited):
+        live = -1 if request.since is None else request.since
+        shown = _shown(plan, of_room.events)
+        json["timeline"] = [
+            assemble.event_json(stored, NO_FILTER, now_ms, reader, membership)
+            for stored, membership in zip(of_room.events, of_room.memberships, strict=True)
+        ][: len(shown)]
+        if shown:
+            json["prev_batch"] = of_room.prev_batch
+        else:
+            last = of_room.events[-1].order if of_room.events else None
+            json["prev_batch"] = format_place(Place(*last)) if last else of_room.prev_batch
+        if of_room.limited or len(shown) < len(of_room.events):
+            json["limited"] = True
+        json["num_live"] = 0 if live < 0 else sum((stored.position or 0) > live for stored in shown)
+        if plan.is_expanded:
+            json["expanded_timeline" if request.merged else "unstable_expanded_timeline"] = True
+    if plan.is_dm if plan.is_new else (plan.sent is not None and plan.sent.is_dm != plan.is_dm):
+        json["is_dm"] = plan.is_dm
+    if plan.room.kind == "left" and (plan.is_new or plan.room.position > plan.after):
+        json["bump_stamp"] = plan.room.position
+    return json
+
+
+def _content(
+    events: Mapping[EventId, StoredEvent], event_id: EventId | None, field: str
+) -> str | None:
+    stored = events.get(event_id) if event_id is not None else None
+    if stored is None or stored.redacted_by is not None:
+        return None
+    value = stored.event.content.get(field)
+    return value if isinstance(value, str) and value else None
+
+
+def _outside(request: SlidingRequest, rooms: Rooms, plan: Plan) -> Json:
+    """Return what a room says to who is invited, knocks, or was never let in."""
+    return {
+        "initial": True,
+        "bump_stamp": plan.room.position,
+        "stripped_state" if request.merged else "invite_state": rooms.stripped.get(
+            plan.room_id, []
+        ),
+    }
+
+
+async def _bumps(
+    services: Services, rooms: Rooms, plans: Sequence[Plan], read: Mapping[str, _Read]
+) -> dict[str, int]:
+    """Return the positions of the last proper activity, where that is news."""
+    found: dict[str, int] = {}
+    unknown: list[str] = []
+    for plan in plans:
+        of_room = read[plan.room_id].timeline
+        if plan.room.kind != "join":
+            continue
+        bump = _last_bump(of_room.events if of_room is not None else ())
+        if bump is not None:
+            found[plan.room_id] = bump
+        elif plan.is_new or (of_room is not None and of_room.limited):
+            unknown.append(plan.room_id)
+    if unknown:
+        ranges = [(room_id, 0, rooms.upto) for room_id in unknown]
+        pages = await timelines.list_newest(services.db, services.events, ranges, BUMPS_SCANNED)
+        for room_id, page in zip(unknown, pages, strict=True):
+            oldest = page[0].order if page else None
+            found[room_id] = _last_bump(page) or (oldest[0] if oldest is not None else 0)
+    return found
+
+
+def _last_bump(events: Sequence[StoredEvent]) -> int | None:
+    for stored in reversed(events):
+        if stored.event.type in BUMPING and stored.order is not None:
+            return stored.order[0]
+    return None
+
+
+async def _add_members(
+    services: Services,
+    request: SlidingRequest,
+    plans: Sequence[Plan],
+    read: Mapping[str, _Read],
+    events: Mapping[EventId, StoredEvent],
+    parts: Mapping[str, RoomPart],
+) -> None:
+    """Add how many members there are, and heroes of rooms without a name, where that changed."""
+    counted: list[str] = []
+    nameless: list[str] = []
+    for plan in plans:
+        found = read[plan.room_id]
+        if plan.room_id not in parts or plan.room.kind != "join":
+            continue
+        members = (
+            plan.is_new or _has_members(found.changes.made) or _has_members(found.changes.removed)
+        )
+        if members:
+            counted.append(plan.room_id)
+        if members or _is_news(plan, found, NAME):
+            named = found.state.entries.get(NAME)
+            if named is None or not await _has_name(services, named, events):
+                nameless.append(plan.room_id)
+    if counted:
+        for room_id, counts in (await timelines.list_summaries(services.db, counted)).items():
+            parts[room_id].json["joined_count"], parts[room_id].json["invited_count"] = counts
+    if nameless:
+        heroes = await sliding.list_heroes(services.db, nameless, request.user_id, HEROES_MAX)
+        for room_id, members_ in heroes.items():
+            parts[room_id].json["heroes"] = [_hero(*member) for member in members_]
+
+
+def _has_members(keys: Iterable[StateKey]) -> bool:
+    return any(key[0] == MEMBER for key in keys)
+
+
+async def _has_name(
+    services: Services, event_id: EventId, events: Mapping[EventId, StoredEvent]
+) -> bool:
+    stored = events.get(event_id) or await services.events.get(event_id)
+    return stored is not None and _content({event_id: stored}, event_id, "name") is not None
+
+
+def _hero(user_id: str, display_name: str | None, avatar_url: str | None) -> Json:
+    hero: Json = {"user_id": user_id}
+    if display_name is not None:
+        hero["displayname"] = display_name
+    if avatar_url is not None:
+        hero["avatar_url"] = avatar_url
+    return hero
+
+
+async def _add_counts(
+    services: Services,
+    request: SlidingRequest,
+    plans: Sequence[Plan],
+    parts: Mapping[str, RoomPart],
+) -> None:
+    """Add notification counts, which only the older shape has."""
+    joined = [p.room_id for p in plans if p.room.kind == "join" and p.room_id in parts]
+    if request.merged or not joined:
+        return
+    counts = await services.unread.load_many((request.user_id, room_id) for room_id in joined)
+    for (_, room_id), of_room in counts.items():
+        threads = of_room.threads.values()
+        parts[room_id].json["notification_count"] = of_room.notifications + sum(
+            notifications for notifications, _ in threads
+        )
+        parts[room_id].json["highlight_count"] = of_room.highlights + sum(
+            highlights for _, highlights in threads
+        )

@@ -1,0 +1,313 @@
+"""MSC4480, sticky events over sliding sync: stories. MSC4480#proposal, MSC4480#pagination."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from minihs.base.clock import ManualClock
+from minihs.protocol import unstable
+from tests.helpers.homeserver import running_homeserver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.helpers.homeserver import Homeserver, Response, User
+
+EXTENSION = unstable.STICKY_EXTENSION.unstable
+DURATION = unstable.STICKY_DURATION_PARAMETER.unstable
+STICKY = unstable.STICKY.unstable
+TTL = unstable.STICKY_TTL.unstable
+PATH = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+_txn = iter(range(1_000_000))
+
+
+@pytest.fixture
+async def homeserver(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
+    """A homeserver whose clock the test moves."""
+    async with running_homeserver(database_url, tmp_path, clock=ManualClock()) as server:
+        yield server
+
+
+class Client:
+    """A client that keeps its `pos` and the extension's `next_batch`."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self.pos: str | None = None
+        self.since: str | None = None
+
+    async def ask(self, extension: dict[str, Any], timeout: int = 0, **body: object) -> Response:
+        query = {"timeout": str(timeout)}
+        if self.pos is not None:
+            query["pos"] = self.pos
+        given = {"enabled": True, **extension}
+        if self.since is not None:
+            given.setdefault("since", self.since)
+        whole = {"extensions": {EXTENSION: given}, **body}
+        return await self.user.request("POST", PATH, whole, **query)
+
+    async def sync(
+        self, *, limit: int | None = None, timeout: int = 0, **body: object
+    ) -> dict[str, Any]:
+        if "lists" not in body and "room_subscriptions" not in body:
+            body["lists"] = {"all": a_list()}
+        response = await self.ask({} if limit is None else {"limit": limit}, timeout, **body)
+        assert response.status == 200, response.json
+        self.pos = response.json["pos"]
+        self.since = response.json["extensions"].get(EXTENSION, {}).get("next_batch", self.since)
+        return response.json
+
+
+def a_list(first: int = 0, last: int = 99, limit: int = 1, **filters: object) -> dict[str, Any]:
+    return {
+        "ranges": [[first, last]],
+        "timeline_limit": limit,
+        "required_state": [],
+        "filters": filters,
+    }
+
+
+def section(answer: dict, room_id: str) -> list[str]:
+    rooms = answer["extensions"].get(EXTENSION, {}).get("rooms", {})
+    return [e["event_id"] for e in rooms.get(room_id, {"events": []})["events"]]
+
+
+async def stick(user: User, room_id: str, body: str = "sticky", ms: int = 600_000) -> str:
+    path = f"/rooms/{quote(room_id)}/send/m.room.message/s{next(_txn)}"
+    content = {"msgtype": "m.text", "body": body}
+    return (await user.call("PUT", path, content, **{DURATION: str(ms)}))["event_id"]
+
+
+async def room_of_two(homeserver: Homeserver, **options: object) -> tuple[User, User, str]:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(**options)
+    await bob.join(room_id)
+    return alice, bob, room_id
+
+
+async def test_ss_2_what_is_sticky_comes_in_the_extension_once(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    await client.sync()
+    event_id = await stick(alice, room_id)
+    await alice.say(room_id, "the timeline has one event")
+    answer = await client.sync()
+    (event,) = answer["extensions"][EXTENSION]["rooms"][room_id]["events"]
+    assert event["event_id"] == event_id
+    assert event[STICKY] == {"duration_ms": 600_000}
+    assert event["unsigned"][TTL] == 600_000
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_1_who_does_not_ask_gets_none(homeserver: Homeserver) -> None:
+    alice, _, room_id = await room_of_two(homeserver)
+    await stick(alice, room_id)
+    response = await Client(alice).ask({"enabled": False}, lists={"all": a_list()})
+    assert response.json["extensions"] == {}
+
+
+async def test_ss_3_what_the_timeline_shows_is_not_repeated(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    await client.sync()
+    event_id = await stick(alice, room_id)
+    answer = await client.sync()
+    assert [e["event_id"] for e in answer["rooms"][room_id]["timeline"]] == [event_id]
+    assert section(answer, room_id) == []
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_4_pages_go_from_the_oldest_on_each_event_once(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    sent = [await stick(alice, room_id, str(n)) for n in range(25)]
+    await alice.say(room_id)
+    seen: list[str] = []
+    for _ in range(3):
+        found = section(await client.sync(limit=10), room_id)
+        assert len(found) <= 10
+        seen += found
+    assert seen == sent
+    assert section(await client.sync(limit=10), room_id) == []
+
+
+async def test_ss_4_an_answer_that_was_lost_comes_again(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    sent = [await stick(alice, room_id, str(n)) for n in range(4)]
+    await alice.say(room_id)
+    await client.sync(limit=2)
+    pos, since = client.pos, client.since
+    first = section(await client.sync(limit=2), room_id)
+    client.pos, client.since = pos, since
+    assert section(await client.sync(limit=2), room_id) == first == sent[2:]
+
+
+async def test_ss_4_at_most_a_hundred_come_at_once(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    sent = [await stick(alice, room_id, str(n)) for n in range(110)]
+    await alice.say(room_id)
+    client = Client(bob)
+    first = section(await client.sync(limit=1_000), room_id)
+    assert first == sent[:100]
+    assert section(await client.sync(), room_id) == sent[100:]
+
+
+async def test_ss_5_rooms_outside_the_window_count(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    event_id = await stick(alice, room_id)
+    other = await bob.create_room()
+    client = Client(bob)
+    answer = await client.sync(lists={"top": a_list(0, 0)})
+    assert set(answer["rooms"]) == {other}
+    assert section(answer, room_id) == [event_id]
+
+
+async def test_ss_5_rooms_that_nothing_matches_do_not_count(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await stick(alice, room_id)
+    answer = await Client(bob).sync(lists={"dms": a_list(is_dm=True)})
+    assert "rooms" not in answer["extensions"][EXTENSION]
+    subscription = {room_id: {"timeline_limit": 0, "required_state": []}}
+    answer = await Client(bob).sync(room_subscriptions=subscription)
+    assert len(section(answer, room_id)) == 1
+
+
+async def test_ss_6_ignored_users_are_skipped_before_counting(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    mallory = await homeserver.register("mallory")
+    await mallory.join(room_id)
+    for n in range(30):
+        await stick(mallory, room_id, str(n))
+    wanted = await stick(alice, room_id)
+    await alice.say(room_id)
+    path = f"/user/{quote(bob.user_id)}/account_data/m.ignored_user_list"
+    await bob.call("PUT", path, {"ignored_users": {mallory.user_id: {}}})
+    assert section(await Client(bob).sync(limit=5), room_id) == [wanted]
+
+
+async def test_ss_7_whoever_joins_gets_all_that_is_live(homeserver: Homeserver) -> None:
+    alice, carol = await homeserver.register("alice"), await homeserver.register("carol")
+    hidden = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": "joined"},
+    }
+    room_id = await alice.create_room(initial_state=[hidden])
+    client = Client(carol)
+    await client.sync()
+    live = await stick(alice, room_id, "live")
+    await stick(alice, room_id, "dies", ms=1_000)
+    clock = homeserver.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance_ms(2_000)
+    await client.sync()
+    await carol.join(room_id)
+    assert section(await client.sync(), room_id) == [live]
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_8_a_room_that_starts_to_match_gives_all_it_has(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    sent = [await stick(alice, room_id, str(n)) for n in range(3)]
+    await alice.say(room_id)
+    client, dms = Client(bob), {"dms": a_list(is_dm=True)}
+    for _ in range(2):
+        await client.sync(lists=dms)
+    sent.append(await stick(alice, room_id, "another"))
+    await alice.say(room_id)
+    await client.sync(lists=dms)
+    client.pos = None  # What is owed is known without the connection.
+    found = section(await client.sync(limit=3), room_id)
+    found += section(await client.sync(limit=3), room_id)
+    assert found == sent
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_8_a_room_that_matches_again_repeats_nothing(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client, dms = Client(bob), {"dms": a_list(is_dm=True)}
+    first = await stick(alice, room_id)
+    await alice.say(room_id)
+    assert section(await client.sync(), room_id) == [first]
+    await client.sync(lists=dms)
+    second = await stick(alice, room_id)
+    await alice.say(room_id)
+    await client.sync(lists=dms)
+    assert section(await client.sync(), room_id) == [second]
+
+
+async def test_ss_9_only_who_is_joined_gets_any(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    carol = await homeserver.register("carol")
+    await alice.invite(room_id, carol)
+    client = Client(bob)
+    await client.sync()
+    await stick(alice, room_id)
+    await alice.say(room_id)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/kick", {"user_id": bob.user_id})
+    wishes = {room_id: {"timeline_limit": 1, "required_state": []}}
+    for reader in (client, Client(carol)):
+        answer = await reader.sync(lists={"all": a_list()}, room_subscriptions=wishes)
+        assert room_id in answer["rooms"]
+        assert section(answer, room_id) == []
+
+
+async def test_ss_10_something_sticky_ends_a_long_poll(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    other = await bob.create_room()
+    client, top = Client(bob), {"top": a_list(0, 0)}
+    await client.sync(lists=top)
+    await bob.say(other, "the newest room")
+    await client.sync(lists=top)
+    waiting = asyncio.ensure_future(client.sync(timeout=30_000, lists=top))
+    await alice.sync()
+    event_id = await stick(alice, room_id)
+    answer = await asyncio.wait_for(waiting, 10)
+    shown = [e["event_id"] for e in answer["rooms"].get(room_id, {}).get("timeline", ())]
+    assert [*shown, *section(answer, room_id)] == [event_id]
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [{"limit": 0}, {"limit": -1}, {"limit": "5"}, {"limit": True}, {"since": "x"}, {"since": 5}],
+    ids=str,
+)
+async def test_ss_10_nonsense_is_refused(homeserver: Homeserver, extension: dict) -> None:
+    alice = await homeserver.register("alice")
+    response = await Client(alice).ask(extension, lists={})
+    assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_ss_10_a_lost_connection_loses_no_position(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await stick(alice, room_id)
+    await alice.say(room_id)
+    client = Client(bob)
+    await client.sync()
+    missed = await stick(alice, room_id)
+    await alice.say(room_id)
+    client.pos = "s1_999.0123456789ab"
+    response = await client.ask({}, lists={"all": a_list()})
+    assert response.json["errcode"] == "M_UNKNOWN_POS"
+    client.pos = None
+    assert section(await client.sync(), room_id) == [missed]
+
+
+async def test_one_rooms_flood_does_not_delay_another(homeserver: Homeserver) -> None:
+    alice, bob, loud = await room_of_two(homeserver)
+    quiet = await alice.create_room()
+    await bob.join(quiet)
+    for n in range(20):
+        await stick(alice, loud, str(n))
+    call = await stick(alice, quiet)
+    for room_id in (quiet, loud):
+        await alice.say(room_id)
+    answer = await Client(bob).sync(limit=10)
+    assert section(answer, quiet) == [call]
+    assert len(section(answer, loud)) == 9
