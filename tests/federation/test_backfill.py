@@ -293,7 +293,7 @@ async def test_S02_signatures_of_the_past_are_checked(
 
     def tampered(request: Received) -> object:
         ids = past.answers.backwards([request.query["v"]], 100, ())
-        swap = {victim.event_id: changed, past.said[20].event_id: wrong_content}
+        swap = {str(victim.event_id): changed, str(past.said[20].event_id): wrong_content}
         return {"pdus": [swap.get(e, past.room.events[e].pdu) for e in map(str, ids)]}  # type: ignore[index]
 
     evil.on("GET", API + "/backfill/{roomId}", tampered)

@@ -8,8 +8,8 @@ stands in the graph:
 * soft-failed: allowed where it stands, but not by the room's current state. It is kept, others may
   build upon it, but it is no end of the graph and nobody is shown it;
 * rejected: kept as well, so that we know it when it comes again, but it changes no state;
-* dropped: nothing is kept, because nothing could be judged (malformed, not signed, missing what it
-  rests upon). It may come again, and be judged then.
+* dropped: nothing is kept of it. It is malformed or not signed; the sender is told. Or it could not
+  be judged, as what it follows or rests upon could not be had: it may come again, and be judged.
 
 Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -60,8 +60,8 @@ async def receive_pdus(
 ) -> dict[EventId, str | None]:
     """Receive PDUs of one room that a server pushed, in its order.
 
-    Returns why each was dropped, or None: it has been dealt with, be it by rejecting it. PDUs of a
-    room that we are not in are left alone.
+    Returns what is wrong with each, or None: it has been dealt with, be it by rejecting it or by
+    waiting for a better occasion. PDUs of a room that we are not in are left alone.
 
     Raises:
         Unavailable: the database does not answer, or others were faster, time after time.
@@ -312,16 +312,15 @@ class Judge:
 
     async def _receive(self, event: Event) -> None:
         """Judge one event and do with it what the verdict says."""
-        stored = self.known.get(event.event_id)
+        origin, stored = self.receipt.origin, self.known.get(event.event_id)
         if stored is not None and (stored.state_after is not None or stored.status == REJECTED):
             return  # It has come by another way in the meantime.
         try:
             verdict = await self._judge(event)
         except (MissingEventsError, state.TooManyLoadsError) as error:
             verdict = f"the state before it could not be resolved: {error}"
-        if isinstance(verdict, str):
-            self.receipt.dropped[event.event_id] = verdict
-            logger.info("dropped %s from %s: %s", event.event_id, self.receipt.origin, verdict)
+        if isinstance(verdict, str):  # That is no fault of the event; it may come again.
+            logger.info("cannot judge %s from %s: %s", event.event_id, origin, verdict)
             return
         if stored is None:
             await self.services.event_numbers.reserve(1)
@@ -337,7 +336,7 @@ class Judge:
         self.known[event.event_id] = stored
 
     async def _judge(self, event: Event) -> Verdict | str:
-        """Return the verdict on a valid, signed, hashed event, or why it must be dropped."""
+        """Return the verdict on a valid, signed, hashed event, or why there cannot be one."""
         auth = [self.known[e] for e in event.auth_event_ids if e in self.known]
         if len(auth) < len(event.auth_event_ids):
             return "its auth_events could not be had"
