@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minihs.services.accounts import deactivation
 from minihs.services.ephemeral import typing_notifications
-from minihs.services.rooms import redact_on_ban, sticky_events
+from minihs.services.rooms import delayed_events, redact_on_ban, sticky_events
 from minihs.workers.runner import LeasedLoop
 
 LOOPS = (
@@ -13,4 +13,5 @@ LOOPS = (
     LeasedLoop("sticky-recheck", 1_000, sticky_events.recheck_soft_failed),
     LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),
     LeasedLoop("sticky-expiry", 60_000, sticky_events.forget_expired),
+    LeasedLoop("delayed-retention", 60_000, delayed_events.forget_finalised),
 )

@@ -46,7 +46,7 @@ async def _run(services: Services, loop: LeasedLoop, holder: str) -> None:
             await run_once(services, loop, holder)
             await services.clock.sleep_ms(loop.interval_ms)
     except asyncio.CancelledError:
-        await _give_back(services, loop, holder)
+        await give_back(services, loop, holder)
         raise
 
 
@@ -66,7 +66,8 @@ async def run_once(services: Services, loop: LeasedLoop, holder: str) -> bool:
     return True
 
 
-async def _give_back(services: Services, loop: LeasedLoop, holder: str) -> None:
+async def give_back(services: Services, loop: LeasedLoop, holder: str) -> None:
+    """Let others have the lease at once."""
     try:
         await jobs.delete_lease(services.db, loop.name, holder)
     except Exception:  # The lease runs out by itself.

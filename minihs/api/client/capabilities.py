@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol.room_versions import ROOM_VERSIONS
-from minihs.protocol.unstable import FORGET_FORCED_UPON_LEAVE
+from minihs.protocol.unstable import DELAYED_EVENTS_CAPABILITY, FORGET_FORCED_UPON_LEAVE
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 async def get_capabilities(request: Request) -> object:
     """GET /_matrix/client/v3/capabilities.
 
-    Spec: client-server-api#get_matrixclientv3capabilities, MSC4267#proposal
+    Spec: client-server-api#get_matrixclientv3capabilities, MSC4267#proposal,
+    MSC4140#delayed-event-limits-as-a-capability
     """
     config = request.services.config
     versions = {
@@ -31,5 +32,11 @@ async def get_capabilities(request: Request) -> object:
             "m.3pid_changes": {"enabled": False},
             "m.get_login_token": {"enabled": False},
             **FORGET_FORCED_UPON_LEAVE.write({"enabled": config.forget_rooms_on_leave}),
+            **DELAYED_EVENTS_CAPABILITY.write(
+                {
+                    "max_delay_ms": config.delayed_events_max_delay_ms,
+                    "max_scheduled": config.delayed_events_max_scheduled,
+                }
+            ),
         }
     }

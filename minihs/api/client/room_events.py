@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import InvalidParam
+from minihs.api.client import delayed_events
+from minihs.api.client.sticky_events import sticky_duration_ms
 from minihs.protocol import unstable
-from minihs.protocol.stickiness import read_sticky_duration
 from minihs.services.rooms import room_events
 from minihs.services.rooms.commit import ClientTransaction
 
@@ -22,14 +22,17 @@ async def send_message(request: Request) -> object:
     """
     path, requester = request.path, request.requester
     event_type = path["eventType"]
+    transaction = ClientTransaction(requester.device_nid, path["txnId"], f"send/{event_type}")
+    if unstable.DELAY_PARAMETER in request.http.query:
+        return await delayed_events.schedule_by_parameter(request, None, transaction)
     event_id = await room_events.send_message(
         request.services,
         requester.user_id,
         _room_id(request),
         event_type,
         await request.json_object(),
-        ClientTransaction(requester.device_nid, path["txnId"], f"send/{event_type}"),
-        sticky_ms=_sticky_duration_ms(request),
+        transaction,
+        sticky_ms=sticky_duration_ms(request),
     )
     return {"event_id": event_id}
 
@@ -59,37 +62,20 @@ async def set_room_state_with_key(request: Request) -> object:
     Spec: client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
     """
     path, requester = request.path, request.requester
+    state_key = path.get("stateKey", "")
+    if unstable.DELAY_PARAMETER in request.http.query:
+        return await delayed_events.schedule_by_parameter(request, state_key, None)
     event_id = await room_events.set_room_state(
         request.services,
         requester.user_id,
         _room_id(request),
         path["eventType"],
-        path.get("stateKey", ""),
+        state_key,
         await request.json_object(),
         guest=requester.guest,
-        sticky_ms=_sticky_duration_ms(request),
+        sticky_ms=sticky_duration_ms(request),
     )
     return {"event_id": event_id}
-
-
-def _sticky_duration_ms(request: Request) -> int | None:
-    """Return for how long the event is to be sticky; None: it is an ordinary event.
-
-    MSC4354#proposal
-
-    Raises:
-        InvalidParam: the duration is no number from 0 to an hour, or two are given that differ.
-    """
-    given = unstable.read(request.http.query, unstable.STICKY_DURATION_PARAMETER)
-    if given is None:
-        return None
-    if isinstance(given, unstable.Disagreement):
-        raise InvalidParam(given.message)
-    duration_ms = read_sticky_duration(str(given))
-    if duration_ms is None:
-        name = unstable.STICKY_DURATION_PARAMETER.stable
-        raise InvalidParam(f"{name} must be a number of milliseconds, of an hour at the most.")
-    return duration_ms
 
 
 def _room_id(request: Request) -> RoomId:

@@ -15,7 +15,7 @@ from minihs.base.errors import InvalidParam, NotFound, Unavailable
 from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
 from minihs.services.rooms import membership
-from minihs.storage import account_data, accounts, devices, filters, profiles
+from minihs.storage import account_data, accounts, delayed_events, devices, filters, profiles
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -73,6 +73,7 @@ async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> Non
     async with services.db.transaction() as tx:
         await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
         await devices.delete_devices_except(tx, user_id, None)
+        await delayed_events.cancel_all(tx, user_id, services.clock.now_ms())
     await _finish(services, user_id, erase)
 
 

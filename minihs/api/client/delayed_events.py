@@ -1,0 +1,193 @@
+"""Delayed events, in both generations of their API: the merged one, and what clients use today.
+
+The former schedules by a query parameter of the ordinary endpoints, knows older names of what it
+answers, and other error codes. MSC4140#proposal
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minihs.api.client.sticky_events import sticky_duration_ms
+from minihs.base.errors import (
+    BadJson,
+    InvalidParam,
+    MatrixError,
+    MissingParam,
+    MissingToken,
+    Unrecognized,
+)
+from minihs.protocol import unstable
+from minihs.services.rooms import delayed_events
+from minihs.services.rooms.commit import ClientTransaction
+from minihs.services.rooms.delayed_events import AlreadyFinalised, DelayedDraft, DelayTooLong
+
+if TYPE_CHECKING:
+    from minihs.api.requests import Request
+    from minihs.protocol.identifiers import UserId
+
+DIGITS_MAX = 15
+ACTIONS = {
+    "send": delayed_events.send_now,
+    "cancel": delayed_events.cancel,
+    "restart": delayed_events.restart,
+}
+
+
+# --- scheduling --------------------------------------------------------------------------------
+
+
+async def schedule_delayed_event(request: Request) -> object:
+    """PUT /_matrix/client/v3/rooms/{roomId}/delayed_event/{eventType}/{txnId}.
+
+    MSC4140#scheduling-a-delayed-event
+    """
+    path, requester = request.path, request.requester
+    event_type, room_id = path["eventType"], path["roomId"]
+    transaction = ClientTransaction(
+        requester.device_nid, path["txnId"], f"delayed_event/{event_type}"
+    )
+    known = await delayed_events.find_scheduled(request.services, room_id, transaction)
+    if known is not None:
+        return {"delay_id": known}
+    match await request.json_object():
+        case {"delay_ms": int(delay_ms), "content": dict(content), **others} if not isinstance(
+            delay_ms, bool
+        ) and isinstance(others.get("state_key", ""), str):
+            pass
+        case _:
+            raise BadJson(
+                "Wanted: delay_ms (a number), content (an object), state_key (if any, text)."
+            )
+    if delay_ms <= 0:
+        raise InvalidParam("delay_ms must be positive.")
+    state_key = str(others["state_key"]) if "state_key" in others else None
+    sticky_ms = sticky_duration_ms(request)
+    draft = DelayedDraft(room_id, event_type, state_key, content, delay_ms, sticky_ms)
+    return {
+        "delay_id": await delayed_events.schedule(
+            request.services, requester.user_id, draft, transaction
+        )
+    }
+
+
+async def schedule_by_parameter(
+    request: Request, state_key: str | None, transaction: ClientTransaction | None
+) -> object:
+    """Answer a request of `/send` or `/state` that has the parameter for a delay.
+
+    A repetition need not even have a body.
+    MSC4140#reusing-the-sendstate-endpoints
+    """
+    services, path = request.services, request.path
+    if transaction is not None:
+        known = await delayed_events.find_scheduled(services, path["roomId"], transaction)
+        if known is not None:
+            return {"delay_id": known}
+    text = request.required_query(unstable.DELAY_PARAMETER)
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX and int(text) > 0):
+        raise InvalidParam(f"{unstable.DELAY_PARAMETER} must be a positive number of milliseconds.")
+    draft = DelayedDraft(
+        path["roomId"],
+        path["eventType"],
+        state_key,
+        await request.json_object(),
+        int(text),
+        sticky_duration_ms(request),
+    )
+    try:
+        delay_id = await delayed_events.schedule(
+            services, request.requester.user_id, draft, transaction
+        )
+    except DelayTooLong as error:
+        refused = MatrixError(error.message)  # As those clients know it.
+        refused.fields[unstable.DELAY_ERRCODE] = "M_MAX_DELAY_EXCEEDED"
+        refused.fields[unstable.DELAY_MAX] = services.config.delayed_events_max_delay_ms
+        raise refused from error
+    return {"delay_id": delay_id}
+
+
+# --- managing ----------------------------------------------------------------------------------
+
+
+async def manage_delayed_event(request: Request) -> object:
+    """POST /_matrix/client/v1/delayed_events/{delayId}/{action}.
+
+    MSC4140#managing-scheduled-delayed-events
+    """
+    return await _manage(request, request.requester.user_id, request.path["action"])
+
+
+async def manage_delayed_event_unstable(request: Request) -> object:
+    """POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}[/{action}].
+
+    The action may be in the body, and no token is needed where the configuration says so. A client
+    of that generation understands `M_NOT_FOUND` of what is finalised: it begins anew.
+    MSC4140#management-endpoint-action-in-request-body, MSC4140#delegating-scheduled-delayed-events
+    """
+    requester, owner = request.maybe_requester, None
+    if requester is not None:
+        owner = requester.user_id
+    elif not request.services.config.delayed_events_unauthenticated_management:
+        raise MissingToken("Missing access token.")
+    action: object = request.path.get("action")
+    if action is None:
+        action = (await request.json_object()).get("action")
+        if not isinstance(action, str):
+            raise MissingParam("The body has no action.")
+    try:
+        return await _manage(request, owner, str(action))
+    except AlreadyFinalised as error:
+        raise AlreadyFinalised(error.message, errcode="M_NOT_FOUND") from error
+
+
+async def _manage(request: Request, owner: UserId | None, action: str) -> object:
+    carry_out = ACTIONS.get(action)
+    if carry_out is None:
+        raise Unrecognized("Unrecognized action.")
+    await carry_out(request.services, owner, request.path["delayId"])
+    return {}
+
+
+# --- looking up --------------------------------------------------------------------------------
+
+
+async def get_delayed_event(request: Request) -> object:
+    """GET /_matrix/client/v1/delayed_events/{delayId}. MSC4140#getting-a-single-delayed-event."""
+    return await delayed_events.get_delayed_event(
+        request.services, request.requester.user_id, request.path["delayId"]
+    )
+
+
+async def get_delayed_event_unstable(request: Request) -> object:
+    """GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}.
+
+    MSC4140#getting-a-single-delayed-event
+    """
+    described = await delayed_events.get_delayed_event(
+        request.services, request.requester.user_id, request.path["delayId"]
+    )
+    return _with_former_names(described)
+
+
+async def get_delayed_events_unstable(request: Request) -> object:
+    """GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events.
+
+    MSC4140#getting-a-list-of-delayed-events
+    """
+    scheduled = await delayed_events.list_delayed_events(
+        request.services, request.requester.user_id
+    )
+    return {"delayed_events": [_with_former_names(described) for described in scheduled]}
+
+
+def _with_former_names(described: dict[str, object]) -> dict[str, object]:
+    """Return a description that clients of either generation understand."""
+    outcome = described.get("finalised")
+    return {
+        **described,
+        "delay": described["delay_ms"],
+        "running_since": described["delayed_since_ts"],
+        "scheduled_at": described["delayed_since_ts"],
+        **(outcome if isinstance(outcome, dict) else {}),
+    }

@@ -1,0 +1,392 @@
+"""Delayed events: scheduling, managing, looking up, and sending what is due.
+
+A delayed event goes the way that its sender's request would have gone had it come when it is sent:
+whatever decides (power levels, memberships, restricted joins) decides then. Each is sent once or
+never: the commit of the event finalises it (`storage.delayed_events`).
+
+MSC4140#proposal
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.base.errors import (
+    BadJson,
+    Forbidden,
+    LimitExceeded,
+    MatrixError,
+    NotFound,
+    TooLarge,
+    Unavailable,
+    UserDeactivated,
+)
+from minihs.base.limits import IDENTIFIER_BYTES_MAX, PDU_BYTES_MAX
+from minihs.protocol.canonical_json import CanonicalJsonError, decode, encode_strict
+from minihs.protocol.identifiers import parse_room_id, parse_user_id
+from minihs.protocol.membership import MEMBERSHIPS
+from minihs.services.rooms.commit import ClientTransaction, DelayedSending, Superseded
+from minihs.services.rooms.room_events import send_message, set_room_state
+from minihs.storage import accounts
+from minihs.storage import delayed_events as rows
+from minihs.storage.delayed_events import DelayedEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
+    from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+DELAY_ID_CHARS = 24  # 142 bits: where an id alone allows to manage its event, nobody guesses it.
+ATTEMPTS = 20
+RETRIED_FOR_MS = 60_000
+SENT_AT_ONCE_MAX = 100  # Of one user, within SENT_AT_ONCE_MS.
+SENT_AT_ONCE_MS = 10_000
+# MSC4140#retention-of-finalised-delayed-events; the bytes are ours.
+RETAINED_MS = 7 * 86_400_000
+RETAINED_PER_USER_MAX = 1_000
+RETAINED_BYTES_PER_USER_MAX = 8 * 1_048_576
+DELETED_AT_ONCE = 1_000
+SURPLUS_INTERVAL_MS = 300_000
+
+
+class DelayTooLong(Forbidden):
+    """The delay is longer than this server allows."""
+
+
+class AlreadyFinalised(MatrixError):
+    """The delayed event has come to another end than the one that is asked for.
+
+    MSC4140#managing-scheduled-delayed-events
+    """
+
+    status, errcode = 409, "M_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedDraft:
+    """What a user wants to have sent after `delay_ms`; state if it has a state key."""
+
+    room_id: str
+    type: str
+    state_key: str | None
+    content: Mapping[str, object]
+    delay_ms: int
+    sticky_ms: int | None = None
+
+
+# --- scheduling --------------------------------------------------------------------------------
+
+
+async def find_scheduled(
+    services: Services, room_id: str, transaction: ClientTransaction
+) -> str | None:
+    """Return the delay id that the first request with this transaction id got, or None."""
+    return await rows.find_by_request(services.db, room_id, _request(transaction))
+
+
+async def schedule(
+    services: Services,
+    user_id: UserId,
+    draft: DelayedDraft,
+    transaction: ClientTransaction | None,
+) -> str:
+    """Schedule an event to be sent after its delay; return its delay id.
+
+    Whether the user may send it is not asked before it is sent.
+
+    Raises:
+        DelayTooLong, Forbidden: the delay is too long, or nothing may be scheduled here.
+        LimitExceeded: the user has scheduled as many events as they may.
+        NotFound, BadJson, TooLarge: it can never become an event.
+
+    MSC4140#scheduling-a-delayed-event
+    """
+    config = services.config
+    if config.delayed_events_max_scheduled == 0:
+        raise Forbidden("This server takes no delayed events.")
+    if draft.delay_ms > config.delayed_events_max_delay_ms:
+        raise DelayTooLong(f"Delays may be {config.delayed_events_max_delay_ms} ms long.")
+    room_id, content = _checked(draft)
+    request = None if transaction is None else _request(transaction)
+    async with services.db.transaction() as tx:
+        if not await rows.lock_owner(tx, user_id):
+            raise UserDeactivated("The account has been deactivated.")
+        if request is not None and (known := await rows.find_by_request(tx, room_id, request)):
+            return known
+        now_ms = services.clock.now_ms()
+        count, next_ms = await rows.count_scheduled(tx, user_id)
+        if count >= config.delayed_events_max_scheduled:
+            raise LimitExceeded(
+                max((next_ms or now_ms) - now_ms, 1),
+                "The maximum number of delayed events has been reached.",
+            )
+        event = DelayedEvent(
+            delay_id=services.randomness.token(DELAY_ID_CHARS),
+            user_id=user_id,
+            room_id=room_id,
+            type=draft.type,
+            state_key=draft.state_key,
+            content=content,
+            sticky_ms=draft.sticky_ms,
+            delay_ms=draft.delay_ms,
+            since_ms=now_ms,
+            due_ms=now_ms + draft.delay_ms,
+        )
+        await rows.insert_delayed_event(tx, event, request)
+    return event.delay_id
+
+
+def _request(transaction: ClientTransaction) -> rows.Request:
+    return rows.Request(transaction.device_nid, transaction.txn_id, transaction.scope)
+
+
+def _checked(draft: DelayedDraft) -> tuple[RoomId, str]:
+    """Return room and JSON content of what can become an event, as far as that is certain now.
+
+    Raises:
+        NotFound, BadJson, TooLarge: it never can.
+    """
+    room_id, content = parse_room_id(draft.room_id), draft.content
+    if room_id is None:
+        raise NotFound("Unknown room.")
+    for name in (draft.type, draft.state_key or ""):
+        if "\0" in name:
+            raise BadJson("There is a NUL in the type or state key of the event.")
+        if len(name.encode()) > IDENTIFIER_BYTES_MAX:
+            raise TooLarge("The type or state key of the event is too long.")
+    try:
+        text = encode_strict(content)
+    except CanonicalJsonError as error:
+        raise BadJson(str(error)) from error
+    if len(text) > PDU_BYTES_MAX:
+        raise TooLarge("The event is too large.")
+    match draft.type, draft.state_key:
+        case "m.room.create", str():
+            raise BadJson("A room is created only once.")
+        case "m.room.member", str(user_id):
+            membership = content.get("membership")
+            if parse_user_id(user_id) is None or str(membership) not in MEMBERSHIPS:
+                raise BadJson("A member event has a user id as state key, and a membership.")
+        case "m.room.redaction", None:
+            if not isinstance(content.get("redacts"), str):
+                raise BadJson("A redaction names the event that it redacts in `redacts`.")
+        case _:
+            pass
+    return room_id, text.decode()
+
+
+# --- managing and looking up -------------------------------------------------------------------
+
+
+async def restart(services: Services, owner: UserId | None, delay_id: str) -> None:
+    """Let an event's delay begin again. `owner` is who asks (None: whoever knows the id).
+
+    Raises:
+        NotFound: there is no such event of theirs.
+        AlreadyFinalised: it was sent, or will never be.
+
+    MSC4140#managing-scheduled-delayed-events
+    """
+    await _fetch(services, owner, delay_id)
+    if not await rows.restart(services.db, delay_id, services.clock.now_ms()):
+        raise AlreadyFinalised("The delayed event is not scheduled any more.")
+
+
+async def cancel(services: Services, owner: UserId | None, delay_id: str) -> None:
+    """Make sure that an event is never sent; one that could not be sent counts as cancelled.
+
+    Raises:
+        NotFound: there is no such event of theirs.
+        AlreadyFinalised: it was sent.
+
+    MSC4140#managing-scheduled-delayed-events
+    """
+    await _fetch(services, owner, delay_id)
+    if not await rows.cancel(services.db, delay_id, services.clock.now_ms()):
+        event = await _fetch(services, owner, delay_id)
+        if event.event_id is not None:
+            raise AlreadyFinalised("The delayed event has been sent already.")
+
+
+async def send_now(services: Services, owner: UserId | None, delay_id: str) -> None:
+    """Send a scheduled event without further delay. If that fails, it stays scheduled.
+
+    Raises:
+        NotFound: there is no such event of theirs.
+        AlreadyFinalised: it will never be sent.
+        MatrixError: it cannot be sent now, for the reason that a plain request would hear.
+
+    MSC4140#managing-scheduled-delayed-events
+    """
+    for _ in range(ATTEMPTS):
+        event = await _fetch(services, owner, delay_id)
+        if event.event_id is not None:
+            return
+        if event.finalised_ms is not None:
+            raise AlreadyFinalised("The delayed event has been cancelled, or could not be sent.")
+        try:
+            await _send(services, event)
+        except Superseded:
+            continue
+        return
+    raise Unavailable("The delayed event is restarted all the time; try again.")
+
+
+async def get_delayed_event(
+    services: Services, user_id: UserId, delay_id: str
+) -> dict[str, object]:
+    """Return what a user is told of a delayed event of theirs, also after its end.
+
+    Raises:
+        NotFound: there is no such event of theirs.
+
+    MSC4140#getting-a-single-delayed-event
+    """
+    return _described(await _fetch(services, user_id, delay_id))
+
+
+async def list_delayed_events(services: Services, user_id: UserId) -> list[dict[str, object]]:
+    """Return a user's scheduled events, the next to be sent first.
+
+    MSC4140#getting-a-list-of-delayed-events
+    """
+    return [_described(event) for event in await rows.list_scheduled(services.db, user_id)]
+
+
+async def _fetch(services: Services, owner: UserId | None, delay_id: str) -> DelayedEvent:
+    event = await rows.fetch_delayed_event(services.db, delay_id)
+    if event is None or (owner is not None and event.user_id != owner):
+        raise NotFound("There is no such delayed event.")
+    return event
+
+
+def _described(event: DelayedEvent) -> dict[str, object]:
+    described: dict[str, object] = {
+        "delay_id": event.delay_id,
+        "room_id": event.room_id,
+        "type": event.type,
+        "delay_ms": event.delay_ms,
+        "delayed_since_ts": event.since_ms,
+        "content": orjson.Fragment(event.content),
+    }
+    if event.state_key is not None:
+        described["state_key"] = event.state_key
+    if event.finalised_ms is not None:
+        outcome: dict[str, object] = {"finalised_ts": event.finalised_ms}
+        if event.event_id is not None:
+            outcome["event_id"] = event.event_id
+        if event.error is not None:
+            outcome["error"] = orjson.Fragment(event.error)
+        described["finalised"] = outcome
+    return described
+
+
+# --- sending -----------------------------------------------------------------------------------
+
+
+async def list_due(
+    services: Services, without_rooms: Collection[str], limit: int
+) -> list[DelayedEvent]:
+    """Return events that are to be sent now, the longest overdue first, but none of these rooms."""
+    return await rows.list_due(services.db, services.clock.now_ms(), without_rooms, limit)
+
+
+async def fetch_next_due(services: Services) -> int | None:
+    """Return when the first event that is not due yet will be, or None."""
+    return await rows.fetch_next_due(services.db, services.clock.now_ms())
+
+
+async def send_due(services: Services, event: DelayedEvent, began_ms: int) -> bool:
+    """Send an event that is due, or note why it cannot be sent; return whether it is done with.
+
+    It is not where the trouble is the server's own: that passes, and the event is tried again, for
+    a minute after it was due (or after this process began to send, at `began_ms`).
+
+    MSC4140#rate-limiting-at-the-point-of-sending
+    """
+    try:
+        await _check_rate(services, event.user_id)
+        await _send(services, event)
+    except Superseded:
+        return True
+    except MatrixError as error:
+        now_ms = services.clock.now_ms()
+        ours = isinstance(error, Unavailable)
+        if ours and now_ms - max(event.due_ms, began_ms) < RETRIED_FOR_MS:
+            return False
+        await rows.mark_failed(services.db, event, orjson.dumps(error.body()).decode(), now_ms)
+    except Exception:
+        logger.exception("a delayed event of %s cannot be sent", event.user_id)
+        body = MatrixError("Internal server error.").body()
+        now_ms = services.clock.now_ms()
+        await rows.mark_failed(services.db, event, orjson.dumps(body).decode(), now_ms)
+    return True
+
+
+async def _check_rate(services: Services, user_id: UserId) -> None:
+    """Refuse a flood that was scheduled for one moment.
+
+    A bucket of their own, and generous: what a client cannot send any more it cannot repeat.
+    """
+    if services.config.rate_limits_on:
+        since_ms = services.clock.now_ms() - SENT_AT_ONCE_MS
+        if await rows.count_sent_since(services.db, user_id, since_ms) >= SENT_AT_ONCE_MAX:
+            raise LimitExceeded(SENT_AT_ONCE_MS, "Too many delayed events at once.")
+
+
+async def _send(services: Services, event: DelayedEvent) -> None:
+    """Send an event by the way that a request for it would go.
+
+    Raises:
+        Superseded: it was cancelled or restarted meanwhile.
+        MatrixError: it cannot be sent.
+    """
+    owner = await accounts.fetch_account(services.db, event.user_id)
+    if owner is None or owner.deactivated:
+        raise UserDeactivated("The account has been deactivated.")
+    sending = DelayedSending(event.delay_id, event.due_ms)
+    content: Mapping[str, object] = decode(event.content)  # type: ignore[assignment]  # checked
+    if event.state_key is None:
+        event_id = await send_message(
+            services, event.user_id, event.room_id, event.type, content, sending,
+            sticky_ms=event.sticky_ms,
+        )  # fmt: skip
+    else:
+        event_id = await set_room_state(
+            services, event.user_id, event.room_id, event.type, event.state_key, content,
+            guest=owner.guest, sticky_ms=event.sticky_ms, transaction=sending,
+        )  # fmt: skip
+    await _note_other(services, event, event_id)
+
+
+async def _note_other(services: Services, event: DelayedEvent, event_id: EventId) -> None:
+    """Finalise an event that no commit of ours has finalised.
+
+    The state was so already, or other servers had to make the membership.
+    """
+    stored = await services.events.get(event_id)
+    if stored is None or stored.device_nid is not None or stored.txn_id != event.delay_id:
+        await rows.mark_sent(services.db, event, event_id, services.clock.now_ms())
+
+
+async def forget_finalised(services: Services) -> None:
+    """Forget what was finalised long ago, and of each user what is too much.
+
+    MSC4140#retention-of-finalised-delayed-events
+    """
+    now_ms = services.clock.now_ms()
+    while await rows.delete_old(services.db, now_ms - RETAINED_MS, DELETED_AT_ONCE):
+        pass
+    await rows.delete_surplus(
+        services.db,
+        now_ms - SURPLUS_INTERVAL_MS,
+        RETAINED_PER_USER_MAX,
+        RETAINED_BYTES_PER_USER_MAX,
+    )

@@ -1,0 +1,111 @@
+"""Sending delayed events when they are due, in one process at a time (MSC4140).
+
+Who holds the lease looks every fifth of a second for what is due, and sleeps shorter when something
+is due sooner. So an event is never early, and late by milliseconds, or by that fifth of a second if
+its delay was shorter. After a start whatever is overdue goes first.
+
+In a room events are sent one after the other, in the order in which they were due; rooms do not
+wait for one another.
+
+MSC4140#scheduling-a-delayed-event
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from minihs.services.rooms import delayed_events
+from minihs.workers.runner import HOLDER_BYTES, LeasedLoop, give_back, run_once
+
+if TYPE_CHECKING:
+    from minihs.services.context import Services
+    from minihs.storage.delayed_events import DelayedEvent
+
+logger = logging.getLogger(__name__)
+
+NAME = "delayed-events"
+TURN_MS = 1_000  # After each the lease is renewed, which lasts several.
+LOOK_MS = 200
+ROOMS_AT_ONCE = 64
+EVENTS_AT_ONCE = 200
+
+
+def start(services: Services) -> None:
+    """Begin to take part in sending; it ends with the services' tasks."""
+    services.tasks.spawn(f"loop {NAME}", _run(services))
+
+
+async def _run(services: Services) -> None:
+    sender = Sender(services)
+    loop = LeasedLoop(NAME, TURN_MS, sender.take_turn)
+    holder = services.randomness.token(HOLDER_BYTES)
+    try:
+        while True:
+            began_ms = services.clock.monotonic_ms()
+            await run_once(services, loop, holder)
+            # Somebody else has the lease, or it failed: try again when the turn would have ended.
+            left_ms = began_ms + TURN_MS - services.clock.monotonic_ms()
+            if left_ms > 0:
+                await services.clock.sleep_ms(left_ms)
+    except asyncio.CancelledError:
+        await give_back(services, loop, holder)
+        raise
+
+
+class Sender:
+    """Sends what is due, and knows in which rooms it is still at it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._began_ms = services.clock.now_ms()
+        self._rooms: dict[str, asyncio.Task[None]] = {}
+        self._again = asyncio.Event()
+
+    async def take_turn(self, services: Services) -> None:
+        """Send whatever becomes due within a turn."""
+        clock = services.clock
+        end_ms = clock.monotonic_ms() + TURN_MS
+        while (left_ms := end_ms - clock.monotonic_ms()) > 0:
+            self._again.clear()
+            await self.begin()
+            next_ms = await delayed_events.fetch_next_due(services)
+            wait_ms = min(left_ms, LOOK_MS)
+            if next_ms is not None:
+                wait_ms = min(wait_ms, max(next_ms - clock.now_ms(), 1))
+            timer = clock.call_later_ms(wait_ms, self._again.set)
+            try:
+                await self._again.wait()
+            finally:
+                timer.cancel()
+
+    async def begin(self) -> None:
+        """Begin to send what is due now; it goes on beside everything else."""
+        due = await delayed_events.list_due(self._services, self._rooms, EVENTS_AT_ONCE)
+        of_room: dict[str, list[DelayedEvent]] = {}
+        for event in due:
+            of_room.setdefault(event.room_id, []).append(event)
+        for room_id, events in of_room.items():
+            if len(self._rooms) >= ROOMS_AT_ONCE:
+                break
+            self._rooms[room_id] = self._services.tasks.spawn(
+                "send delayed events", self._send(room_id, events)
+            )
+
+    async def finish(self) -> None:
+        """Return once nothing is under way any more."""
+        while self._rooms:
+            await asyncio.wait(list(self._rooms.values()))
+
+    async def _send(self, room_id: str, events: list[DelayedEvent]) -> None:
+        done = False
+        try:
+            for event in events:
+                done = await delayed_events.send_due(self._services, event, self._began_ms)
+                if not done:  # Those after it shall not overtake it.
+                    break
+        finally:
+            del self._rooms[room_id]
+            if done:
+                self._again.set()
