@@ -303,10 +303,12 @@ class Delivery:
 
     def _wake(self, services: Services, destination: Destination) -> None:
         """Let a destination have its turn, if there is anything to do and it may be tried."""
+        now_ms = self._clock.now_ms()
         if (
             destination.is_busy
             or not destination.has_news
-            or destination.retry_at_ms > self._clock.now_ms()
+            or destination.retry_at_ms > now_ms
+            or self._lease_until_ms <= now_ms  # All are woken when it has been renewed.
         ):
             return
         destination.is_busy = True
@@ -516,10 +518,13 @@ class Delivery:
             await self._give_back(services, holder, surplus)
         taken = await destinations.take_shards(db, holder, mine, now_ms, until_ms)
         self._lose(self._shards.keys() - taken.keys())
-        self._lease_until_ms = until_ms
+        had_lapsed, self._lease_until_ms = self._lease_until_ms <= now_ms, until_ms
         gained = {shard: at for shard, at in taken.items() if shard not in self._shards}
         if gained:
             await self._take_over(services, gained)
+        if had_lapsed:
+            for destination in list(self._destinations.values()):
+                self._wake(services, destination)
         await self._save_missed(services)
         await self._save_all()
         await destinations.save_positions(db, holder, self._served())
