@@ -28,6 +28,7 @@ class Play:
     trace: list[str] = field(default_factory=list)
     promised: dict[str, str] = field(default_factory=dict)  # event id -> server that said 200
     pending: set[asyncio.Task[None]] = field(default_factory=set)
+    in_doubt: list[Person] = field(default_factory=list)  # Whose join perhaps took place.
     counter: int = 0
 
     @property
@@ -100,7 +101,9 @@ class Play:
 
     async def join(self, person: Person) -> None:
         via = "&".join(f"server_name={name}" for name in self.names if name != person.server)
-        await self.call(person, "joins", "POST", f"/join/{quote(self.room_id)}?{via}", {})
+        path = f"/join/{quote(self.room_id)}?{via}"
+        if await self.call(person, "joins", "POST", path, {}) is None:
+            self.in_doubt.append(person)
 
     async def knock(self, person: Person) -> None:
         via = "&".join(f"server_name={name}" for name in self.names if name != person.server)

@@ -23,8 +23,9 @@ Scenario = Callable[[Play], Awaitable[None]]
 VERSIONS = ("12", "12", "11", "10")
 OPERATIONS_MAX = 30
 # How time passes after a storm, until nothing is owed: moments first, then whole back-offs.
-CALMS_MS = (5_000, 60_000, 600_000, 3_600_000, 90_000_000)
+CALMS_MS = (0, 1_000, 5_000, 60_000, 600_000, 3_600_000, 90_000_000)
 MERGE_ROUNDS = 2
+RUN_S_MAX = 60  # Of real time: a run that never becomes idle must not hang.
 
 
 class RunFailure(AssertionError):
@@ -67,16 +68,18 @@ async def play_seed(world: World, seed: int, scenario: Scenario | None = None) -
     Raises:
         RunFailure: something is wrong afterwards.
     """
-    await world.begin(seed)
     chance = Randomness(seed)
     count = 3 if scenario is not None else chance.between(2, len(SERVERS))
-    play = Play(world, chance, list(SERVERS[:count]))
+    names = list(SERVERS[:count])
+    await world.begin(seed, names)
+    play = Play(world, chance, names)
     log = ServerLog(play)
     world.network.watch = play.note
     logging.getLogger("minihs").addHandler(log)
     try:
-        await (scenario or storm)(play)
-        problems = await calm(play)
+        async with asyncio.timeout(RUN_S_MAX):
+            await (scenario or storm)(play)
+            problems = await calm(play)
     except (AssertionError, Exception) as error:
         play.note(f"!!! {error!r}")
         raise RunFailure(play, [repr(error)]) from error
@@ -204,6 +207,9 @@ async def calm(play: Play) -> list[str]:
         if not server.is_up:
             await play.start(server)
     problems = await settle(play)
+    for person in dict.fromkeys(play.in_doubt):
+        await play.join(person)
+        problems += await settle(play)
     # Whoever was made to leave while the network was split may have left ends behind in the
     # graphs of some servers only; events upon all ends bring these together.
     for _ in range(MERGE_ROUNDS):
@@ -220,8 +226,7 @@ async def settle(play: Play) -> list[str]:
     """Let time pass until all is delivered; return what still is not."""
     world = play.world
     for calm_ms in CALMS_MS:
-        await (world.pass_ms if calm_ms < 10_000 else world.pass_by)(calm_ms)
-        await world.pass_ms(5_000)
+        await world.pass_ms(calm_ms, steps_max=2)
         if not play.pending and not any([await owes(server) for server in play.servers]):
             return []
     problems = [f"an operation has not ended: {task}" for task in play.pending]
@@ -288,11 +293,3 @@ def quiet() -> object:
     finally:
         root.propagate = propagate
         root.setLevel(level)
-
-
-async def play_range(world: World, seeds: range, report: Callable[[int], None]) -> None:
-    """Play many runs, one after the other."""
-    for seed in seeds:
-        async with asyncio.timeout(120):
-            await play_seed(world, seed)
-        report(seed)
