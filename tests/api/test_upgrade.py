@@ -42,6 +42,7 @@ async def test_a_room_is_replaced(homeserver: Homeserver, old: str, new: str):
         creation_content={"type": "m.space", "m.federate": False, "com.example": 1},
         initial_state=[
             {"type": "m.room.encryption", "content": {"algorithm": "a"}},
+            {"type": "m.room.guest_access", "content": {"guest_access": "forbidden"}},
             {"type": "m.space.child", "state_key": "!a:hs1", "content": {"via": ["hs1"]}},
             {"type": "m.space.child", "state_key": "!b:hs1", "content": {}},
             {"type": "com.example.state", "content": {"a": 1}},

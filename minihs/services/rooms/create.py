@@ -270,8 +270,9 @@ def initial_events(
     presets = [
         StateEvent("m.room.join_rules", {"join_rule": join_rule}),
         StateEvent("m.room.history_visibility", {"history_visibility": visibility}),
-        StateEvent("m.room.guest_access", {"guest_access": guest_access}),
     ]
+    if guest_access != "forbidden":  # Which is what rooms without the event are.
+        presets.append(StateEvent("m.room.guest_access", {"guest_access": guest_access}))
     if alias is not None:
         presets.insert(0, StateEvent(CANONICAL_ALIAS, {"alias": alias}))
     last: list[StateEvent] = []

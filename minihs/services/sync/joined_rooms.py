@@ -8,7 +8,7 @@ completed with what is each reader's own: counts, account data, transaction ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from minihs.services.sync.streams.timeline import Timeline
 
 SHARED_BYTES = 16 * 1_048_576
+NO_EVENTS: Final = {"events": []}  # Clients may rely on the sections of a room they are shown.
 AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
 
 
@@ -97,6 +98,9 @@ async def joined_rooms(
         part_json.setdefault(
             "timeline", {"events": [], "limited": False, "prev_batch": _here(joined)}
         )
+        part_json.setdefault("ephemeral", NO_EVENTS)
+        part_json.setdefault("account_data", NO_EVENTS)
+        part_json.setdefault("state_after" if request.use_state_after else "state", NO_EVENTS)
     return parts, sticky.backlogs
 
 
