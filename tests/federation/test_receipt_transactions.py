@@ -12,14 +12,13 @@ import pytest
 from minihs.base.randomness import Randomness
 from minihs.protocol.server_acl import compile_server_acl
 from minihs.remote.transport import RemoteError
-from tests.helpers.mirror import forge, mirror, push, send_transaction
-from tests.helpers.rooms import ALICE, MALLORY
+from tests.helpers.mirror import forge, id_of, mirror, push, send_transaction
+from tests.helpers.rooms import ALICE, MALLORY, Room
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
-    from tests.helpers.rooms import Room
 
 pytestmark = pytest.mark.spec("server-server-api#transactions")
 
@@ -142,6 +141,27 @@ async def test_pdus_of_rooms_that_we_are_not_in_are_left_alone(
     await alice.leave(room.room_id)
     assert await push(evil, hs1, [event]) == {event.event_id: {}}
     assert await hs1.services.events.get(event.event_id) is None
+
+
+@pytest.mark.spec("server-server-api#inviting-to-a-room")
+@pytest.mark.parametrize(("sender", "is_believed"), [(MALLORY, True), ("@eve:evil", False)])
+async def test_an_invite_is_taken_back_by_who_made_it(
+    hs1: Homeserver, alice: User, evil: EvilServer, sender: str, *, is_believed: bool
+):
+    room = Room("12", creator=MALLORY)
+    room.join("@eve:evil")
+    invite = room.send(MALLORY, "m.room.member", {"membership": "invite"}, state_key=ALICE)
+    path = f"/_matrix/federation/v2/invite/{quote(room.room_id, safe='')}/{quote(invite.event_id)}"
+    create = {**room.create.pdu, "room_id": room.room_id}
+    content = {"event": invite.pdu, "room_version": "12", "invite_room_state": [create]}
+    answer = await evil.request("hs1", "PUT", path, content)
+    assert not isinstance(answer, RemoteError), answer.describe()
+    assert room.room_id in (await alice.sync())["rooms"]["invite"]
+    taken_back = room.draft(MALLORY, "m.room.member", {"membership": "leave"}, state_key=ALICE)
+    pdu = forge(taken_back, sender=sender)
+    assert await push(evil, hs1, [pdu]) == {id_of(pdu, taken_back): {}}
+    news = (await alice.sync()).get("rooms", {})
+    assert (room.room_id in news.get("leave", {})) == is_believed
 
 
 async def test_one_room_does_not_wait_for_another(

@@ -34,7 +34,8 @@ from minihs.services.rooms.commit import HistoryWrite, Plan, PlannedEvent, Refus
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
 from minihs.services.rooms.missing import CREATE, Room
 from minihs.services.rooms.server_acls import SERVER_ACL, is_allowed_by
-from minihs.services.rooms.verification import BadPdu, examine_pdus
+from minihs.services.rooms.verification import BadPdu, examine_pdus, verify_pdus
+from minihs.storage import membership as memberships
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from minihs.storage.group_commit import Conflict
@@ -61,7 +62,8 @@ async def receive_pdus(
     """Receive PDUs of one room that a server pushed, in its order.
 
     Returns what is wrong with each, or None: it has been dealt with, be it by rejecting it or by
-    waiting for a better occasion. PDUs of a room that we are not in are left alone.
+    waiting for a better occasion. PDUs of a room that we are not in are left alone, unless they
+    take back an invite.
 
     Raises:
         Unavailable: the database does not answer, or others were faster, time after time.
@@ -74,6 +76,8 @@ async def receive_pdus(
         refusal = await _refusal_of_server(services, head, origin)
         ends, near = [end.event_id for end in head.extremities], head.state
     if refusal is not None or not here:
+        if refusal is None:
+            await _receive_outside(services, room, pdus)
         return dict.fromkeys(_ids(pdus, room), refusal)
     results: dict[EventId, str | None] = {}
     events: dict[EventId, Event] = {}
@@ -139,6 +143,32 @@ async def _refusal_of_server(services: Services, head: RoomHead, origin: str) ->
     if not await is_allowed_by(services, head.state.entries.get(SERVER_ACL), origin):
         return f"{origin} is denied access to the room by its server ACL"
     return None
+
+
+async def _receive_outside(services: Services, room: Room, pdus: Sequence[object]) -> None:
+    """Let whoever has invited a user of ours take it back. Nobody else can be believed.
+
+    Of a room that we are not in we cannot tell who may do what; that two events are of the same
+    sender is all that we know.
+    """
+    takes_back: list[object] = []
+    for pdu in pdus:
+        match pdu:
+            case {
+                "type": "m.room.member",
+                "state_key": str(user_id),
+                "content": {"membership": "leave" | "ban"},
+            } if services.is_local(user_id):
+                takes_back.append(pdu)
+            case _:
+                pass
+    for event in await verify_pdus(services, takes_back, room.room_version):
+        if event is None or event.room_id != room.room_id:
+            continue
+        user_id = event.state_key or ""
+        invite = await memberships.fetch_membership(services.db, room.room_id, user_id)
+        if invite is not None and (invite.membership, invite.sender) == ("invite", event.sender):
+            await commit.commit_outside_event(services, event)
 
 
 def _ids(pdus: Iterable[object], room: Room) -> list[EventId]:
