@@ -46,7 +46,11 @@ class RoomWrite:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A user's current membership in a room, as its member event says."""
+    """A user's current membership in a room, as its member event says.
+
+    `since` is the position since when it has been what it is, where the table was read; None:
+    it follows from what came before in the stream.
+    """
 
     room_id: RoomId
     user_id: UserId
@@ -57,6 +61,7 @@ class Membership:
     forgotten: bool
     display_name: str | None
     avatar_url: str | None
+    since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

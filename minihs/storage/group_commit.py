@@ -171,8 +171,8 @@ class GroupCommitter:
             while True:
                 await self._ready.wait()
                 await asyncio.sleep(0)  # noqa: TID251  # lets the requests of this turn join
-                units = self._waiting[:UNITS_PER_BATCH]
-                del self._waiting[:UNITS_PER_BATCH]
+                units = self._waiting[: _batch_length(self._waiting)]
+                del self._waiting[: len(units)]
                 if not self._waiting:
                     self._ready.clear()
                 await self._commit(units)
@@ -294,7 +294,6 @@ class GroupCommitter:
                 for state in filter(needs_rebase, write.states):
                     self._tasks.spawn("rebase-state", self._states.rebase(state))
 
-
     def _take_place(self, write: EventWrite, position: int) -> list[tuple[int, StreamItem]]:
         """Give a committed event its position; return what it is for readers of the stream."""
         stored = write.stored
@@ -309,6 +308,22 @@ class GroupCommitter:
         if write.sticky is not None:
             items.append((position, write.sticky))
         return items
+
+
+def _batch_length(units: Sequence[_Unit]) -> int:
+    """Return how many units make the next batch.
+
+    In one batch nobody's membership of a room changes twice: its row would know only the second
+    change, and not that somebody who is joined as before was away in between.
+    """
+    changed: set[tuple[str, str]] = set()
+    for length, unit in enumerate(units[:UNITS_PER_BATCH]):
+        of_unit = {(m.room_id, m.user_id) for w in unit.events for m in w.memberships}
+        if of_unit:
+            if not changed.isdisjoint(of_unit):
+                return length
+            changed |= of_unit
+    return min(len(units), UNITS_PER_BATCH)
 
 
 async def _write_without_losers(

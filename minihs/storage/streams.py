@@ -70,7 +70,7 @@ LIST_MEMBERSHIPS = statement(
     """
     SELECT
       m.position, r.room_id, m.user_id, m.membership, m.event_id, m.sender, m.local, m.forgotten,
-      m.display_name, m.avatar_url
+      m.display_name, m.avatar_url, m.joined_position
     FROM events e
     JOIN rooms r ON r.room_nid = e.room_nid
     JOIN memberships m ON m.room_nid = e.room_nid AND m.position = e.position

@@ -15,7 +15,8 @@ import asyncpg
 import pytest
 
 from minihs.base.clock import ManualClock
-from minihs.protocol.identifiers import UserId
+from minihs.protocol.identifiers import RoomId, UserId
+from minihs.services.rooms.membership import MembershipChange, change_membership
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.stream_rows import AccountDataWrite
 from tests.helpers.homeserver import Homeserver, running_homeserver
@@ -251,3 +252,68 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(
         for _ in pair.workers:
             news = await alice.sync(since=f"s{position - 1}")
             assert [e["type"] for e in news["account_data"]["events"]] == ["com.example.note"]
+
+
+@pytest.mark.spec("client-server-api#room-history-visibility")
+async def test_who_was_away_between_two_looks_at_the_stream_sees_nothing_of_it(
+    pair: Homeserver, database_url: str
+):
+    """The second worker finds the table of memberships as it is now, not as it was in between."""
+    first, second = pair.workers
+    alice, bob = await pair.register("alice"), await pair.register("bob")
+    joined_only = {"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}}
+    room_id = await alice.create_room(initial_state=[joined_only])
+    await bob.join(room_id)
+    since = (await bob.sync())["next_batch"]
+    await second.views.get(UserId(bob.user_id))
+    await second.follower.wait_for(await first.follower.fetch_position())
+    catching_up = second.follower._catch_up
+
+    async def later() -> None:
+        """Look away."""
+
+    second.follower._catch_up = later  # type: ignore[method-assign]
+    await change_membership(first, membership_change(room_id, bob.user_id, "leave"))
+    secret = await send_at(first, room_id, alice.user_id, "secret")
+    await change_membership(first, membership_change(room_id, bob.user_id, "join"))
+    public = await send_at(first, room_id, alice.user_id, "public")
+    second.follower._catch_up = catching_up  # type: ignore[method-assign]
+    await second.follower.wait_for(await first.follower.fetch_position())
+
+    for _ in pair.workers:
+        sync = await bob.sync(since=since)
+        ids = [e["event_id"] for e in sync["rooms"]["join"][room_id]["timeline"]["events"]]
+        assert public in ids
+        assert secret not in ids
+
+
+def membership_change(room_id: str, user_id: str, membership: str) -> MembershipChange:
+    """Return somebody's own change of membership."""
+    return MembershipChange(RoomId(room_id), UserId(user_id), UserId(user_id), membership)
+
+
+async def test_leaving_and_joining_in_one_breath_is_told_apart_from_staying(pair: Homeserver):
+    """Both commits wait while a third is flushed, so they could go into one batch."""
+    worker = pair.workers[0]
+    alice, bob = await pair.register("alice"), await pair.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await send_at(worker, room_id, alice.user_id, "hello")  # It knows the room as it is now.
+    with stalling(worker) as stall:
+        stalled = asyncio.create_task(send_at(worker, room_id, alice.user_id, "stall"))
+        await stall.stalled.wait()
+        changes = []
+        for waiting, membership in enumerate(("leave", "join"), 1):
+            change = membership_change(room_id, bob.user_id, membership)
+            changes.append(asyncio.create_task(change_membership(worker, change)))
+            await until(lambda n=waiting: worker.committer.waiting == n)
+        stall.go_on.set()
+        await asyncio.gather(stalled, *changes)
+
+    since = {}
+    for services in pair.workers:
+        services.views.reset()  # As after a restart: what the table says.
+        view = await services.views.get(UserId(bob.user_id))
+        since[services] = view.rooms[room_id].joined_at
+    join = await worker.follower.fetch_position()
+    assert set(since.values()) == {join}

@@ -114,12 +114,12 @@ class Views:
     def _apply(self, view: UserView, position: int, change: Membership) -> None:
         old = view.rooms.get(change.room_id)
         if change.membership in IN_VIEW:
-            still = old is not None and old.membership == "join" and change.membership == "join"
+            joined_at = change.since
+            if joined_at is None:
+                still = old is not None and old.membership == "join" and change.membership == "join"
+                joined_at = old.joined_at if still and old is not None else position
             view.rooms[change.room_id] = RoomMembership(
-                change.membership,
-                position,
-                change.event_id,
-                old.joined_at if still and old is not None else position,
+                change.membership, position, change.event_id, joined_at
             )
         elif old is not None:
             del view.rooms[change.room_id]
