@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from tests.federation.test_invites import MallorysRoom, invite, invited, send
 from tests.federation.test_joins import enter, members, two
+from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
     from tests.helpers.network import Federation
@@ -82,3 +83,31 @@ async def test_bob_leaves_for_good_when_he_had_joined(federation: Federation):
     await bob.leave(room_id)
     response = await bob.request("PUT", f"/rooms/{quote(room_id)}/send/m.room.message/1", {})
     assert response.status == 403
+
+
+async def test_whoever_made_an_invite_and_nobody_else_takes_it_back(federation: Federation):
+    hs1 = await federation.start("hs1")
+    alice = await hs1.register("alice")
+    evil = federation.evil()
+    room = MallorysRoom()
+    event = invited(room, alice.user_id)
+    room.join("@dora:evil")
+    assert await send(evil, event) == (200, "")
+
+    async def push(sender: str, membership: str = "leave", **changes: object) -> None:
+        leave = room.draft(
+            sender, "m.room.member", {"membership": membership}, state_key=alice.user_id
+        )
+        answer = await evil.request(
+            "hs1", "PUT", f"/_matrix/federation/v1/send/{leave.event_id[1:12]}{len(changes)}",
+            {"origin": "evil", "origin_server_ts": 1, "pdus": [{**leave.pdu, **changes}]},
+        )  # fmt: skip
+        assert isinstance(answer, dict)
+
+    await push("@dora:evil")
+    await push(str(MALLORY), signatures={"evil": {}})
+    assert event.room_id in (await alice.sync())["rooms"]["invite"]
+    await push(str(MALLORY))
+    answer = (await alice.sync())["rooms"]
+    assert event.room_id in answer["leave"]
+    assert "invite" not in answer

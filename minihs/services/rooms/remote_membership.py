@@ -285,7 +285,8 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
         named = [*named, inviter] if change.membership == "join" else [inviter, *named]
     named += await directory.list_servers_in_room(services.db, change.room_id)
     named += await _servers_shown(services, change)
-    named.append(server_name_of(change.room_id))  # Since v12 that is nobody.
+    if not change.via:
+        named.append(server_name_of(change.room_id))  # Since v12 that is nobody.
     found = dict.fromkeys(
         name
         for text in named
