@@ -1,4 +1,4 @@
-"""What servers ask each other beside rooms' graphs: aliases, profiles, directories, spaces, devices."""
+"""What servers ask each other beside graphs: aliases, profiles, directories, spaces, devices."""
 
 from __future__ import annotations
 
