@@ -10,10 +10,12 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.events import Event
-from minihs.protocol.identifiers import EventId
+from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.protocol.room_versions import V11
 from minihs.services.rooms import missing
+from minihs.services.rooms.send import send_event
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED
 from tests.helpers.mirror import forge, mirror, push, refresh, serve
 from tests.helpers.rooms import ALICE, MALLORY
@@ -426,6 +428,28 @@ async def test_A14_redactions_of_what_must_stay_do_nothing(
     assert content["room_version"] == "12"
     other_path = f"/rooms/{quote(other.room_id)}/event/{quote(elsewhere)}"
     assert (await alice.call("GET", other_path))["content"]["body"] == "hello"
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+async def test_A14_nobody_redacts_in_the_rooms_of_others(hs1: Homeserver, alice: User, room: Room):
+    """Bob has all power in his room, and names an event of Alice's there."""
+    said = await alice.say(room.room_id)
+    bob = await hs1.register("bob")
+    await bob.join(room.room_id)
+    own = await bob.create_room(room_version=room.room_version.identifier)
+    draft = EventDraft(
+        room_id=RoomId(own),
+        sender=UserId(bob.user_id),
+        type="m.room.redaction",
+        content={},
+        origin_server_ts=1,
+        redacts=EventId(said),
+    )
+    await send_event(hs1.services, draft)
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(said)}"
+    for _ in range(2):  # From memory, and from the database.
+        assert (await alice.call("GET", path))["content"]["body"] == "hello"
+        hs1.services.events.forget(EventId(said))
 
 
 @pytest.mark.parametrize("version", ["2"])

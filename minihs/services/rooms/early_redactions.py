@@ -43,6 +43,21 @@ async def applies(services: Services, redaction: Event, before: State, target: E
     return levels.user_level(redaction.sender) >= levels.redact
 
 
+async def may_redact(services: Services, event: Event, before: State) -> bool:
+    """Return whether a redaction applies to an event that we have.
+
+    If we do not have it, the redaction is kept aside until it comes.
+    """
+    if event.type != "m.room.redaction" or event.redacts is None or "\0" in event.redacts:
+        return False
+    target = await services.events.get(event.redacts)
+    if target is None:
+        early = [(event.redacts, event.event_id)]
+        await missing_events.insert_early_redactions(services.db, early)
+        return False
+    return await applies(services, event, before, target.event)
+
+
 async def find_applying(
     services: Services, events: Mapping[EventId, Event]
 ) -> dict[EventId, EventId]:

@@ -8,7 +8,7 @@ Spec: client-server-api#sending-events-to-a-room
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
@@ -22,9 +22,7 @@ from minihs.protocol.event_auth import (
     select_auth_keys,
 )
 from minihs.protocol.event_format import EventTooLargeError
-from minihs.protocol.identifiers import server_name_of
-from minihs.protocol.power_levels import PowerLevels
-from minihs.services.rooms import commit, state
+from minihs.services.rooms import commit, early_redactions, state
 from minihs.services.rooms.commit import Origin, Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
 from minihs.services.rooms.state import load_state_events as load_state_events
@@ -33,8 +31,7 @@ from minihs.storage.group_commit import Conflict
 if TYPE_CHECKING:
     from asyncio import Future
 
-    from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, RoomId, StateKey
+    from minihs.protocol.identifiers import EventId, RoomId
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import StateRow
@@ -188,35 +185,8 @@ async def build_upon(services: Services, head: RoomHead, draft: EventDraft) -> P
         check_state_dependent(event, auth_state)
     except EventAuthError as error:
         raise Forbidden(error.message) from error
-    may_redact = (
-        event.type == "m.room.redaction"
-        and event.redacts is not None
-        and await _may_redact(services, head, event, event.redacts, auth_state)
-    )
+    may_redact = await early_redactions.may_redact(services, event, state_before)
     return PlannedEvent(event, auth, may_redact, None, state_before, rows)
-
-
-async def _may_redact(
-    services: Services,
-    head: RoomHead,
-    event: Event,
-    redacts: EventId,
-    state: Mapping[StateKey, Event],
-) -> bool:
-    """Return whether a redaction takes effect. Spec: rooms/v11#handling-redactions."""
-    levels = PowerLevels.of(
-        state.get(("m.room.power_levels", "")),
-        state.get(("m.room.create", "")),
-        head.room_version,
-    )
-    if levels.user_level(event.sender) >= levels.redact:
-        return True
-    target = await services.events.get(redacts)
-    return (
-        target is not None
-        and target.event.room_id == event.room_id
-        and server_name_of(target.event.sender) == server_name_of(event.sender)
-    )
 
 
 def own_event_id(services: Services) -> EventId:
