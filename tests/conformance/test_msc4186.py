@@ -68,6 +68,12 @@ def keys(room: dict) -> set[tuple[str, str]]:
     return {(e["type"], e["state_key"]) for e in room.get("required_state", ())}
 
 
+def forget_stream(homeserver: Homeserver) -> None:
+    """Let every process know only what comes from now on."""
+    for services in homeserver.workers:
+        services.follower._reset(services.follower.head)
+
+
 async def ignore(user: User, other: User) -> None:
     path = f"/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
     await user.call("PUT", path, {"ignored_users": {other.user_id: {}}})
@@ -209,6 +215,39 @@ async def test_quiet_rooms_cost_no_row(homeserver: Homeserver) -> None:
         assert bodies((await client.sync())["rooms"][room_id]) == [str(n)]
     after = await homeserver.services.db.fetchval("SELECT max(state_nid) FROM sliding_states")
     assert after == before
+
+
+async def test_who_was_away_for_long_is_told_from_the_database(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    rooms = [await alice.create_room() for _ in range(4)]
+    for room_id in rooms:
+        await bob.join(room_id)
+    told, read, left, _ = rooms
+    last = await alice.say(read)
+    client = Client(bob)
+    wishes: dict[str, Any] = {
+        "lists": {"all": a_list(required=EVERYTHING)},
+        "extensions": {n: {"enabled": True} for n in ("account_data", "receipts", "typing")},
+    }
+    await client.sync(**wishes)
+    await alice.say(told, "while you were away")
+    await alice.put_state(told, "m.room.topic", {"topic": "news"})
+    await alice.call("POST", f"/rooms/{quote(read)}/receipt/m.read/{quote(last)}", {})
+    user = f"/user/{quote(bob.user_id)}"
+    await bob.call("PUT", f"{user}/account_data/org.example", {"a": 1})
+    await bob.leave(left)
+    new = await bob.create_room()
+    forget_stream(homeserver)
+    answer = await client.sync(**wishes)
+    assert set(answer["rooms"]) == {told, left, new}
+    assert bodies(answer["rooms"][told]) == ["while you were away"]
+    assert keys(answer["rooms"][told]) == {("m.room.topic", "")}
+    assert answer["rooms"][left]["membership"] == "leave"
+    found = answer["extensions"]
+    assert found["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    assert set(found["receipts"]["rooms"]) == {read}
+    answer = await client.sync(**wishes)
+    assert (answer["rooms"], answer["extensions"]) == ({}, {})
 
 
 async def test_a_request_is_repeated_with_the_same_result(homeserver: Homeserver) -> None:

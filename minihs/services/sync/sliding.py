@@ -128,7 +128,7 @@ async def _collect(services: Services, request: SlidingRequest, connection: Conn
             added,
         ),
         has_news or bool(parts),
-        _sent(request, connection, matches, plans, parts, changed),
+        _sent(request, connection, rooms, matches, plans, parts, changed),
     )
 
 
@@ -169,6 +169,7 @@ async def _changed(services: Services, request: SlidingRequest, rooms: Rooms) ->
 def _sent(
     request: SlidingRequest,
     connection: Connection,
+    rooms: Rooms,
     matches: Matches,
     plans: Sequence[Plan],
     parts: Mapping[str, RoomPart],
@@ -186,10 +187,12 @@ def _sent(
         if new != old:
             sent[plan.room_id] = new
     for room_id, room in connection.rooms.items():
-        if room.upto is None and room_id not in matches.rules and room_id in changed.lasting:
+        if room_id not in rooms.rooms:
+            del sent[room_id]  # The user has nothing to do with it any more.
+        elif room.upto is None and room_id not in matches.rules and room_id in changed.lasting:
             sent[room_id] = SentRoom(request.since, room.kind, room.config, room.is_dm)
-    rooms = sent.finish()
-    names = frozenset(request.extensions)
-    if rooms == connection.rooms and names == connection.extensions:
-        return connection
-    return Connection(rooms, names)
+    now = Connection(
+        sent.finish(),
+        frozenset(scope.named(name) for name, scope in request.extensions.items()),
+    )
+    return connection if now == connection else now

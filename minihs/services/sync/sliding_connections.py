@@ -46,7 +46,7 @@ class SentRoom:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a connection was sent: rooms, and the extensions of its last answer."""
+    """What a connection was sent: rooms, and the extensions (with scopes) of its last answer."""
 
     rooms: immutables.Map[str, SentRoom] = field(default_factory=immutables.Map)
     extensions: frozenset[str] = frozenset()

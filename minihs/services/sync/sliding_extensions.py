@@ -73,10 +73,15 @@ def _names(names: tuple[str, ...] | None, name: str) -> bool:
 
 
 def _missed(
-    connection: Connection, name: str, room_ids: Iterable[str], rooms: Rooms, since: int | None
+    request: SlidingRequest,
+    connection: Connection,
+    name: str,
+    room_ids: Iterable[str],
+    rooms: Rooms,
 ) -> set[str]:
     """Return the rooms of which the client lacks more than what is new since its `pos`."""
-    if since is None or name not in connection.extensions:
+    since = request.since
+    if since is None or request.extensions[name].named(name) not in connection.extensions:
         return set(room_ids)
     missed: set[str] = set()
     for room_id in room_ids:
@@ -101,8 +106,9 @@ async def _account_data(
 ) -> Json:
     """Return global account data, and that of rooms. Spec: client-server-api#client-config."""
     in_scope = _rooms_in_scope(request, ACCOUNT_DATA, rooms, matches)
-    missed = _missed(connection, ACCOUNT_DATA, in_scope, rooms, request.since)
-    since = request.since if ACCOUNT_DATA in connection.extensions else None
+    missed = _missed(request, connection, ACCOUNT_DATA, in_scope, rooms)
+    had = any(name.split()[0] == ACCOUNT_DATA for name in connection.extensions)
+    since = request.since if had else None
     asked = timeline_request(request, rooms.personal.ignored, 1, since)
     data = await account_data.read(services, asked, rooms.upto)
     answer: Json = {}
@@ -135,7 +141,7 @@ async def _ephemeral(
     """
     names = [name for name in (RECEIPTS, TYPING) if name in request.extensions]
     scopes = {name: _rooms_in_scope(request, name, rooms, matches) for name in names}
-    missed = {name: _missed(connection, name, scopes[name], rooms, request.since) for name in names}
+    missed = {name: _missed(request, connection, name, scopes[name], rooms) for name in names}
     behind = {room_id for name in names for room_id in missed[name]}
     asked = timeline_request(request, rooms.personal.ignored, 1, request.since)
     events: dict[str, Sequence[Json]] = {}

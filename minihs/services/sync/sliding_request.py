@@ -144,6 +144,10 @@ class Scope:
     lists: tuple[str, ...] | None = None
     rooms: tuple[str, ...] | None = None
 
+    def named(self, name: str) -> str:
+        """Return what tells an extension with this scope from others."""
+        return name if self == Scope() else f"{name} {self.lists} {self.rooms}"
+
 
 @dataclass(frozen=True, slots=True)
 class StickyRequest:

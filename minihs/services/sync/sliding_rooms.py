@@ -219,9 +219,8 @@ async def _read(
     for limit, spans in by_limit.items():
         asked = timeline_request(request, rooms.personal.ignored, max(limit, 1))
         found |= await timelines_of.read_database(services, asked, spans)
-    since = await timelines.list_states_at(
-        services.db, [(plan.room_id, plan.after) for plan in plans if plan.is_expanded]
-    )
+    expanded = [(plan.room_id, plan.after) for plan in plans if plan.is_expanded]
+    since = await timelines.list_states_at(services.db, expanded) if expanded else {}
     ids: dict[str, tuple[int, int]] = {}
     for plan in plans:
         of_room = found.get(plan.room_id)

@@ -114,9 +114,8 @@ async def read_database(
     filter_ = request.filter.room.timeline
     limit = limit_of(filter_)
     ends = await timelines.list_states_at(services.db, [(s.room_id, s.upto) for s in spans])
-    starts = await timelines.list_states_at(
-        services.db, [(s.room_id, s.after) for s in spans if not s.is_new]
-    )
+    begun = [(s.room_id, s.after) for s in spans if not s.is_new]
+    starts = await timelines.list_states_at(services.db, begun) if begun else {}
     chosen, limited = await _choose(services, request, spans, limit)
     found: dict[str, Timeline] = {}
     for span in spans:
