@@ -32,6 +32,7 @@ from minihs.api.client import (
     sliding_sync,
     sync,
     typing_notifications,
+    user_redaction,
     versions,
     well_known,
 )
@@ -133,6 +134,8 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/redact/{eventId}/{txnId}", room_events.redact_event, "redactEvent", "user", "write"),
+    Route("POST", unstable.PATH_REDACT_USER.stable, user_redaction.redact_user, None, "user", "costly"),
+    Route("POST", unstable.PATH_REDACT_USER.unstable, user_redaction.redact_user, None, "user", "costly"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     # Delayed events (MSC4140)
@@ -203,14 +206,14 @@ ROUTES: list[Route] = [
     Route("GET", FEDERATION + "/timestamp_to_event/{roomId}", events.get_event_by_timestamp, "getEventByTimestamp", "server_heard_in_room"),
     # Server to server: joining, knocking, inviting, leaving
     Route("GET", FEDERATION + "/make_join/{roomId}/{userId}", joins.make_join, "makeJoin", "server_heard_in_room"),
-    Route("PUT", FEDERATION + "/send_join/{roomId}/{eventId}", joins.send_join_v1, "sendJoinV1", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/send_join/{roomId}/{eventId}", joins.send_join_v1, None, "server_heard_in_room"),
     Route("PUT", FEDERATION_V2 + "/send_join/{roomId}/{eventId}", joins.send_join_v2, "sendJoinV2", "server_heard_in_room"),
     Route("GET", FEDERATION + "/make_knock/{roomId}/{userId}", joins.make_knock, "makeKnock", "server_heard_in_room"),
     Route("PUT", FEDERATION + "/send_knock/{roomId}/{eventId}", joins.send_knock, "sendKnock", "server_heard_in_room"),
     Route("PUT", FEDERATION + "/invite/{roomId}/{eventId}", joins.send_invite_v1, "sendInviteV1", "server_heard_in_room"),
     Route("PUT", FEDERATION_V2 + "/invite/{roomId}/{eventId}", joins.send_invite_v2, "sendInviteV2", "server_heard_in_room"),
     Route("GET", FEDERATION + "/make_leave/{roomId}/{userId}", joins.make_leave, "makeLeave", "server_heard_in_room"),
-    Route("PUT", FEDERATION + "/send_leave/{roomId}/{eventId}", joins.send_leave_v1, "sendLeaveV1", "server_heard_in_room"),
+    Route("PUT", FEDERATION + "/send_leave/{roomId}/{eventId}", joins.send_leave_v1, None, "server_heard_in_room"),
     Route("PUT", FEDERATION_V2 + "/send_leave/{roomId}/{eventId}", joins.send_leave_v2, "sendLeaveV2", "server_heard_in_room"),
     # Server to server: questions
     Route("GET", FEDERATION + "/publicRooms", queries.get_public_rooms, "getPublicRooms", "server"),

@@ -146,10 +146,10 @@ async def test_members_are_left_out_for_who_wants_few(
     assert not set(ids(state)) & set(ids(chain))
 
 
-async def test_only_the_membership_that_was_asked_for_is_taken(
+async def test_a11_only_the_membership_that_was_asked_for_is_taken(
     hs1: Homeserver, alice: User, evil: EvilServer
 ):
-    """A11, and what the passages ask for."""
+    """What the passages ask for."""
     room_id = await alice.create_room()
     other = await alice.create_room()
     made = await told(evil, f"/make_join/{quote(room_id)}/{MALLORY}", *ALL_VERSIONS)
@@ -211,10 +211,9 @@ async def test_templates_are_for_ones_own_users_only(
 # --- who may ask -------------------------------------------------------------------------------
 
 
-async def test_only_servers_in_the_room_are_told_of_it(
+async def test_a10_only_servers_in_the_room_are_told_of_it(
     hs1: Homeserver, alice: User, evil: EvilServer
 ):
-    """A10."""
     room_id = await alice.create_room()
     event_id = await alice.say(room_id)
     of_room, of_event = quote(room_id), quote(event_id)
@@ -238,8 +237,9 @@ async def test_only_servers_in_the_room_are_told_of_it(
         assert status in (403, 404), path
 
 
-async def test_events_of_other_rooms_are_not_found(hs1: Homeserver, alice: User, evil: EvilServer):
-    """A09."""
+async def test_a09_events_of_other_rooms_are_not_found(
+    hs1: Homeserver, alice: User, evil: EvilServer
+):
     open_room, closed = await alice.create_room(), await alice.create_room(preset="private_chat")
     secret = await alice.say(closed)
     known = await alice.say(open_room)
@@ -258,10 +258,10 @@ async def test_events_of_other_rooms_are_not_found(hs1: Homeserver, alice: User,
     assert ids((await told(evil, f"/event/{quote(known)}"))["pdus"]) == [known]
 
 
-async def test_a_room_listens_to_whom_its_acl_allows(
+async def test_f04_f05_a_room_listens_to_whom_its_acl_allows(
     hs1: Homeserver, alice: User, evil: EvilServer
 ):
-    """F04, F05: every endpoint that must be protected, whatever it is about."""
+    """Every endpoint that must be protected, whatever it is about."""
     room_id = await alice.create_room()
     event_id = await alice.say(room_id)
     await let_in(evil, room_id)
@@ -386,7 +386,7 @@ async def test_what_lies_between_is_told_oldest_first(
 
 
 @pytest.mark.spec("client-server-api#room-history-visibility")
-async def test_what_nobody_of_a_server_could_see_is_sent_redacted(
+async def test_a10_what_nobody_of_a_server_could_see_is_sent_redacted(
     hs1: Homeserver, alice: User, evil: EvilServer
 ):
     room_id = await alice.create_room()

@@ -107,8 +107,7 @@ async def test_an_invite_that_the_room_forbids_goes_nowhere(federation: Federati
     assert not [d for d in federation.network.log if "/invite/" in d.target]
 
 
-async def test_an_answer_with_another_event_is_refused(federation: Federation):
-    """S09."""
+async def test_s09_an_answer_with_another_event_is_refused(federation: Federation):
     hs1 = await federation.start("hs1")
     alice = await hs1.register("alice")
     evil = federation.evil()
@@ -180,8 +179,10 @@ class MallorysRoom(Room):
         self.send("@alice:hs1", "m.room.power_levels", content, state_key="")
 
 
-async def test_only_invites_of_our_users_are_signed(hs1: Homeserver, alice: User, evil: EvilServer):
-    """A11, and what the passage asks for."""
+async def test_a11_only_invites_of_our_users_are_signed(
+    hs1: Homeserver, alice: User, evil: EvilServer
+):
+    """What the passage asks for."""
     room = MallorysRoom()
     good = invited(room, alice.user_id)
     kick = room.draft(
@@ -210,10 +211,9 @@ async def test_only_invites_of_our_users_are_signed(hs1: Homeserver, alice: User
     assert (await alice.sync()).get("rooms") is None
 
 
-async def test_whatever_comes_with_an_invite_sync_goes_on(
+async def test_f12_whatever_comes_with_an_invite_sync_goes_on(
     hs1: Homeserver, alice: User, evil: EvilServer
 ):
-    """F12."""
     room = MallorysRoom()
     event = invited(room, alice.user_id)
     junk = [None, 7, "x", {}, {"type": "m.room.name"}, {"type": 1, "state_key": [], "content": 2}]
@@ -251,10 +251,9 @@ async def test_since_room_version_12_the_create_event_must_come_along(
     assert join is not None
 
 
-async def test_nobody_drowns_in_invites(
+async def test_f13_nobody_drowns_in_invites(
     hs1: Homeserver, alice: User, evil: EvilServer, monkeypatch: pytest.MonkeyPatch
 ):
-    """F13."""
     monkeypatch.setattr(resident, "INVITES_OF_USER_FROM_SERVER_MAX", 3)
     rooms = []
     for number in range(4):

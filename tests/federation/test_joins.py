@@ -245,8 +245,8 @@ async def test_a_server_where_nobody_may_invite_sends_its_user_to_another(federa
     assert (await members(bob, room_id))["@dora:hs2"] == "join"
 
 
-async def test_a_forged_voucher_lets_nobody_in(federation: Federation):
-    """A17: Mallory claims that Alice vouches for her, and brings no signature of hs1."""
+async def test_a17_a_forged_voucher_lets_nobody_in(federation: Federation):
+    """Mallory claims that Alice vouches for her, and brings no signature of hs1."""
     hs1 = await federation.start("hs1")
     alice = await hs1.register("alice")
     evil = federation.evil()
@@ -373,10 +373,10 @@ async def test_a_room_is_joined_as_it_is_told(bob: User, resident: Resident):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_template_of_something_else_is_not_signed(
+async def test_s08_a_template_of_something_else_is_not_signed(
     bob: User, resident: Resident, template: dict, why: str
 ):
-    """S08: what is signed is the join that was asked for, or nothing."""
+    """What is signed is the join that was asked for, or nothing."""
     resident.template = template
 
     status, _ = await refused(bob, resident.room_id, "hs1")
@@ -385,7 +385,9 @@ async def test_a_template_of_something_else_is_not_signed(
     assert not resident.was_joined
 
 
-async def test_of_a_template_only_its_place_in_the_graph_is_taken(bob: User, resident: Resident):
+async def test_s08_of_a_template_only_its_place_in_the_graph_is_taken(
+    bob: User, resident: Resident
+):
     resident.template = {
         "content": {"membership": "join", "displayname": "Fool", "avatar_url": "mxc://evil/x"},
         "origin_server_ts": 7,
@@ -402,8 +404,10 @@ async def test_of_a_template_only_its_place_in_the_graph_is_taken(bob: User, res
     assert {"redacts", "dev.evil"}.isdisjoint(sent.content)
 
 
-async def test_events_that_nobody_signed_are_not_part_of_the_room(bob: User, resident: Resident):
-    """S01, S02: no signature, a wrong one, one of somebody else."""
+async def test_s01_s02_events_that_nobody_signed_are_not_part_of_the_room(
+    bob: User, resident: Resident
+):
+    """No signature, a wrong one, one of somebody else."""
     room = resident.room
     name = room.send(ALICE, "m.room.name", {"name": "Tea"}, state_key="")
     topic = room.send(ALICE, "m.room.topic", {"topic": "of tea"}, state_key="")
@@ -428,8 +432,7 @@ async def test_events_that_nobody_signed_are_not_part_of_the_room(bob: User, res
     assert await members(bob, resident.room_id) == {ALICE: "join", bob.user_id: "join"}
 
 
-async def test_changed_content_is_as_good_as_redacted(bob: User, resident: Resident):
-    """S03."""
+async def test_s03_changed_content_is_as_good_as_redacted(bob: User, resident: Resident):
     name = resident.room.send(ALICE, "m.room.name", {"name": "Tea"}, state_key="")
     resident.state = [
         {**pdu, "content": {"name": "Poison"}} if pdu["type"] == "m.room.name" else pdu
@@ -448,7 +451,7 @@ def without(pdus: list[dict], kind: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-async def test_what_is_no_room_is_not_joined(bob: User, federation: Federation, version: str):
+async def test_a16_what_is_no_room_is_not_joined(bob: User, federation: Federation, version: str):
     resident = Resident(federation, version)
     other = Room(version)
     other.send(ALICE, "m.room.name", {"name": "Other"}, state_key="")

@@ -49,8 +49,8 @@ async def test_profiles_are_asked_of_their_servers_and_not_kept(federation: Fede
     assert (await alice.request("GET", "/profile/@bob:nowhere")).status == 404
 
 
-async def test_we_tell_of_our_own_users_only(hs1: Homeserver, alice: User, evil: EvilServer):
-    """F20: what we may know of others is not ours to tell, nor do we ask on behalf of servers."""
+async def test_f20_we_tell_of_our_own_users_only(hs1: Homeserver, alice: User, evil: EvilServer):
+    """What we may know of others is not ours to tell, nor do we ask on behalf of servers."""
     await alice.call("PUT", f"/profile/{alice.user_id}/displayname", {"displayname": "Alice"})
     evil.on("GET", QUERY_PROFILE, {"displayname": "Bob"})
     answer = await told(evil, "/query/profile", ("user_id", alice.user_id))

@@ -96,7 +96,7 @@ async def send_join_v2(request: Request) -> object:
 async def send_join_v1(request: Request) -> object:
     """PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}.
 
-    Spec: server-server-api#put_matrixfederationv1send_joinroomideventid
+    Spec: server-server-api#joining-rooms
     """
     return [200, await send_join_v2(request)]
 
@@ -118,7 +118,7 @@ async def send_leave_v2(request: Request) -> object:
 async def send_leave_v1(request: Request) -> object:
     """PUT /_matrix/federation/v1/send_leave/{roomId}/{eventId}.
 
-    Spec: server-server-api#put_matrixfederationv1send_leaveroomideventid
+    Spec: server-server-api#leaving-rooms-rejecting-invites
     """
     return [200, await send_leave_v2(request)]
 
