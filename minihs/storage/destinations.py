@@ -231,6 +231,26 @@ LIST_NEWEST_SENT = statement(
     """,
 )
 
+# Index sticky_events_position; memberships_servers_joined says whether the server is in the room.
+LIST_STICKY_MISSED = statement(
+    "destinations.list_sticky_missed",
+    """
+    SELECT s.event_id, s.position
+    FROM sticky_events s
+    WHERE s.position > $2 AND s.position <= $3 AND s.until_ms > $5
+      AND substr(s.sender, strpos(s.sender, ':') + 1) = $4
+      AND EXISTS (
+        SELECT
+        FROM memberships m
+        WHERE m.room_nid = s.room_nid
+          AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
+          AND m.membership = 'join' AND NOT m.local
+      )
+    ORDER BY s.position
+    LIMIT $6
+    """,
+)
+
 # Index memberships_servers_left; primary key of memberships.
 LIST_REMOVALS = statement(
     "destinations.list_removals",
@@ -394,6 +414,22 @@ async def list_removals(
 ) -> list[tuple[EventId, int]]:
     """Return the events, with positions, by which a server kept another's users out of rooms."""
     rows = await queries.fetch(LIST_REMOVALS, server_name, after, upto, by_server, limit)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def list_sticky_missed(
+    queries: Queries,
+    server_name: str,
+    after: int,
+    upto: int,
+    of_server: str,
+    now_ms: int,
+    limit: int,
+) -> list[tuple[EventId, int]]:
+    """Return a server's live sticky events, with positions, in rooms that another is in."""
+    rows = await queries.fetch(
+        LIST_STICKY_MISSED, server_name, after, upto, of_server, now_ms, limit
+    )
     return [(row[0], row[1]) for row in rows]
 
 

@@ -104,6 +104,19 @@ LIST_ROOMS_BY_NID = statement(
     "SELECT room_nid, room_id FROM rooms WHERE room_nid = ANY($1::bigint[])",
 )
 
+# Index sticky_events_room.
+LIST_OWN_LIVE = statement(
+    "sticky_events.list_own_live",
+    """
+    SELECT s.event_id
+    FROM rooms r
+    JOIN sticky_events s ON s.room_nid = r.room_nid
+    WHERE r.room_id = $1 AND substr(s.sender, strpos(s.sender, ':') + 1) = $2
+      AND s.position <= $3 AND s.until_ms > $4
+    ORDER BY s.position
+    """,
+)
+
 # Index sticky_events_until.
 DELETE_EXPIRED = statement(
     "sticky_events.delete_expired",
@@ -136,6 +149,14 @@ async def list_live(
         limit,
     )
     return [LiveStickyEvent(*row) for row in rows]
+
+
+async def list_own_live(
+    queries: Queries, room_id: str, server_name: str, upto: int, now_ms: int
+) -> list[EventId]:
+    """Return the live sticky events of a server's users in a room, oldest first."""
+    rows = await queries.fetch(LIST_OWN_LIVE, room_id, server_name, upto, now_ms)
+    return [row[0] for row in rows]
 
 
 async def list_held(queries: Queries, now_ms: int, limit: int) -> list[HeldStickyEvent]:

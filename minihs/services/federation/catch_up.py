@@ -1,8 +1,9 @@
 """Catching up: what a server is owed that was down, or too slow to take everything.
 
 Of ordinary events it is the newest of each room, and those by which we put its users out of a room:
-the other server sees what it lacks before the newest, and asks for it. Of receipts it is the newest
-of each user. What nobody would miss later (typing) is not made up for.
+the other server sees what it lacks before the newest, and asks for it. Of sticky events it is every
+one that still is (MSC4354#federation-behaviour). Of receipts it is the newest of each user. What
+nobody would miss later (typing) is not made up for.
 
 Spec: server-server-api#transactions, server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -72,11 +73,15 @@ async def _missed_pdus(
     removals = await destinations.list_removals(
         db, name, after, upto, services.server_name, PDUS_MAX
     )
-    ends = [found[-1][1] for found in (newest, removals) if len(found) == PDUS_MAX]
+    sticky = await destinations.list_sticky_missed(
+        db, name, after, upto, services.server_name, services.clock.now_ms(), PDUS_MAX
+    )
+    ends = [found[-1][1] for found in (newest, removals, sticky) if len(found) == PDUS_MAX]
     upto_here = min(ends, default=upto)
     certain = {event_id for event_id, _, is_certain in newest if is_certain}
     removing = {event_id for event_id, _ in removals}
-    found = {event_id: position for event_id, position, _ in newest} | dict(removals)
+    found = {event_id: position for event_id, position, _ in newest}
+    found |= dict(removals) | dict(sticky)
     ids = sorted((e for e, p in found.items() if p <= upto_here), key=found.__getitem__)
     if len(ids) > destination.pdus_max:
         ids = ids[: destination.pdus_max]

@@ -226,9 +226,11 @@ class Delivery:
                 self._destinations[name] = destination
             if destination.behind:
                 missed = True
+                if share.is_backlog and first is not None and first <= destination.position:
+                    destination.position, destination.is_saved = first - 1, False
                 continue
             since = max(destination.position, shards[destination.shard])
-            if first is None or first > since:
+            if first is None or first > since or share.is_backlog:
                 destination.pdus += share.pdus
             else:  # It is read again: see `_take_over`.
                 destination.pdus += [s for s in share.pdus if position_of(s) > since]

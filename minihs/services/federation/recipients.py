@@ -3,12 +3,13 @@
 `Recipients` reads the stream once, for all destinations together, and says which servers each event
 of ours, receipt and typing notification goes to: those with a joined user in the room's current
 state before the event or after it. So whoever is made to leave is told, and who comes in is told
-of nothing that was before.
+of nothing that was before, but for what is sticky (MSC4354).
 
 Of a room it remembers how many users of which server are joined. That is read once, as of some
 position, and taken back to where the reading is; from then on every event in the stream says how it
 changed the room's state. Nothing is done for an event beyond that: a room's events of a stretch of
-the stream are one list, which all its servers are handed.
+the stream are one list, which all its servers are handed. What is sticky
+(MSC4354) is owed also to servers that come later.
 
 Spec: server-server-api#pdus, server-server-api#joining-rooms
 """
@@ -27,7 +28,7 @@ from minihs.services.federation.outgoing_edus import (
     OutgoingReceipt,
     TypingNotification,
 )
-from minihs.storage import destinations, state_reads
+from minihs.storage import destinations, state_reads, sticky_events
 from minihs.storage.event_store import ACCEPTED, StoredEvent
 from minihs.storage.state import EMPTY_STATE_ID
 from minihs.storage.stream_rows import ReceiptWrite, TypingWrite
@@ -62,11 +63,15 @@ class RoomServers:
 
 @dataclass(slots=True)
 class Share:
-    """What some servers are owed, all of them the same; a PDU by its position in the stream."""
+    """What some servers are owed, all of them the same; a PDU by its position in the stream.
+
+    `is_backlog`: these are events of before, which the servers are owed since now.
+    """
 
     servers: Collection[str]
     pdus: list[StoredEvent] = field(default_factory=list)
     edus: list[OutgoingEdu] = field(default_factory=list)
+    is_backlog: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,8 @@ class Recipients:
         if gone or come:
             self._close(shares, done, event.room_id, room)
         _apply(room.joined, steps)
+        if own in room.joined and come - {own}:
+            done += await _sticky_backlog(services, stored, come - {own})
         if ours:
             told = come | {
                 server_name_of(c.user_id)
@@ -221,6 +228,25 @@ class Recipients:
             room.receipts.clear()
         later = (room.receipts_due_ms for room in self._with_receipts.values())
         return shares, min(later, default=None)
+
+
+async def _sticky_backlog(
+    services: Services, join: StoredEvent, servers: Collection[str]
+) -> list[Share]:
+    """Return what servers that join a room are owed: our sticky events that are still live.
+
+    MSC4354#federation-behaviour
+    """
+    ids = await sticky_events.list_own_live(
+        services.db,
+        join.event.room_id,
+        services.server_name,
+        join.position or 0,
+        services.clock.now_ms(),
+    )
+    events = await services.events.get_many(ids) if ids else {}
+    live = [s for e in ids if (s := events.get(e)) is not None and s.redacted_by is None]
+    return [Share(servers, live, is_backlog=True)] if live else []
 
 
 def _room_with_news(services: Services, item: object) -> str | None:
