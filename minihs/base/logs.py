@@ -20,16 +20,16 @@ from typing_extensions import override
 # Method and target (as it was sent) of the request that the running task answers.
 request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)
 
-_NAMES = r"[\w.-]{0,40}(?:password|passwd|secret|token|nonce|mac|session|session_id|signing_key)"
+_NAMES = r"(?:password|passwd|secret|token|\bnonce|\bmac|\bsession(?:_id)?|signing_key)"
 _SECRETS = re.compile(
     # access_token=…, 'password': '…', "refresh_token": "…", and JSON that was quoted once more
-    rf"""(?P<name>\b{_NAMES}(?:\\*["'])?\s*[:=]\s*b?)"""
+    rf"""(?P<name>{_NAMES}(?:\\*["'])?\s*[:=]\s*b?)"""
     r"""(?:(?P<quote>\\+["'])(?:(?!(?P=quote)).)*(?:(?P=quote))?"""
     r"""|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&}})\]"']+)"""
     # Authorization: Bearer …
     r"""|(?P<scheme>\b(?:Bearer|Basic)\s+)[^\s"',;]+"""
     # postgresql://user:password@host
-    r"""|(?P<user>\w+://[^\s:/@]*:)[^\s@/]+(?=@)"""
+    r"""|(?P<user>\b\w{1,20}://[^\s:/@]*:)[^\s@/]+(?=@)"""
     # signedjson's key files: ed25519 version seed
     r"""|(?P<key>\bed25519 \w+ )[A-Za-z0-9+/]{42,}""",
     re.IGNORECASE | re.DOTALL,
