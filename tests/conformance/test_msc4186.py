@@ -351,7 +351,7 @@ async def test_subscriptions_to_rooms_one_is_not_in_are_ignored(homeserver: Home
     public = await alice.create_room(name="public")
     wishes = {
         room_id: subscription(required=EVERYTHING)
-        for room_id in (secret, public, "!nowhere:hs1", "nonsense")
+        for room_id in (secret, public, "!nowhere:hs1", "nonsense", "!zero\0:hs1")
     }
     client = Client(bob)
     assert (await client.sync(room_subscriptions=wishes))["rooms"] == {}

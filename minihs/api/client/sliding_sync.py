@@ -17,6 +17,7 @@ from minihs.base.limits import (
     SYNC_TIMEOUT_MAX_MS,
 )
 from minihs.protocol import unstable
+from minihs.protocol.identifiers import parse_room_id
 from minihs.services.sync import sliding, sliding_connections
 from minihs.services.sync.positions import parse_token
 from minihs.services.sync.sliding_extensions import KNOWN
@@ -196,7 +197,7 @@ async def _sync(
             None if not pos else sliding_connections.parse_position(pos),
             min(timeout_ms, SYNC_TIMEOUT_MAX_MS),
             lists,
-            subscriptions,
+            {r: config for r, config in subscriptions.items() if parse_room_id(r) is not None},
             extensions,
             sticky,
         ),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minihs.storage.state import State
 
 CREATE, ENCRYPTION, NAME = ("m.room.create", ""), ("m.room.encryption", ""), ("m.room.name", "")
-UNKNOWN = RoomFacts(None, False, None)  # noqa: FBT003
+UNKNOWN = RoomFacts(None, is_encrypted=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +217,11 @@ async def match_rooms(services: Services, request: SlidingRequest, rooms: Rooms)
         rooms.rooms.values(), key=lambda room: (room.active, room.room_id), reverse=True
     )
     facts = await _facts(services, request, rooms)
+    names = await _names(services, request, rooms, facts)
     tags = await _tags(services, request, rooms)
     spaces = await _spaces(services, request, rooms)
     wishes: dict[str, list[RoomConfig]] = {}
-    names: dict[str, list[str]] = {}
+    windows: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     matched: set[str] = set()
     for name, list_ in request.lists.items():
@@ -228,7 +229,13 @@ async def match_rooms(services: Services, request: SlidingRequest, rooms: Rooms)
         ids = [
             room.room_id
             for room in newest_first
-            if _passes(filters, room, facts.get(room.room_id, UNKNOWN), rooms.personal)
+            if _passes(
+                filters,
+                room,
+                facts.get(room.room_id, UNKNOWN),
+                names.get(room.room_id, ""),
+                rooms.personal,
+            )
             and (filters.spaces is None or room.room_id in spaces[name])
             and _has_tags(filters, tags.get(room.room_id, frozenset()))
         ]
@@ -236,14 +243,14 @@ async def match_rooms(services: Services, request: SlidingRequest, rooms: Rooms)
         matched.update(ids)
         for room_id in _windows(list_, ids):
             wishes.setdefault(room_id, []).append(list_.config)
-            names.setdefault(room_id, []).append(name)
+            windows.setdefault(room_id, []).append(name)
     for room_id, config in request.subscriptions.items():
         if room_id in rooms.rooms:
             wishes.setdefault(room_id, []).append(config)
             matched.add(room_id)
     rules = {
         room_id: Rule(
-            combine(configs), tuple(names.get(room_id, ())), room_id in request.subscriptions
+            combine(configs), tuple(windows.get(room_id, ())), room_id in request.subscriptions
         )
         for room_id, configs in wishes.items()
     }
@@ -259,7 +266,9 @@ def _windows(list_: RoomList, ids: Sequence[str]) -> Iterable[str]:
     )
 
 
-def _passes(filters: RoomFilters, room: UserRoom, facts: RoomFacts, personal: Personal) -> bool:
+def _passes(
+    filters: RoomFilters, room: UserRoom, facts: RoomFacts, name: str, personal: Personal
+) -> bool:
     """Return whether a room passes a list's filters, but for spaces and tags."""
     if filters.is_dm is not None and filters.is_dm != (room.room_id in personal.direct):
         return False
@@ -271,8 +280,7 @@ def _passes(filters: RoomFilters, room: UserRoom, facts: RoomFacts, personal: Pe
         return False
     if facts.room_type in filters.not_room_types:
         return False
-    like = filters.room_name_like
-    return like is None or (facts.name is not None and like.casefold() in facts.name.casefold())
+    return filters.room_name_like is None or filters.room_name_like.casefold() in name
 
 
 def _has_tags(filters: RoomFilters, tags: frozenset[str]) -> bool:
@@ -296,40 +304,51 @@ async def _facts(services: Services, request: SlidingRequest, rooms: Rooms) -> d
             services.states, services.db, missing, (CREATE, ENCRYPTION, NAME)
         )
         events = await services.events.get_many(
-            {e for entry in entries.values() for e in entry.values()}
+            [entry[CREATE] for entry in entries.values() if CREATE in entry]
         )
         for state_id, entry in entries.items():
             create = events.get(entry[CREATE]) if CREATE in entry else None
-            name = events.get(entry[NAME]) if NAME in entry else None
-            cache.put(
-                state_id,
-                RoomFacts(
-                    _text(create.event.content.get("type")) if create is not None else None,
-                    ENCRYPTION in entry,
-                    _text(name.event.content.get("name"))
-                    if name is not None and name.redacted_by is None
-                    else None,
-                ),
-            )
+            room_type = create.event.content.get("type") if create is not None else None
+            cache.put(state_id, RoomFacts(_text(room_type), ENCRYPTION in entry, entry.get(NAME)))
     found = {r: facts for r, s in ids.items() if (facts := cache.get(s)) is not None}
     return found | {r: _shown_facts(events) for r, events in rooms.stripped.items()}
 
 
 def _shown_facts(stripped: Sequence[object]) -> RoomFacts:
     room_type: str | None = None
-    name: str | None = None
     is_encrypted = False
     for event in stripped:
         match event:
             case {"type": "m.room.create", "content": {"type": str(value)}}:
                 room_type = value
-            case {"type": "m.room.name", "content": {"name": str(value)}}:
-                name = value
             case {"type": "m.room.encryption"}:
                 is_encrypted = True
             case _:
                 pass
-    return RoomFacts(room_type, is_encrypted, name)
+    return RoomFacts(room_type, is_encrypted)
+
+
+async def _names(
+    services: Services, request: SlidingRequest, rooms: Rooms, facts: Mapping[str, RoomFacts]
+) -> dict[str, str]:
+    """Return the names of rooms that have one, as people compare them."""
+    if all(list_.filters.room_name_like is None for list_ in request.lists.values()):
+        return {}
+    ids = {r: f.name_event for r, f in facts.items() if f.name_event is not None}
+    events = await services.events.get_many(ids.values())
+    names: dict[str, str] = {}
+    for room_id, event_id in ids.items():
+        stored = events.get(event_id)
+        if stored is not None and stored.redacted_by is None:
+            names[room_id] = _text(stored.event.content.get("name")) or ""
+    for room_id, stripped in rooms.stripped.items():
+        for event in stripped:
+            match event:
+                case {"type": "m.room.name", "content": {"name": str(name)}}:
+                    names[room_id] = name
+                case _:
+                    pass
+    return {room_id: name.casefold() for room_id, name in names.items()}
 
 
 def _text(value: object) -> str | None:

@@ -39,11 +39,11 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class RoomFacts:
-    """What filters ask of a room's state; `name` is None where it has none."""
+    """What filters ask of a room's state, and the event that names it."""
 
     room_type: str | None
     is_encrypted: bool
-    name: str | None
+    name_event: EventId | None = None
 
 
 @dataclass(frozen=True, slots=True)
