@@ -12,11 +12,18 @@ import pytest
 from minihs.base.randomness import Randomness
 from minihs.protocol.server_acl import compile_server_acl
 from minihs.remote.transport import RemoteError
-from tests.helpers.mirror import forge, id_of, mirror, push, send_transaction
+from minihs.services.federation import transactions
+from tests.helpers.homeserver import running_homeserver
+from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction
+from tests.helpers.network import node_of
 from tests.helpers.rooms import ALICE, MALLORY, Room
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from minihs.base.clock import ManualClock
+    from minihs.remote.transport import OutgoingRequest, RawAnswer
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
 
@@ -105,6 +112,67 @@ async def test_F02_the_ids_of_different_servers_are_different(
     other = federation.evil("other")
     assert await push(other, hs1, [], txn_id="same") == {}
     assert await push(evil, hs1, [event], txn_id="same") == {event.event_id: {}}
+
+
+async def test_F02_old_transactions_are_forgotten(
+    hs1: Homeserver, evil: EvilServer, room: Room, clock: ManualClock
+):
+    first, second = messages(room, 2)
+    await push(evil, hs1, [first], txn_id="same")
+    await transactions.forget_old(hs1.services)
+    assert await push(evil, hs1, [second], txn_id="same") == {first.event_id: {}}
+    clock.advance_ms(transactions.KEPT_MS + 1)
+    evil.on("GET", "/_matrix/key/v2/server", evil.key_object())
+    await transactions.forget_old(hs1.services)
+    assert await push(evil, hs1, [second], txn_id="same") == {second.event_id: {}}
+
+
+async def test_F02_F03_several_processes_take_the_same_events_at_once(
+    federation: Federation, tmp_path: Path, clock: ManualClock
+):
+    network = federation.network
+    (tmp_path / "several").mkdir()
+    async with federation._database() as dsn, running_homeserver(
+        dsn, tmp_path / "several", clock=clock, workers=2, transport=network.transport("hs1"),
+        server_name="hs1", default_room_version="12",
+    ) as hs1:  # fmt: skip
+        turns = itertools.cycle([node_of(worker) for worker in hs1.workers])
+
+        async def any_of_them(request: OutgoingRequest) -> RawAnswer:
+            return await next(turns)(request)
+
+        network.add("hs1", any_of_them)
+        evil = federation.evil()
+        alice = await hs1.register("alice")
+        room = await mirror(hs1, await alice.create_room())
+        await push(evil, hs1, [room.join(MALLORY)])
+        base = list(room.ends)
+        events = []
+        for n in range(30):
+            names = {"membership": "join", "displayname": f"{n}"}
+            prev = base if n % 3 == 0 else None
+            events.append(room.send(MALLORY, "m.room.member", names, state_key=MALLORY, prev=prev))
+            events.append(room.send(MALLORY, "m.room.message", {"body": f"{n}"}))
+        parts = [events[start : start + 20] for start in range(0, len(events), 10)]
+        results, *_ = await asyncio.gather(
+            asyncio.gather(*(push(evil, hs1, part) for part in [*parts, *parts])),
+            *(alice.say(room.room_id, f"meanwhile {n}") for n in range(10)),
+        )
+        assert not any(result for part in results for result in part.values())
+        for part in parts:
+            await push(evil, hs1, part)
+        for worker in hs1.workers:
+            await worker.follower.wait_for(await worker.follower.fetch_position())
+        found = await bodies(alice, room)
+        assert len(found) == len(set(found)) == 40
+        await refresh(room, hs1)  # It holds every event against the rules, and the graph.
+        fetch = hs1.services.db.fetch
+        ends = {row[0] for row in await fetch("SELECT unnest(extremities) FROM rooms")}
+        assert ends <= {row[0] for row in await fetch("SELECT event_nid FROM events")}
+        path = f"/rooms/{quote(room.room_id)}/state/m.room.member/{quote(MALLORY)}"
+        current = room.current("m.room.member", MALLORY)
+        assert current is not None
+        assert await alice.call("GET", path) == current.content
 
 
 async def test_F03_in_whatever_order_and_however_often_events_come_the_room_is_the_same(
