@@ -157,6 +157,38 @@ LIST_SENT_AFTER = statement(
 )
 
 
+# Index events_order, walked backwards: a sender stands in the JSON only.
+_SENDER = "strpos(e.json, '\"sender\":' || to_json($2::text)::text) > 0"
+LIST_UNREDACTED_OF = statement(
+    "events.list_unredacted_of",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE
+      e.room_nid = $1 AND e.status = 0 AND e.redacted_by IS NULL AND {_SENDER}
+      AND (e.order_major, e.order_minor) < ($3::bigint, $4::integer)
+    ORDER BY e.order_major DESC, e.order_minor DESC
+    LIMIT $5
+    """,  # noqa: S608  # a constant
+)
+
+# Index events_order: what is soft-failed has no place in its room.
+LIST_SOFT_FAILED_OF = statement(
+    "events.list_soft_failed_of",
+    f"""
+    SELECT {COLUMNS}
+    FROM events e
+    JOIN rooms r ON r.room_nid = e.room_nid
+    WHERE
+      e.room_nid = $1 AND e.order_major IS NULL AND e.status = 1 AND e.redacted_by IS NULL
+      AND {_SENDER}
+    ORDER BY e.event_nid DESC
+    LIMIT $3
+    """,  # noqa: S608  # a constant
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ReaderRow:
     """A room as one reader finds it.
@@ -252,3 +284,25 @@ async def list_by_time(
     """
     text = LIST_SENT_BEFORE if backward else LIST_SENT_AFTER
     return store.from_rows(await queries.fetch(text, room_nid, ts_ms, limit))
+
+
+async def list_unredacted_of(
+    queries: Queries, store: EventStore, room_nid: int, user_id: str, before: Order, limit: int
+) -> list[StoredEvent]:
+    """Return a user's accepted events before a place that no redaction has named, newest first.
+
+    Others' events that speak of the user's as their sender may be among them. Cost: O(events of the
+    room) where there are few.
+    """
+    rows = await queries.fetch(LIST_UNREDACTED_OF, room_nid, user_id, *before, limit)
+    return store.from_rows(rows)
+
+
+async def list_soft_failed_of(
+    queries: Queries, store: EventStore, room_nid: int, user_id: str, limit: int
+) -> list[StoredEvent]:
+    """Return a user's soft-failed events that no redaction has named, the latest to come first.
+
+    See `list_unredacted_of`.
+    """
+    return store.from_rows(await queries.fetch(LIST_SOFT_FAILED_OF, room_nid, user_id, limit))

@@ -15,6 +15,8 @@ from tests.helpers.mirror import push, refresh
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minihs.base.clock import ManualClock
     from minihs.protocol.events import Event
     from tests.helpers.homeserver import Homeserver, User
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.spec("MSC4293#proposal")
 
 FLAG = "org.matrix.msc4293.redact_events"
+FLAGGED = {FLAG: True}
 
 
 class Scene:
@@ -34,9 +37,11 @@ class Scene:
         self.room_id = room_id
         self.path = f"/rooms/{quote(room_id)}"
 
-    async def remove(self, how: str, by: User | None = None, **body: object) -> None:
+    async def remove(
+        self, how: str, body: Mapping[str, object] | None = None, *, by: User | None = None
+    ) -> None:
         """Kick or ban Mallory."""
-        wish = {"user_id": self.mallory.user_id, **body}
+        wish = {"user_id": self.mallory.user_id, **(body or {})}
         await (by or self.alice).call("POST", f"{self.path}/{how}", wish)
 
     async def member(self) -> dict[str, Any]:
@@ -92,13 +97,13 @@ async def stored_json(hs1: Homeserver, event_id: str) -> str:
 @pytest.mark.parametrize("how", ["kick", "ban"])
 async def test_r1_a_flagged_kick_or_ban_redacts_what_the_target_said(scene: Scene, how: str):
     said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(3)]
-    await scene.remove(how, **{FLAG: True})
+    await scene.remove(how, FLAGGED)
     assert await scene.redacted(*said) == [True] * 3
 
 
 async def test_r1_no_redaction_events_are_sent(scene: Scene):
     await scene.mallory.say(scene.room_id)
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     page = await scene.bob.call("GET", f"{scene.path}/messages", dir="b", limit="100")
     assert "m.room.redaction" not in {event["type"] for event in page["chunk"]}
 
@@ -109,7 +114,7 @@ async def test_r1_everything_that_shows_events_shows_them_redacted(scene: Scene)
     await scene.alice.put_state(scene.room_id, "m.room.power_levels", topic)
     state = await scene.mallory.put_state(scene.room_id, "m.room.topic", {"topic": "spam"})
     after = await scene.bob.say(scene.room_id, "hm")
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     page = await scene.bob.call("GET", f"{scene.path}/messages", dir="b", limit="100")
     context = await scene.bob.call("GET", f"{scene.path}/context/{quote(after)}")
     joined = (await scene.bob.sync())["rooms"]["join"][scene.room_id]
@@ -137,7 +142,7 @@ async def test_r1_the_names_that_the_target_joined_by_are_redacted(scene: Scene)
     )
     join = await scene.member()
     assert join["content"]["displayname"] == "Buy my pills"
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     shown = await scene.get(join["event_id"])
     assert shown["content"] == {"membership": "join"}
     assert (await scene.member())["unsigned"]["prev_content"] == {"membership": "join"}
@@ -145,7 +150,7 @@ async def test_r1_the_names_that_the_target_joined_by_are_redacted(scene: Scene)
 
 async def test_r4_redacted_because_is_the_member_event(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
-    await scene.remove("ban", reason="spam", **{FLAG: True})
+    await scene.remove("ban", {"reason": "spam", **FLAGGED})
     because = (await scene.get(said))["unsigned"]["redacted_because"]
     assert because["type"] == "m.room.member"
     assert because["sender"] == scene.alice.user_id
@@ -157,7 +162,7 @@ async def test_r4_redacted_because_is_the_member_event(scene: Scene):
 async def test_r4_who_syncs_is_told_of_the_ban_and_nothing_else(scene: Scene):
     await scene.mallory.say(scene.room_id)
     await scene.bob.sync()
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     timeline = (await scene.bob.sync())["rooms"]["join"][scene.room_id]["timeline"]
     assert [event["type"] for event in timeline["events"]] == ["m.room.member"]
     assert timeline["events"][0]["content"][FLAG] is True
@@ -167,7 +172,7 @@ async def test_r4_a_reader_of_few_members_is_told_of_the_ban_after_a_gap(scene: 
     lazy = '{"room":{"timeline":{"limit":1},"state":{"lazy_load_members":true}}}'
     await scene.mallory.say(scene.room_id)
     await scene.bob.sync(filter=lazy)
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     for n in range(3):
         await scene.alice.say(scene.room_id, f"{n}")
     joined = (await scene.bob.sync(filter=lazy))["rooms"]["join"][scene.room_id]
@@ -184,7 +189,7 @@ async def test_r2_the_example_of_the_proposal(scene: Scene):
     await scene.mallory.leave(scene.room_id)
     await scene.mallory.join(scene.room_id)
     second = [await scene.mallory.say(scene.room_id, name) for name in "DEF"]
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert await scene.redacted(*first) == [False] * 3
     assert await scene.redacted(*second) == [True] * 3
 
@@ -196,13 +201,13 @@ async def test_r2_a_new_display_name_shields_nothing(scene: Scene):
         await scene.mallory.call(
             "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": name}
         )
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert await scene.redacted(*said) == [True] * 3
 
 
 async def test_r2_who_comes_back_may_speak(scene: Scene):
     before = await scene.mallory.say(scene.room_id, "spam")
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     await scene.remove("unban")
     await scene.mallory.join(scene.room_id)
     after = await scene.mallory.say(scene.room_id, "sorry")
@@ -213,7 +218,7 @@ async def test_r2_a_second_ban_redacts_the_second_stay(scene: Scene):
     said = []
     for body in ({FLAG: True}, {}, {FLAG: True}):
         said.append(await scene.mallory.say(scene.room_id))
-        await scene.remove("ban", **body)
+        await scene.remove("ban", body)
         await scene.remove("unban")
         await scene.mallory.join(scene.room_id)
     assert await scene.redacted(*said) == [True, False, True]
@@ -222,24 +227,22 @@ async def test_r2_a_second_ban_redacts_the_second_stay(scene: Scene):
 async def test_r2_a_ban_repeated_with_the_flag_redacts_nothing(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.remove("ban")
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert await scene.redacted(said) == [False]
 
 
 async def test_r2_who_left_before_the_ban_keeps_what_they_said(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.mallory.leave(scene.room_id)
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert await scene.redacted(said) == [False]
 
 
 # --- R-3, R-14: whatever the order of arrival ---------------------------------------------------
 
 
-async def ban_of_mallory(alice: User, room: Room, hs1: Homeserver, **body: object) -> None:
-    await alice.call(
-        "POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY, FLAG: True, **body}
-    )
+async def ban_of_mallory(alice: User, room: Room, hs1: Homeserver) -> None:
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY, **FLAGGED})
     await refresh(room, hs1)
 
 
@@ -381,7 +384,7 @@ async def test_r5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts:
     said = await scene.mallory.say(scene.room_id)
     content = {**levels, "users": {scene.bob.user_id: level}}
     await scene.alice.put_state(scene.room_id, "m.room.power_levels", content)
-    await scene.remove("ban", by=scene.bob, **{FLAG: True})
+    await scene.remove("ban", FLAGGED, by=scene.bob)
     assert (await scene.member())["content"]["membership"] == "ban"
     assert await scene.redacted(said) == [redacts]
 
@@ -393,7 +396,7 @@ async def test_r5_power_is_judged_at_the_ban_and_not_later(
     await scene.alice.put_state(
         scene.room_id, "m.room.power_levels", {"users": {scene.bob.user_id: 50}}
     )
-    await scene.remove("ban", by=scene.bob, **{FLAG: True})
+    await scene.remove("ban", FLAGGED, by=scene.bob)
     await scene.alice.put_state(scene.room_id, "m.room.power_levels", {"users": {}})
     assert await scene.redacted(said) == [True]
     await purge(hs1, clock)
@@ -459,7 +462,7 @@ async def test_r8_the_flag_goes_into_the_event_under_its_unstable_name(
     spelling: str,
     value: bool,
 ):
-    await scene.remove(how, reason="spam", **{spelling: value})
+    await scene.remove(how, {"reason": "spam", spelling: value})
     content = (await scene.member())["content"]
     membership = "leave" if how == "kick" else "ban"
     assert content == {"membership": membership, "reason": "spam", FLAG: value}
@@ -554,7 +557,7 @@ async def test_r12_other_servers_get_redacted_copies(
 
 async def test_r13_bots_may_redact_again(hs1: Homeserver, scene: Scene, clock: ManualClock):
     said = await scene.mallory.say(scene.room_id)
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     await purge(hs1, clock)
     await scene.alice.call("PUT", f"{scene.path}/redact/{quote(said)}/1", {})
     assert await scene.redacted(said) == [True]
@@ -565,7 +568,7 @@ async def test_r13_a_redaction_before_the_ban_stays_the_reason(
 ):
     said = await scene.mallory.say(scene.room_id)
     await scene.alice.call("PUT", f"{scene.path}/redact/{quote(said)}/1", {})
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     for _ in range(2):
         because = (await scene.get(said))["unsigned"]["redacted_because"]
         assert because["type"] == "m.room.redaction"
@@ -582,7 +585,7 @@ async def test_control_state_in_force_stays(scene: Scene):
     old = await scene.mallory.put_state(scene.room_id, "m.room.server_acl", {"allow": ["*"]})
     now = await scene.mallory.put_state(scene.room_id, "m.room.server_acl", acl)
     name = await scene.mallory.put_state(scene.room_id, "m.room.name", {"name": "spam"})
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert (await scene.get(now))["content"] == acl
     assert (await scene.get(old))["content"] == {}
     assert (await scene.get(name))["content"] == {}
@@ -593,7 +596,7 @@ async def test_the_purge_takes_the_content_out_of_the_database(
 ):
     said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(3)]
     other = await scene.bob.say(scene.room_id, "spam? where")
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert "spam" in await stored_json(hs1, said[0])
     await purge(hs1, clock)
     for event_id in said:
@@ -610,7 +613,7 @@ async def test_the_purge_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(redact_on_ban, "EVENTS_AT_ONCE", 2)
     monkeypatch.setattr(redact_on_ban, "STEPS_AT_ONCE", 1)
     said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(5)]
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     left = []
     for _ in range(20):
         await purge(hs1, clock)
@@ -637,7 +640,7 @@ async def test_the_purge_takes_back_what_counted_as_unread(
         return counts["notification_count"], counts["highlight_count"]
 
     before = await unread()
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     await purge(hs1, clock)
     after = await unread()
     assert before == (6, 3)
@@ -650,5 +653,111 @@ async def test_events_in_a_cache_are_redacted_in_every_process(hs1: Homeserver, 
     said = await scene.mallory.say(scene.room_id, "spam")
     stored = await hs1.services.events.get(said)  # type: ignore[arg-type]  # an event id
     assert stored is not None
-    await scene.remove("ban", **{FLAG: True})
+    await scene.remove("ban", FLAGGED)
     assert stored.event.content == {}
+
+
+# --- MSC4194: what somebody said is redacted by request ---------------------------------------
+
+
+async def redact_user(
+    scene: Scene, by: User, user: User, *, stable: bool = True, **query: str
+) -> dict[str, Any]:
+    """Ask to redact what a user said; return the answer."""
+    kind = "v1" if stable else "unstable/org.matrix.msc4194"
+    path = f"/_matrix/client/{kind}{scene.path}/redact/user/{quote(user.user_id)}"
+    return await by.call("POST", path, {"reason": "spam"}, **query)
+
+
+def done(total: int, soft_failed: int = 0, *, more: bool = False) -> dict[str, Any]:
+    return {
+        "is_more_events": more,
+        "redacted_events": {"total": total, "soft_failed": soft_failed},
+    }
+
+
+@pytest.mark.spec("MSC4194#redacting-a-users-events")
+@pytest.mark.parametrize("stable", [True, False])
+async def test_b1_the_newest_events_of_a_user_are_redacted_by_the_requester(
+    scene: Scene, stable: bool
+):
+    said = [await scene.mallory.say(scene.room_id, f"{n}") for n in range(4)]
+    other = await scene.bob.say(scene.room_id, "not me")
+    answer = await redact_user(scene, scene.alice, scene.mallory, stable=stable, limit="3")
+    assert answer == done(3, more=True)
+    events = [await scene.get(event_id) for event_id in said]
+    assert [bool(event["content"]) for event in events] == [True, False, False, False]
+    because = events[-1]["unsigned"]["redacted_because"]
+    assert (because["type"], because["sender"]) == ("m.room.redaction", scene.alice.user_id)
+    assert because["content"]["reason"] == "spam"
+    assert (await scene.get(other))["content"]["body"] == "not me"
+
+
+async def test_b1_the_limit_is_25_unless_it_is_given(scene: Scene):
+    for n in range(27):
+        await scene.mallory.say(scene.room_id, f"{n}")
+    assert await redact_user(scene, scene.alice, scene.mallory) == done(25, more=True)
+    # Two messages, and the join, which has a display name.
+    assert await redact_user(scene, scene.alice, scene.mallory) == done(3)
+    assert await redact_user(scene, scene.alice, scene.mallory) == done(0)
+
+
+async def test_b2_what_is_redacted_already_does_not_count(scene: Scene):
+    said = [await scene.mallory.say(scene.room_id, f"{n}") for n in range(3)]
+    await scene.mallory.leave(scene.room_id)
+    for event_id in said[1:]:
+        await scene.alice.call("PUT", f"{scene.path}/redact/{quote(event_id)}/{event_id[1:9]}", {})
+    assert await redact_user(scene, scene.alice, scene.mallory, limit="1") == done(1, more=True)
+    assert await redact_user(scene, scene.alice, scene.mallory, limit="1") == done(1, more=True)
+    assert not (await scene.get(said[0]))["content"]
+
+
+async def test_b2_soft_failed_events_are_redacted_and_counted(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY})
+    await refresh(room, hs1)
+    hidden = await late(room)
+    await push(evil, hs1, [hidden])
+    path = f"/_matrix/client/v1/rooms/{quote(room.room_id)}/redact/user/{quote(MALLORY)}"
+    answer = await alice.call("POST", path, {})
+    assert answer["redacted_events"] == {"total": 2, "soft_failed": 1}  # The other is the join.
+    stored = await hs1.services.events.get(hidden.event_id)
+    assert stored is not None
+    assert stored.redacted_by is not None
+
+
+async def test_b2_what_a_ban_has_redacted_does_not_count(scene: Scene):
+    await scene.mallory.say(scene.room_id)
+    await scene.remove("ban", FLAGGED)
+    assert await redact_user(scene, scene.alice, scene.mallory) == done(0)
+
+
+async def test_b3_no_more_is_redacted_at_once_than_is_good_for_all(scene: Scene):
+    for n in range(30):
+        await scene.mallory.say(scene.room_id, f"{n}")
+    answer = await redact_user(scene, scene.mallory, scene.mallory, limit="1000")
+    assert answer == done(25, more=True)
+    assert await redact_user(scene, scene.mallory, scene.mallory, limit="1000") == done(6)
+    assert await redact_user(scene, scene.mallory, scene.mallory, limit="1000") == done(0)
+
+
+async def test_b4_power_is_needed_for_the_events_of_others(scene: Scene):
+    await scene.mallory.say(scene.room_id)
+    path = f"/_matrix/client/v1{scene.path}/redact/user/{quote(scene.mallory.user_id)}"
+    stranger = await scene.alice.homeserver.register("stranger")
+    for who in (scene.bob, stranger):
+        answer = await who.request("POST", path, {})
+        assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_b4_a_limit_must_be_a_positive_number(scene: Scene):
+    path = f"/_matrix/client/v1{scene.path}/redact/user/{quote(scene.mallory.user_id)}"
+    for limit in ("0", "-1", "many"):
+        answer = await scene.alice.request("POST", path, {}, limit=limit)
+        assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_the_feature_is_announced(hs1: Homeserver):
+    answer = await hs1.stranger().call("GET", "/_matrix/client/versions")
+    assert answer["unstable_features"]["org.matrix.msc4194"] is True

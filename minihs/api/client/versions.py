@@ -14,7 +14,10 @@ SPEC_VERSIONS = [
     "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16",
 ]  # fmt: skip
 
-UNSTABLE_FEATURES = {unstable.FLAG_SLIDING_SYNC: True}
+UNSTABLE_FEATURES = {
+    unstable.FLAG_BATCH_REDACTION: True,
+    unstable.FLAG_SLIDING_SYNC: True,
+}
 
 
 async def get_versions(request: Request) -> object:

@@ -57,7 +57,7 @@ class Redact:
 
 @dataclass(frozen=True, slots=True)
 class RedactStay:
-    """A kick or ban redacts whatever its target sent in the stay that it ended. MSC4293#proposal."""
+    """A kick or ban redacts what its target sent in the stay that it ended. MSC4293#proposal."""
 
     stay: StayRedaction
 
