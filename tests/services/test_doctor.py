@@ -1,0 +1,152 @@
+"""`minihs doctor`: each thing that can be wrong is found, and told with its fix."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from minihs.base.config import Config
+from minihs.protocol.signatures import generate_signing_key, write_signing_key
+from minihs.services import doctor
+from minihs.storage import inspection
+from minihs.storage.inspection import DatabaseFacts
+from minihs.storage.migrate import HEAD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW_MS = 1_800_000_000_000
+GOOD = DatabaseFacts(
+    settings={
+        "fsync": "on", "full_page_writes": "on", "synchronous_commit": "on",
+        "data_checksums": "on", "server_encoding": "UTF8", "server_version_num": "180006",
+        "max_connections": "100",
+    },
+    collation="C",
+    now_ms=NOW_MS,
+    revision=HEAD,
+    server_name="hs1",
+    has_events=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A configuration with a key."""
+    (tmp_path / "signing.key").write_text(write_signing_key(generate_signing_key(b"x" * 32)))
+    (tmp_path / "signing.key").chmod(0o600)
+    return Config(server_name="hs1", data_dir=str(tmp_path), listen="127.0.0.1:0")
+
+
+def levels(findings: list[doctor.Finding]) -> list[tuple[str, str]]:
+    """Return level and subject of what is not as it should be; each must say what to do."""
+    bad = [found for found in findings if found.level != "ok"]
+    assert all(found.fix for found in bad)
+    return [(found.level, found.subject) for found in bad]
+
+
+def test_a_good_installation_has_nothing_to_fix(config: Config):
+    findings = [
+        *doctor.check_clock(NOW_MS),
+        *doctor.check_disk(config),
+        *doctor.check_listeners(config),
+        *doctor.check_signing_key(config, has_events=True),
+        *doctor.check_database(config, GOOD),
+        *doctor.check_durability(GOOD),
+        *doctor.check_clock_of_database(NOW_MS, GOOD),
+    ]
+    assert levels(findings) == []
+    assert {found.subject for found in findings} == {
+        "clock", "disk", "listener", "signing key", "database", "schema", "durability"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("fsync", "off", ("error", "durability")),
+        ("full_page_writes", "off", ("error", "durability")),
+        ("synchronous_commit", "off", ("error", "durability")),
+        ("data_checksums", "off", ("warning", "durability")),
+        ("server_encoding", "LATIN1", ("error", "database")),
+        ("server_version_num", "140011", ("error", "database")),
+        ("server_version_num", "190000", ("warning", "database")),
+        ("max_connections", "10", ("error", "database")),
+    ],
+)
+def test_settings_of_postgresql(
+    config: Config, setting: str, value: str, expected: tuple[str, str]
+):
+    facts = replace(GOOD, settings=GOOD.settings | {setting: value})
+    findings = [*doctor.check_database(config, facts), *doctor.check_durability(facts)]
+    assert levels(findings) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (replace(GOOD, collation="en_US.UTF-8"), [("warning", "database")]),
+        (replace(GOOD, revision="9999"), [("error", "schema")]),
+        (replace(GOOD, revision="0000"), [("warning", "schema")]),
+        (replace(GOOD, revision=None, server_name=None), []),
+        (replace(GOOD, server_name="other"), [("error", "server name")]),
+    ],
+    ids=["collation", "newer", "older", "empty", "name"],
+)
+def test_the_database_itself(config: Config, facts: DatabaseFacts, expected: list[tuple[str, str]]):
+    assert levels(doctor.check_database(config, facts)) == expected
+
+
+def test_clocks():
+    assert levels(doctor.check_clock(0)) == [("error", "clock")]
+    ahead = replace(GOOD, now_ms=NOW_MS + 60_000)
+    assert levels(doctor.check_clock_of_database(NOW_MS, ahead)) == [("warning", "clock")]
+
+
+def test_the_signing_key(config: Config):
+    config.signing_key_file.chmod(0o644)
+    assert levels(doctor.check_signing_key(config, has_events=True)) == [("warning", "signing key")]
+    config.signing_key_file.write_text("rubbish")
+    assert levels(doctor.check_signing_key(config, has_events=True)) == [("error", "signing key")]
+    config.signing_key_file.unlink()
+    assert levels(doctor.check_signing_key(config, has_events=True)) == [("error", "signing key")]
+    assert levels(doctor.check_signing_key(config, has_events=False)) == []
+
+
+def test_an_address_in_use_and_a_certificate_that_is_none(tmp_path: Path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        config = Config(
+            listen=address, federation_listen="127.0.0.1:0", tls_cert=str(tmp_path / "none"),
+            tls_key=str(tmp_path / "none"),
+        )  # fmt: skip
+        assert levels(doctor.check_listeners(config)) == [
+            ("warning", "listener"), ("error", "certificate")
+        ]  # fmt: skip
+
+
+def test_a_disk_that_is_nearly_full(config: Config, monkeypatch: pytest.MonkeyPatch):
+    for free, expected in ((1024**2, "error"), (1024**3, "warning")):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda _path, usage=usage: usage)
+        assert levels(doctor.check_disk(config)) == [(expected, "disk")]
+
+
+async def test_a_database_out_of_reach(config: Config):
+    findings = await doctor.examine(config, "postgresql://nobody@127.0.0.1:1/none", NOW_MS)
+    assert levels(findings) == [("error", "database")]
+
+
+async def test_the_database_is_read_as_it_is(config: Config, database_url: str):
+    facts = await inspection.examine(database_url)
+    assert (facts.revision, facts.server_name, facts.has_events) == (HEAD, None, False)
+    assert facts.unsafe_settings == [
+        "fsync = off", "full_page_writes = off", "synchronous_commit = off"
+    ]  # fmt: skip
+    findings = await doctor.examine(config, database_url, facts.now_ms)
+    assert ("error", "durability") in levels(findings)
