@@ -128,8 +128,8 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/user/{userId}/openid/request_token", openid.request_open_id_token, "requestOpenIdToken", "user_or_guest", "write"),
     # Syncing
     Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
-    Route("POST", "/_matrix/client/v4/sync", sliding_sync.sliding_sync, None, "user_or_guest", "read"),
-    Route("POST", "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sliding_sync.unstable_sliding_sync, None, "user_or_guest", "read"),
+    Route("POST", unstable.PATH_SLIDING_SYNC.stable, sliding_sync.sliding_sync, None, "user_or_guest", "read"),
+    Route("POST", unstable.PATH_SLIDING_SYNC.unstable, sliding_sync.unstable_sliding_sync, None, "user_or_guest", "read"),
     # Rooms: making, sending, membership
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
