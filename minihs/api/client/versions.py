@@ -16,6 +16,9 @@ SPEC_VERSIONS = [
 
 UNSTABLE_FEATURES = {
     unstable.FLAG_BATCH_REDACTION: True,
+    unstable.FLAG_DELAYED_EVENTS: True,
+    unstable.FLAG_DELAYED_EVENTS_STABLE: True,
+    unstable.FLAG_REDACTION_BY_SEND: True,
     unstable.FLAG_SLIDING_SYNC: True,
 }
 
