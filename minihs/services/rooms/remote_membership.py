@@ -283,9 +283,9 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
     if row is not None and row.membership == "invite":
         inviter = server_name_of(row.sender)
         named = [*named, inviter] if change.membership == "join" else [inviter, *named]
-    named += await directory.list_servers_in_room(services.db, change.room_id)
-    named += await _servers_shown(services, change)
-    if not change.via:
+    if not change.via:  # A client that names servers means those.
+        named += await directory.list_servers_in_room(services.db, change.room_id)
+        named += await _servers_shown(services, change)
         named.append(server_name_of(change.room_id))  # Since v12 that is nobody.
     found = dict.fromkeys(
         name
