@@ -95,20 +95,20 @@ async def stored_json(hs1: Homeserver, event_id: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["kick", "ban"])
-async def test_r1_a_flagged_kick_or_ban_redacts_what_the_target_said(scene: Scene, how: str):
+async def test_r_1_a_flagged_kick_or_ban_redacts_what_the_target_said(scene: Scene, how: str):
     said = [await scene.mallory.say(scene.room_id, f"spam {n}") for n in range(3)]
     await scene.remove(how, FLAGGED)
     assert await scene.redacted(*said) == [True] * 3
 
 
-async def test_r1_no_redaction_events_are_sent(scene: Scene):
+async def test_r_1_no_redaction_events_are_sent(scene: Scene):
     await scene.mallory.say(scene.room_id)
     await scene.remove("ban", FLAGGED)
     page = await scene.bob.call("GET", f"{scene.path}/messages", dir="b", limit="100")
     assert "m.room.redaction" not in {event["type"] for event in page["chunk"]}
 
 
-async def test_r1_everything_that_shows_events_shows_them_redacted(scene: Scene):
+async def test_r_1_everything_that_shows_events_shows_them_redacted(scene: Scene):
     said = await scene.mallory.say(scene.room_id, "spam")
     topic = {"users": {}, "events": {"m.room.topic": 0}}
     await scene.alice.put_state(scene.room_id, "m.room.power_levels", topic)
@@ -136,7 +136,7 @@ async def test_r1_everything_that_shows_events_shows_them_redacted(scene: Scene)
     assert all(state in shown[name] for name in ("messages", "context state", "sync", "state"))
 
 
-async def test_r1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
+async def test_r_1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
     await scene.mallory.call(
         "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": "Buy my pills"}
     )
@@ -148,7 +148,7 @@ async def test_r1_the_names_that_the_target_joined_by_are_redacted(scene: Scene)
     assert (await scene.member())["unsigned"]["prev_content"] == {"membership": "join"}
 
 
-async def test_r4_redacted_because_is_the_member_event(scene: Scene):
+async def test_r_4_redacted_because_is_the_member_event(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.remove("ban", {"reason": "spam", **FLAGGED})
     because = (await scene.get(said))["unsigned"]["redacted_because"]
@@ -159,7 +159,7 @@ async def test_r4_redacted_because_is_the_member_event(scene: Scene):
     assert because["event_id"] == (await scene.member())["event_id"]
 
 
-async def test_r4_who_syncs_is_told_of_the_ban_and_nothing_else(scene: Scene):
+async def test_r_4_who_syncs_is_told_of_the_ban_and_nothing_else(scene: Scene):
     await scene.mallory.say(scene.room_id)
     await scene.bob.sync()
     await scene.remove("ban", FLAGGED)
@@ -168,7 +168,7 @@ async def test_r4_who_syncs_is_told_of_the_ban_and_nothing_else(scene: Scene):
     assert timeline["events"][0]["content"][FLAG] is True
 
 
-async def test_r4_a_reader_of_few_members_is_told_of_the_ban_after_a_gap(scene: Scene):
+async def test_r_4_a_reader_of_few_members_is_told_of_the_ban_after_a_gap(scene: Scene):
     lazy = '{"room":{"timeline":{"limit":1},"state":{"lazy_load_members":true}}}'
     await scene.mallory.say(scene.room_id)
     await scene.bob.sync(filter=lazy)
@@ -184,7 +184,7 @@ async def test_r4_a_reader_of_few_members_is_told_of_the_ban_after_a_gap(scene: 
 # --- R-2: the stay, and no other ----------------------------------------------------------------
 
 
-async def test_r2_the_example_of_the_proposal(scene: Scene):
+async def test_r_2_the_example_of_the_proposal(scene: Scene):
     first = [await scene.mallory.say(scene.room_id, name) for name in "ABC"]
     await scene.mallory.leave(scene.room_id)
     await scene.mallory.join(scene.room_id)
@@ -194,7 +194,7 @@ async def test_r2_the_example_of_the_proposal(scene: Scene):
     assert await scene.redacted(*second) == [True] * 3
 
 
-async def test_r2_a_new_display_name_shields_nothing(scene: Scene):
+async def test_r_2_a_new_display_name_shields_nothing(scene: Scene):
     said = []
     for name in ("one", "two", "three"):
         said.append(await scene.mallory.say(scene.room_id, name))
@@ -205,7 +205,7 @@ async def test_r2_a_new_display_name_shields_nothing(scene: Scene):
     assert await scene.redacted(*said) == [True] * 3
 
 
-async def test_r2_who_comes_back_may_speak(scene: Scene):
+async def test_r_2_who_comes_back_may_speak(scene: Scene):
     before = await scene.mallory.say(scene.room_id, "spam")
     await scene.remove("ban", FLAGGED)
     await scene.remove("unban")
@@ -214,7 +214,7 @@ async def test_r2_who_comes_back_may_speak(scene: Scene):
     assert await scene.redacted(before, after) == [True, False]
 
 
-async def test_r2_a_second_ban_redacts_the_second_stay(scene: Scene):
+async def test_r_2_a_second_ban_redacts_the_second_stay(scene: Scene):
     said = []
     for body in ({FLAG: True}, {}, {FLAG: True}):
         said.append(await scene.mallory.say(scene.room_id))
@@ -224,14 +224,14 @@ async def test_r2_a_second_ban_redacts_the_second_stay(scene: Scene):
     assert await scene.redacted(*said) == [True, False, True]
 
 
-async def test_r2_a_ban_repeated_with_the_flag_redacts_nothing(scene: Scene):
+async def test_r_2_a_ban_repeated_with_the_flag_redacts_nothing(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.remove("ban")
     await scene.remove("ban", FLAGGED)
     assert await scene.redacted(said) == [False]
 
 
-async def test_r2_who_left_before_the_ban_keeps_what_they_said(scene: Scene):
+async def test_r_2_who_left_before_the_ban_keeps_what_they_said(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.mallory.leave(scene.room_id)
     await scene.remove("ban", FLAGGED)
@@ -260,7 +260,7 @@ async def late(room: Room, text: str = "late", **content: object) -> Event:
 
 
 @pytest.mark.parametrize("version", ["6", "11", "12", "org.matrix.msc4298.v1"])
-async def test_r3_late_events_are_redacted_before_they_are_stored(
+async def test_r_3_late_events_are_redacted_before_they_are_stored(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     early = room.send(MALLORY, "m.room.message", {"body": "early"})
@@ -276,7 +276,7 @@ async def test_r3_late_events_are_redacted_before_they_are_stored(
     assert "late" not in await stored_json(hs1, event.event_id)
 
 
-async def test_r3_late_changes_of_profile_and_what_rests_upon_them_are_redacted(
+async def test_r_3_late_changes_of_profile_and_what_rests_upon_them_are_redacted(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     before = list(room.ends)
@@ -297,7 +297,7 @@ async def test_r3_late_changes_of_profile_and_what_rests_upon_them_are_redacted(
     assert "more" not in await stored_json(hs1, later.event_id)
 
 
-async def test_r14_a_branch_that_had_its_own_change_of_profile_is_redacted_too(
+async def test_r_14_a_branch_that_had_its_own_change_of_profile_is_redacted_too(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     fork = list(room.ends)
@@ -314,7 +314,7 @@ async def test_r14_a_branch_that_had_its_own_change_of_profile_is_redacted_too(
     assert [by_ban(await shown_to(alice, room, event)) for event in said] == [True, True]
 
 
-async def test_r14_late_events_of_the_old_stay_are_redacted_after_a_return(
+async def test_r_14_late_events_of_the_old_stay_are_redacted_after_a_return(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     await ban_of_mallory(alice, room, hs1)
@@ -328,7 +328,7 @@ async def test_r14_late_events_of_the_old_stay_are_redacted_after_a_return(
     assert "late" not in await stored_json(hs1, event.event_id)
 
 
-async def test_r14_a_ban_that_comes_with_what_it_redacts(
+async def test_r_14_a_ban_that_comes_with_what_it_redacts(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     """One transaction: spam, and the ban by somebody of the same server."""
@@ -345,7 +345,7 @@ async def test_r14_a_ban_that_comes_with_what_it_redacts(
     assert [by_ban(await shown_to(alice, room, event)) for event in spam] == [True] * 3
 
 
-async def test_r14_a_soft_failed_ban_redacts_nothing(
+async def test_r_14_a_soft_failed_ban_redacts_nothing(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     moderator = "@moderator:evil"
@@ -379,7 +379,7 @@ async def test_r14_a_soft_failed_ban_redacts_nothing(
         pytest.param({"events": {"m.room.redaction": 51}}, False, id="redaction events, not"),
     ],
 )
-async def test_r5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts: bool):
+async def test_r_5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts: bool):
     level = levels.pop("moderator", 50)
     said = await scene.mallory.say(scene.room_id)
     content = {**levels, "users": {scene.bob.user_id: level}}
@@ -389,7 +389,7 @@ async def test_r5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts:
     assert await scene.redacted(said) == [redacts]
 
 
-async def test_r5_power_is_judged_at_the_ban_and_not_later(
+async def test_r_5_power_is_judged_at_the_ban_and_not_later(
     hs1: Homeserver, scene: Scene, clock: ManualClock
 ):
     said = await scene.mallory.say(scene.room_id)
@@ -407,14 +407,14 @@ async def test_r5_power_is_judged_at_the_ban_and_not_later(
 
 
 @pytest.mark.parametrize("value", [False, None, "true", 1, {}])
-async def test_r6_only_true_redacts(scene: Scene, value: object):
+async def test_r_6_only_true_redacts(scene: Scene, value: object):
     said = await scene.mallory.say(scene.room_id)
     content = {"membership": "ban", **({} if value is None else {FLAG: value})}
     await scene.alice.put_state(scene.room_id, "m.room.member", content, scene.mallory.user_id)
     assert await scene.redacted(said) == [False]
 
 
-async def test_r7_leaving_by_oneself_redacts_nothing(scene: Scene):
+async def test_r_7_leaving_by_oneself_redacts_nothing(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.mallory.put_state(
         scene.room_id, "m.room.member", {"membership": "leave", FLAG: True}, scene.mallory.user_id
@@ -422,7 +422,7 @@ async def test_r7_leaving_by_oneself_redacts_nothing(scene: Scene):
     assert await scene.redacted(said) == [False]
 
 
-async def test_r7_unbans_invites_and_joins_redact_nothing(scene: Scene):
+async def test_r_7_unbans_invites_and_joins_redact_nothing(scene: Scene):
     said = await scene.mallory.say(scene.room_id)
     await scene.remove("ban")
     mallory = scene.mallory.user_id
@@ -436,7 +436,7 @@ async def test_r7_unbans_invites_and_joins_redact_nothing(scene: Scene):
 
 
 @pytest.mark.parametrize("how", ["invite", "unban", "leave", "join"])
-async def test_r7_other_endpoints_drop_the_flag(scene: Scene, how: str):
+async def test_r_7_other_endpoints_drop_the_flag(scene: Scene, how: str):
     mallory = scene.mallory
     if how in ("invite", "join"):
         await mallory.leave(scene.room_id)
@@ -456,7 +456,7 @@ async def test_r7_other_endpoints_drop_the_flag(scene: Scene, how: str):
 @pytest.mark.parametrize("how", ["kick", "ban"])
 @pytest.mark.parametrize("spelling", [FLAG, "redact_events"])
 @pytest.mark.parametrize("value", [True, False])
-async def test_r8_the_flag_goes_into_the_event_under_its_unstable_name(
+async def test_r_8_the_flag_goes_into_the_event_under_its_unstable_name(
     scene: Scene,
     how: str,
     spelling: str,
@@ -469,21 +469,21 @@ async def test_r8_the_flag_goes_into_the_event_under_its_unstable_name(
 
 
 @pytest.mark.parametrize("how", ["kick", "ban"])
-async def test_r8_without_the_flag_the_event_has_none(scene: Scene, how: str):
+async def test_r_8_without_the_flag_the_event_has_none(scene: Scene, how: str):
     await scene.remove(how)
     assert set((await scene.member())["content"]) == {"membership"}
 
 
 @pytest.mark.parametrize("how", ["kick", "ban"])
 @pytest.mark.parametrize("value", ["true", 1, None, {}])
-async def test_r8_a_flag_that_is_no_boolean_is_refused(scene: Scene, how: str, value: object):
+async def test_r_8_a_flag_that_is_no_boolean_is_refused(scene: Scene, how: str, value: object):
     body = {"user_id": scene.mallory.user_id, FLAG: value}
     answer = await scene.alice.request("POST", f"{scene.path}/{how}", body)
     assert (answer.status, answer.json["errcode"]) == (400, "M_BAD_JSON")
     assert (await scene.member())["content"]["membership"] == "join"
 
 
-async def test_r8_spellings_that_disagree_are_refused(scene: Scene):
+async def test_r_8_spellings_that_disagree_are_refused(scene: Scene):
     body = {"user_id": scene.mallory.user_id, FLAG: True, "redact_events": False}
     answer = await scene.alice.request("POST", f"{scene.path}/ban", body)
     assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM")
@@ -491,7 +491,7 @@ async def test_r8_spellings_that_disagree_are_refused(scene: Scene):
 
 @pytest.mark.parametrize("membership", ["leave", "ban"])
 @pytest.mark.parametrize("spelling", [FLAG, "redact_events"])
-async def test_r9_the_member_event_may_be_written_as_state(
+async def test_r_9_the_member_event_may_be_written_as_state(
     scene: Scene, membership: str, spelling: str
 ):
     said = await scene.mallory.say(scene.room_id)
@@ -508,7 +508,7 @@ async def test_r9_the_member_event_may_be_written_as_state(
 @pytest.mark.parametrize(
     ("version", "covered"), [("11", False), ("12", False), ("org.matrix.msc4298.v1", True)]
 )
-async def test_r10_a_redacted_ban_undoes_nothing_but_covers_no_more(
+async def test_r_10_a_redacted_ban_undoes_nothing_but_covers_no_more(
     hs1: Homeserver,
     alice: User,
     evil: EvilServer,
@@ -534,7 +534,7 @@ async def test_r10_a_redacted_ban_undoes_nothing_but_covers_no_more(
 # --- R-12: what other servers get ---------------------------------------------------------------
 
 
-async def test_r12_other_servers_get_redacted_copies(
+async def test_r_12_other_servers_get_redacted_copies(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
 ):
     mallory = await hs1.register("mallory")
@@ -555,7 +555,7 @@ async def test_r12_other_servers_get_redacted_copies(
 # --- R-13: redacted twice -----------------------------------------------------------------------
 
 
-async def test_r13_bots_may_redact_again(hs1: Homeserver, scene: Scene, clock: ManualClock):
+async def test_r_13_bots_may_redact_again(hs1: Homeserver, scene: Scene, clock: ManualClock):
     said = await scene.mallory.say(scene.room_id)
     await scene.remove("ban", FLAGGED)
     await purge(hs1, clock)
@@ -563,7 +563,7 @@ async def test_r13_bots_may_redact_again(hs1: Homeserver, scene: Scene, clock: M
     assert await scene.redacted(said) == [True]
 
 
-async def test_r13_a_redaction_before_the_ban_stays_the_reason(
+async def test_r_13_a_redaction_before_the_ban_stays_the_reason(
     hs1: Homeserver, scene: Scene, clock: ManualClock
 ):
     said = await scene.mallory.say(scene.room_id)

@@ -89,7 +89,7 @@ async def test_s_6_after_an_outage_every_sticky_event_comes_that_still_is(
     room_id = await alice.create_room()
     await put_member(hs1.services, room_id, peer.user)
     await settled(hs1.services)
-    peer.answer = lambda _: raw(503, b"{}")
+    peer.answer = lambda _: raw({"errcode": "M_UNKNOWN", "error": "down"}, 503)
     await stick(alice, room_id, "dies", MINUTE_MS)
     for n in range(60):
         await stick(alice, room_id, f"sticky {n}")
