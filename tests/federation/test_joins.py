@@ -239,7 +239,7 @@ async def test_a_server_where_nobody_may_invite_sends_its_user_to_another(federa
     assert await refused(dora, room_id) == (403, "M_FORBIDDEN")
     await enter(dora, space, "hs1")
     await pass_on(hs2, hs1, dora, space)
-    await enter(dora, room_id)
+    await enter(dora, room_id, "hs2")  # Her client knows of no other server.
 
     assert (await members(alice, room_id))["@dora:hs2"] == "join"
     assert (await members(bob, room_id))["@dora:hs2"] == "join"

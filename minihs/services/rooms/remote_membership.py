@@ -283,7 +283,7 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
     if row is not None and row.membership == "invite":
         inviter = server_name_of(row.sender)
         named = [*named, inviter] if change.membership == "join" else [inviter, *named]
-    if not change.via:  # A client that names servers means those.
+    if set(change.via) <= {services.server_name}:  # A client that names others means those.
         named += await directory.list_servers_in_room(services.db, change.room_id)
         named += await _servers_shown(services, change)
         named.append(server_name_of(change.room_id))  # Since v12 that is nobody.
