@@ -15,15 +15,16 @@ from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.protocol.room_versions import V11
 from minihs.services.rooms import missing
+from minihs.services.rooms.commit import HistoryWrite, store_history
+from minihs.services.rooms.receive import Judge
 from minihs.services.rooms.send import send_event
-from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED
+from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from tests.helpers.mirror import forge, mirror, push, refresh, serve
 from tests.helpers.rooms import ALICE, MALLORY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from minihs.storage.event_store import StoredEvent
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
     from tests.helpers.rooms import Room
@@ -503,6 +504,49 @@ async def test_redactions_that_come_before_their_events(
     path = f"/rooms/{quote(room.room_id)}/event/{quote(target.event_id)}"
     expected = {"body": "regretted"} if by == "nobody" else {}
     assert (await alice.call("GET", path))["content"] == expected
+
+
+@pytest.mark.spec("rooms/v11#handling-redactions")
+async def test_a_redaction_waits_for_its_event_to_find_its_place(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    base = list(room.ends)
+    serve(evil, room, between=1)
+    hidden = say(room, "hidden")
+    say(room, "between")
+    last = say(room, "last")
+    content = {"redacts": hidden.event_id}
+    redaction = room.send(MALLORY, "m.room.redaction", content, prev=base)
+    for event in (redaction, last, hidden):  # The second brings the third as an outlier.
+        assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(hidden.event_id)}"
+    for _ in range(2):  # From memory, and from the database.
+        assert (await alice.call("GET", path))["content"] == {}
+        hs1.services.events.forget(hidden.event_id)
+
+
+async def test_an_event_that_another_process_has_just_stored_keeps_its_number(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, monkeypatch: pytest.MonkeyPatch
+):
+    """What is known is read before the other process stores the event as an outlier."""
+    event = say(room, "twice")
+    number = 2**40
+    load = Judge._load
+
+    async def load_too_early(judge: Judge, events: Sequence[Event]) -> None:
+        await load(judge, events)
+        monkeypatch.undo()
+        other = StoredEvent(event, number)
+        await store_history(hs1.services, judge.head.cursor.room_nid, [HistoryWrite(other)])
+        hs1.services.events.forget(event.event_id)
+
+    monkeypatch.setattr(Judge, "_load", load_too_early)
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    stored = await stored_as(hs1, event)
+    assert stored is not None
+    assert (stored.event_nid, stored.status) == (number, ACCEPTED)
+    assert await ends(hs1, room) == {event.event_id}
+    await alice.say(room.room_id, "after it")
 
 
 @pytest.mark.parametrize("version", ["9"])
