@@ -81,6 +81,7 @@ class StoredEvent:
     """
 
     __slots__ = (
+        "after_gap",
         "client_head",
         "client_unsigned",
         "device_nid",
@@ -137,6 +138,7 @@ class StoredEvent:
         self.txn_id = txn_id
         self.notifies = notifies
         self.sticky_until_ms = sticky_until_ms
+        self.after_gap = False  # We lack events that it names as previous; see `timelines`.
         self.client_head: bytes | None = None  # These two: see services/rooms/client_events.py.
         self.client_unsigned = b""
 
@@ -271,6 +273,14 @@ class EventStore:
         """Drop what can be read again: part of the stream was skipped."""
         for stored in [s for s in self._cache.values() if s.position is not None]:
             self._cache.discard(stored.event_id)
+
+    def drop_room(self, room_id: str) -> None:
+        """Drop the events of a room that is being deleted."""
+        named = b'"room_id":' + canonical_json.encode(room_id)
+        created_by = "$" + room_id[1:]  # Since v12, this event does not name the room.
+        for stored in list(self._cache.values()):
+            if named in stored.event.json or stored.event_id == created_by:
+                self._cache.discard(stored.event_id)
 
     def note_redaction(self, event_id: EventId, redaction_id: EventId) -> None:
         """Take notice of a committed redaction."""

@@ -168,6 +168,18 @@ LIST_HEROES = statement(
 )
 
 
+# Primary key of gaps.
+LIST_AFTER_GAPS = statement(
+    "timelines.list_after_gaps",
+    "SELECT event_nid FROM gaps WHERE event_nid = ANY($1::bigint[])",
+)
+
+
+async def list_after_gaps(queries: Queries, event_nids: Sequence[int]) -> set[int]:
+    """Return those of the events before which something is missing."""
+    return {row[0] for row in await queries.fetch(LIST_AFTER_GAPS, event_nids)}
+
+
 async def list_newest(
     queries: Queries,
     store: EventStore,

@@ -431,6 +431,7 @@ class Judge:
         event = verdict.event
         if any(self._is_missing(prev_id) for prev_id in event.prev_event_ids):
             self.gaps.append(stored.event_nid)
+            stored.after_gap = True
         await commit.add_event(
             self.services,
             self.plan,

@@ -85,6 +85,8 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> Timelin
     if newest is None or oldest is None:
         return None
     chosen.reverse()
+    if (start := _after_last_gap(chosen)) is not None:
+        chosen, limited = chosen[start:], True
     return Timeline(
         chosen,
         ["join"] * len(chosen),
@@ -117,6 +119,7 @@ async def read_database(
     begun = [(s.room_id, s.after) for s in spans if not s.is_new]
     starts = await timelines.list_states_at(services.db, begun) if begun else {}
     chosen, limited = await _choose(services, request, spans, limit)
+    await _note_gaps(services, [stored for events in chosen.values() for stored, _ in events])
     found: dict[str, Timeline] = {}
     for span in spans:
         room_id = span.room_id
@@ -126,6 +129,8 @@ async def read_database(
         quiet = not events and starts.get(room_id) == ends[room_id]
         if quiet and not span.is_new and not request.full_state:
             continue
+        if (start := _after_last_gap([stored for stored, _ in events])) is not None:
+            events, limited[room_id] = events[start:], True
         shown = [stored for stored, _ in events]
         since = EMPTY_STATE_ID if span.is_new else starts.get(room_id, EMPTY_STATE_ID)
         found[room_id] = Timeline(
@@ -203,6 +208,24 @@ async def _visible(
         else [allowed[stored.event_id] for stored in page if stored.event_id in allowed]
         for span, page in zip(spans, pages, strict=True)
     ]
+
+
+async def _note_gaps(services: Services, events: Sequence[StoredEvent]) -> None:
+    """Find out before which events something is missing; only others' can have come so."""
+    foreign = [stored for stored in events if not services.is_local(stored.event.sender)]
+    if foreign:
+        nids = [stored.event_nid for stored in foreign]
+        gaps = await timelines.list_after_gaps(services.db, nids)
+        for stored in foreign:
+            stored.after_gap = stored.event_nid in gaps
+
+
+def _after_last_gap(events: Sequence[StoredEvent]) -> int | None:
+    """Return where the events begin that follow one another without a gap; None: there is none.
+
+    What lies before a gap is shown by paging back, which fills it.
+    """
+    return next((n for n in range(len(events) - 1, -1, -1) if events[n].after_gap), None)
 
 
 def passes(stored: StoredEvent, filter_: EventFilter, ignored: frozenset[str]) -> bool:
