@@ -204,3 +204,31 @@ async def test_bob_finds_the_room_in_alices_directory_and_joins(federation: Fede
     page = await bob.call("GET", "/publicRooms", server="hs1")
 
     assert await enter(bob, page["chunk"][0]["canonical_alias"]) == room_id
+
+
+async def test_a_moment_before_we_came_is_found_through_others(
+    federation: Federation, clock: ManualClock
+):
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room()
+    said, times = [], []
+    for n in range(3):
+        clock.advance_ms(1_000)
+        times.append(clock.now_ms())
+        said.append(await alice.say(room_id, str(n)))
+    clock.advance_ms(1_000)
+    await enter(bob, room_id, "hs1")
+    path = f"/_matrix/client/v1/rooms/{quote(room_id)}/timestamp_to_event"
+
+    async def at(ts_ms: int, direction: str) -> str:
+        answer = await bob.call("GET", path, ts=str(ts_ms), dir=direction)
+        return answer["event_id"]
+
+    assert await at(times[1] + 1, "b") == said[1]
+    assert await at(times[1] + 1, "f") == said[2]
+    page = await bob.call("GET", f"/rooms/{quote(room_id)}/context/{quote(said[1])}")
+    assert page["event"]["content"]["body"] == "1"
+    nothing = await bob.request("GET", path, ts="5", dir="b")
+    assert nothing.status == 404
+    assert (await bob.request("GET", path, ts=str(clock.now_ms() + 9), dir="f")).status == 404
