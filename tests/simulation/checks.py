@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from minihs.services.rooms.heads import load_head
-from minihs.storage.event_store import ACCEPTED, REJECTED
+from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED
 from minihs.storage.numbers import Numbers
 from minihs.storage.state import StateStore
 
@@ -70,7 +71,7 @@ class View:
 async def view_of(server: Server, room_id: str) -> View | None:
     """Return a room as a server has it, and what is wrong with it there; None: not known."""
     services = server.running
-    db, problems = services.db, []
+    db, problems = services.db, list[str]()
     row = await db.fetchrow("SELECT * FROM rooms WHERE room_id = $1", room_id)
     if row is None:
         return None
@@ -108,23 +109,31 @@ async def view_of(server: Server, room_id: str) -> View | None:
 
 def _graph_problems(view: View) -> list[str]:
     """Return what is wrong with a room's graph: its ends, its order."""
-    problems = []
+    problems: list[str] = []
     accepted = {e.event_id: e for e in view.events.values() if e.placed and e.status == ACCEPTED}
-    for end in view.extremities:
-        if end not in accepted:
-            problems.append(f"the end {end} is not an accepted event")
     followed = {p for e in accepted.values() for p in e.prev}
-    for end in view.extremities & followed:
-        problems.append(f"the end {end} is followed by an accepted event")
+    problems += [f"the end {e} is not accepted" for e in view.extremities - accepted.keys()]
+    problems += [f"the end {e} is followed by others" for e in view.extremities & followed]
     for event in accepted.values():
         if event.event_id in ancestors([event.event_id], view.events):
             problems.append(f"{event.event_id} follows itself")
         for prev_id in event.prev:
+            if _is_entry(view, event):
+                break  # What came before may have been fetched later.
             prev = accepted.get(prev_id)
-            if prev is not None and None not in (prev.position, event.position):
-                if (prev.position or 0) > (event.position or 0):
-                    problems.append(f"{event.event_id} came before {prev_id}, which it follows")
+            if prev is not None and (prev.position or 0) > (event.position or 2**63):
+                problems.append(f"{event.event_id} came before {prev_id}, which it follows")
     return problems
+
+
+def _is_entry(view: View, event: Known) -> bool:
+    """Return whether an event may be one by which a server came into the room."""
+    pdu = event.pdu
+    return (
+        pdu["type"] == MEMBER
+        and pdu["content"].get("membership") == "join"
+        and pdu["sender"].partition(":")[2] == view.server
+    )
 
 
 def _state_problems(view: View) -> list[str]:
@@ -217,21 +226,43 @@ def differences(views: Sequence[View]) -> list[str]:
     """Return in what the servers that are in a room do not agree."""
     problems = [f"{view.server}: {problem}" for view in views for problem in view.problems]
     residents = [view for view in views if view.is_resident]
+    residents = [view for view in residents if not _is_cut_off(view, residents)]
     everything: dict[str, Known] = {}
     for view in residents:
         everything |= {e: k for e, k in view.events.items() if e not in everything or k.placed}
     names = {view.server for view in residents}
     for view in residents:
-        others = view.servers & {v.server for v in views}
+        others = view.servers & {v.server for v in views}  # Those that take part in this run.
         if others != names:
             problems.append(
                 f"{view.server} takes {sorted(others)} for the servers in the room; those that"
                 f" believe to be in it are {sorted(names)}"
             )
         problems += _missing(view, everything)
-    for one, other in zip(residents, residents[1:], strict=False):
+    for one, other in itertools.pairwise(residents):
         problems += _disagreement(one, other)
     return problems
+
+
+def _is_cut_off(view: View, residents: Sequence[View]) -> bool:
+    """Return whether a server soft-failed that its users were made to leave, and so was left alone.
+
+    It hears of the room no more, and nothing that it could hear would make it change its mind: that
+    is so by the specification. Whether the event is one that it may soft-fail, others test.
+    """
+    others = [other for other in residents if other is not view]
+    if not others or any(view.server in other.servers for other in others):
+        return False
+    removals = {
+        event_id
+        for other in others
+        for (kind, user_id), event_id in other.state.items()
+        if kind == MEMBER and user_id.partition(":")[2] == view.server
+    }
+    return any(
+        event_id in view.events and view.events[event_id].status == SOFT_FAILED
+        for event_id in removals
+    )
 
 
 def _missing(view: View, everything: Mapping[str, Known]) -> list[str]:

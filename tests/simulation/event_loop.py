@@ -10,6 +10,8 @@ may wait for a lock that one of them will release. Then a busy machine may order
 one server otherwise than an idle one.
 """
 
+# ruff: noqa: ANN401  # It hands on whatever it is given.
+
 from __future__ import annotations
 
 import asyncio
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from asyncpg import connect_utils
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -36,6 +39,8 @@ class SimulationLoop(asyncio.SelectorEventLoop):
         self._idlers: list[asyncio.Future[None]] = []
         self._gate: collections.deque[asyncio.Future[None]] = collections.deque()
         self._gate_taken = False
+        self._alarms: list[tuple[int, asyncio.Future[None]]] = []
+        self._calls = 0
         super().__init__(_PatientSelector(self))
 
     async def until_idle(self) -> None:
@@ -44,7 +49,23 @@ class SimulationLoop(asyncio.SelectorEventLoop):
         self._idlers.append(idler)
         await idler
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    async def until_statements(self, count: int) -> None:
+        """Return when so many more statements have been begun: in the middle of something."""
+        alarm = self.create_future()
+        self._alarms.append((self._calls + count, alarm))
+        await alarm
+
+    def _count(self) -> None:
+        self._calls += 1
+        for due in [alarm for alarm in self._alarms if alarm[0] <= self._calls]:
+            self._alarms.remove(due)
+            if not due[1].done():
+                due[1].set_result(None)
+
+    @override
+    def run_in_executor(  # type: ignore[override]  # less precise
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """Run a function in a thread, and count it as something under way."""
         self.outside += 1
         future = super().run_in_executor(executor, func, *args)
@@ -87,6 +108,7 @@ class SimulationLoop(asyncio.SelectorEventLoop):
                 self._gate_taken = False
                 self._open_gate()
 
+        self._count()
         timer = self.call_later(PATIENCE_S, release)
         self.outside += 1
         try:
@@ -104,13 +126,14 @@ class SimulationLoop(asyncio.SelectorEventLoop):
                 return
 
 
-class _PatientSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # by platform
+class _PatientSelector(selectors.DefaultSelector):
     """Hides what comes in from outside until nothing is ready, and notices idleness."""
 
     def __init__(self, loop: SimulationLoop) -> None:
         super().__init__()
         self._loop = loop
 
+    @override
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is not None and timeout <= 0:
             return []

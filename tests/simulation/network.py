@@ -208,9 +208,7 @@ class SimulatedNetwork:
         self._times[digest] += 1
         stream = hashlib.blake2b(digest + self._times[digest].to_bytes(8, "big"), digest_size=64)
         numbers = stream.digest()
-        return (
-            int.from_bytes(numbers[start : start + 8], "big") for start in range(0, 64, 8)
-        )
+        return (int.from_bytes(numbers[start : start + 8], "big") for start in range(0, 64, 8))
 
     async def settle(self) -> None:
         """Let nothing of a run be left over for the next."""

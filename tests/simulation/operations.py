@@ -1,4 +1,4 @@
-"""What people, the network and the machines do in a simulation: each operation a line of a trace."""
+"""What people, the network and the machines do: each operation is a line of a trace."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tests.simulation.network import Faults
-
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Coroutine
 
     from minihs.base.randomness import Randomness
+    from tests.simulation.network import Faults
     from tests.simulation.world import Person, Server, World
 
 LEVELS = "m.room.power_levels"
@@ -48,7 +48,7 @@ class Play:
         now_ms = self.world.clock.now_ms() - START_MS - self.world.seed % 100_000 * RUN_MS
         self.trace.append(f"{now_ms / 1000:10.3f}s  {line}")
 
-    def begin(self, coroutine: Any) -> None:
+    def begin(self, coroutine: Coroutine[None, None, None]) -> None:
         """Let an operation go its way, beside others."""
         task: asyncio.Task[None] = self.world.loop.create_task(coroutine)
         self.pending.add(task)
@@ -58,7 +58,7 @@ class Play:
 
     async def call(
         self, person: Person, what: str, method: str, path: str, content: object = None
-    ) -> Any:
+    ) -> dict[str, Any] | None:
         """Make a request as somebody; return its JSON if it succeeds, else None."""
         self.counter += 1
         number = self.counter
@@ -97,6 +97,7 @@ class Play:
                 "power_level_content_override": {"users": privileged, "invite": 0},
             },
         )
+        assert answer is not None
         self.room_id = answer["room_id"]
 
     async def join(self, person: Person) -> None:
@@ -186,6 +187,14 @@ class Play:
     async def start(self, server: Server) -> None:
         self.note(f"{server.name} starts")
         await server.start()
+
+    async def crash_soon(self, server: Server, statements: int) -> None:
+        """Let a server crash in the middle of whatever is going on, and start it again."""
+        self.note(f"{server.name} will crash after {statements} statements")
+        await self.world.loop.until_statements(statements)
+        if server.is_up:
+            await self.stop(server, crash=True)
+            await self.start(server)
 
     async def pass_ms(self, duration_ms: int) -> None:
         await self.world.pass_ms(duration_ms)

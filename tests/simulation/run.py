@@ -8,6 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from minihs.base.randomness import Randomness
 from tests.simulation.checks import differences, view_of
 from tests.simulation.network import Faults
@@ -15,6 +17,8 @@ from tests.simulation.operations import Play
 from tests.simulation.world import SERVERS
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
     from tests.simulation.checks import View
     from tests.simulation.world import Person, Server, World
 
@@ -54,8 +58,11 @@ class ServerLog(logging.Handler):
         self.play = play
         self.complaints: list[str] = []
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line of a log."""
+        if self.play.world.crashing:
+            return
         line = self.format(record)
         self.play.note(f"    log: {line}")
         if record.levelno >= logging.ERROR:
@@ -142,7 +149,9 @@ async def _something(play: Play) -> None:
     await _disturb(play, draw)
 
 
-def _act(play: Play, draw: int, person: Person, other: Person) -> object:
+def _act(  # noqa: C901  # a table
+    play: Play, draw: int, person: Person, other: Person
+) -> Coroutine[None, None, None] | None:
     chance = play.chance
     if draw < 24:
         return play.say(person)
@@ -191,6 +200,9 @@ async def _disturb(play: Play, draw: int) -> None:
         play.cut(one, two)
     elif not server.is_up:
         await play.start(server)
+    elif chance.between(0, 1):
+        play.begin(play.crash_soon(server, chance.between(1, 60)))
+        await play.world.idle()
     else:
         await play.stop(server, crash=bool(chance.between(0, 1)))
         if chance.between(0, 3):
@@ -282,7 +294,7 @@ def broken_promises(play: Play, views: list[View]) -> list[str]:
 
 
 @contextlib.contextmanager
-def quiet() -> object:
+def quiet() -> Iterator[None]:
     """Keep the servers' log away, but for what `ServerLog` notes."""
     root = logging.getLogger("minihs")
     propagate, level = root.propagate, root.level

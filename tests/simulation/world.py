@@ -12,10 +12,10 @@ import contextlib
 import logging
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from typing_extensions import override
 
 from minihs.app import build_services
 from minihs.base.clock import ManualClock
@@ -29,6 +29,7 @@ from tests.simulation.node import node_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from minihs.services.context import Services
     from tests.simulation.network import Incarnation
@@ -53,6 +54,7 @@ class Person:
     server: str
     token: str
 
+    @override
     def __str__(self) -> str:
         return self.user_id
 
@@ -101,7 +103,9 @@ class Server:
                 config,
                 self.dsn,
                 clock=self.clock,
-                randomness=Randomness(zlib.crc32(f"{self.name} {world.seed} {self.starts}".encode())),
+                randomness=Randomness(
+                    zlib.crc32(f"{self.name} {world.seed} {self.starts}".encode())
+                ),
                 transport=SimulatedTransport(world.network, self.name),
             )
         )
@@ -118,12 +122,17 @@ class Server:
         assert stack is not None
         self.world.network.detach(self.name)
         self.services = self.incarnation = self._stack = None
-        if crash:
-            services.db._pool.terminate()
-            if services.committer._connection is not None:
-                services.committer._connection.terminate()
+        if not crash:
+            await incarnation.stop()
+            await stack.aclose()
+            return
+        self.world.crashing += 1  # Who is killed has no last words.
+        services.db._pool.terminate()
+        if services.committer._connection is not None:
+            services.committer._connection.terminate()
         await incarnation.stop()
         await stack.aclose()
+        self.world.crashing -= 1
 
     async def request(
         self, method: str, path: str, token: str, content: object = None
@@ -161,6 +170,7 @@ class World:
         self.seed = 0
         self.servers: dict[str, Server] = {}
         self.playing: list[Server] = []
+        self.crashing = 0
 
     @property
     def loop(self) -> SimulationLoop:
@@ -225,12 +235,14 @@ async def running_world(dsns: Sequence[str], directory: Path) -> AsyncIterator[W
                     "POST",
                     "/register",
                     "",
-                    {"username": localpart, "password": "x" * 12, "auth": {"type": "m.login.dummy"}},
+                    {
+                        "username": localpart,
+                        "password": "x" * 12,
+                        "auth": {"type": "m.login.dummy"},
+                    },
                 )
                 assert status == 200, answer
-                server.people.append(
-                    Person(answer["user_id"], server.name, answer["access_token"])
-                )
+                server.people.append(Person(answer["user_id"], server.name, answer["access_token"]))
         yield world
     finally:
         await world.network.settle()
