@@ -46,8 +46,9 @@ def log() -> Iterator[io.StringIO]:
         f"MSISDN client_secret={SECRET}",
         f'b\'{{"token": "{SECRET}"}}\'',
         "ed25519 a_AbCd s3cr3t0v4lu3AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        f"POST /_matrix/client/v1/delayed_events/{SECRET}/restart",
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_C10_secrets_do_not_reach_the_log(text: str, log: io.StringIO):
     error = ValueError(text)
