@@ -67,6 +67,24 @@ LIST_CURRENT_STATES = statement(
     "SELECT room_id, state_id FROM rooms WHERE room_id = ANY($1::text[])",
 )
 
+# A scan of rooms, once in a while: an index would make every event write to it. Index
+# memberships_local.
+LIST_WITH_MANY_ENDS = statement(
+    "rooms.list_with_many_ends",
+    """
+    SELECT r.room_id
+    FROM rooms r
+    WHERE
+      cardinality(r.extremities) > $1
+      AND EXISTS (
+        SELECT FROM memberships m
+        WHERE m.room_nid = r.room_nid AND m.local AND m.membership = 'join'
+      )
+    ORDER BY cardinality(r.extremities) DESC
+    LIMIT $2
+    """,
+)
+
 
 async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
     """Return a room as its writers need it, or None when this server does not know it."""
@@ -91,3 +109,8 @@ async def list_local_members(queries: Queries, room_nid: int) -> dict[str, str |
 async def list_current_states(queries: Queries, room_ids: Sequence[str]) -> dict[str, int]:
     """Return the id of each room's current state."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_CURRENT_STATES, room_ids)}
+
+
+async def list_with_many_ends(queries: Queries, ends: int, limit: int) -> list[RoomId]:
+    """Return rooms of ours whose graphs have more than so many ends, those with the most first."""
+    return [row[0] for row in await queries.fetch(LIST_WITH_MANY_ENDS, ends, limit)]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from minihs.services.accounts import deactivation
 from minihs.services.ephemeral import typing_notifications
 from minihs.services.federation import transactions
-from minihs.services.rooms import delayed_events, redact_on_ban, sticky_events
+from minihs.services.rooms import (
+    delayed_events,
+    forget,
+    loose_ends,
+    redact_on_ban,
+    sticky_events,
+)
 from minihs.workers.runner import LeasedLoop
 
 LOOPS = (
@@ -15,5 +21,7 @@ LOOPS = (
     LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),
     LeasedLoop("sticky-expiry", 60_000, sticky_events.forget_expired),
     LeasedLoop("delayed-retention", 60_000, delayed_events.forget_finalised),
+    LeasedLoop("forgotten-rooms", 600_000, forget.purge_forgotten),
+    LeasedLoop("loose-ends", 60_000, loose_ends.tie_loose_ends),
     LeasedLoop("old-transactions", 3_600_000, transactions.forget_old),
 )

@@ -14,10 +14,11 @@ from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.protocol.room_versions import V11
-from minihs.services.rooms import missing
+from minihs.services.rooms import loose_ends, missing
 from minihs.services.rooms.commit import HistoryWrite, store_history
 from minihs.services.rooms.receive import Judge
 from minihs.services.rooms.send import send_event
+from minihs.services.rooms.visibility import DUMMY_EVENT
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from tests.helpers.mirror import forge, mirror, push, refresh, serve
 from tests.helpers.rooms import ALICE, MALLORY
@@ -411,6 +412,47 @@ async def test_A08_many_ends_are_merged(hs1: Homeserver, alice: User, evil: Evil
         await alice.say(room.room_id, f"{n}")
     assert len(await ends(hs1, room)) == 1
     assert len(await shown(alice, room)) == 112
+
+
+async def test_A08_where_nobody_speaks_the_ends_are_tied_by_events_that_nobody_sees(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    base = list(room.ends)
+    tips = [say(room, f"{n}", prev=base) for n in range(45)]
+    await push(evil, hs1, tips)
+    await alice.sync()
+    await loose_ends.tie_loose_ends(hs1.services)
+    left = await ends(hs1, room)
+    assert len(left) <= loose_ends.ENDS_MAX
+    (tie,) = left - {tip.event_id for tip in tips}
+    stored = await hs1.services.events.get(EventId(tie))
+    assert stored is not None
+    assert (stored.event.type, stored.event.content) == (DUMMY_EVENT, {})
+    assert await shown(alice, room) == [tip.event_id for tip in tips]
+    page = await alice.call("GET", f"/rooms/{quote(room.room_id)}/messages", dir="b", limit="3")
+    assert [event["event_id"] for event in page["chunk"]] == [
+        tip.event_id for tip in reversed(tips[-3:])
+    ]
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(tie)}"
+    assert (await alice.request("GET", path)).status == 404
+    assert DUMMY_EVENT not in str(await alice.sync())
+    # There is nothing more to do, and where nobody may speak, nothing is done.
+    await loose_ends.tie_loose_ends(hs1.services)
+    assert await ends(hs1, room) == left
+
+
+async def test_A08_where_nobody_may_speak_they_stay_loose(
+    hs1: Homeserver, alice: User, evil: EvilServer
+):
+    room = await mirror(hs1, await alice.create_room(room_version="11"))
+    await push(evil, hs1, [room.join(MALLORY)])
+    levels = {"users": {MALLORY: 100, ALICE: 0}, "events_default": 50}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    base = list(room.ends)
+    await push(evil, hs1, [say(room, f"{n}", prev=base) for n in range(20)])
+    await loose_ends.tie_loose_ends(hs1.services)
+    assert len(await ends(hs1, room)) == 20
 
 
 async def test_A14_redactions_of_what_must_stay_do_nothing(

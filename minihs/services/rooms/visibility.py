@@ -39,8 +39,19 @@ if TYPE_CHECKING:
 Seen = tuple[StoredEvent, str]
 """An event that may be shown, and the reader's membership when it was sent."""
 
+# What servers send to tie loose ends of a room's graph together. It says nothing to anybody. The
+# name is that of other servers, so that theirs is hidden here, and ours there.
+DUMMY_EVENT = "org.matrix.dummy_event"
+DUMMY_TEXT = DUMMY_EVENT.encode()
+
 VISIBILITY_KEY = ("m.room.history_visibility", "")
 MEMBER_EVENTS_MAX = 200  # How far back a user's last stay is looked for.
+
+
+def is_dummy(stored: StoredEvent) -> bool:
+    """Return whether an event only ties ends together. Nearly none is, so none is parsed for it."""
+    event = stored.event
+    return DUMMY_TEXT in event.json and event.type == DUMMY_EVENT
 
 
 async def visible(
@@ -62,8 +73,8 @@ async def visible(
     a break until now (as a view of /sync knows): events since then cost no look-up, and nothing is
     read for such a room's membership. `ignored` are the users whose messages the reader ignores.
     `sticky`: what is sticky now is shown to whoever is joined now, whatever the history visibility
-    (MSC4354#proposal). `queries` is where to read (the database unless given). An event of an erased sender may be
-    replaced by its redacted copy.
+    (MSC4354#proposal). `queries` is where to read (the database unless given). An event of an
+    erased sender may be replaced by its redacted copy.
 
     Spec: client-server-api#room-history-visibility
     """
@@ -74,6 +85,8 @@ async def visible(
     now_ms = services.clock.now_ms() if sticky else None
     for stored in events:
         if stored.status != ACCEPTED or stored.state_before is None:
+            continue
+        if is_dummy(stored):
             continue
         if stored.order is None and not _is_live(stored, now_ms):
             continue

@@ -231,6 +231,8 @@ def _after_last_gap(events: Sequence[StoredEvent]) -> int | None:
 def passes(stored: StoredEvent, filter_: EventFilter, ignored: frozenset[str]) -> bool:
     """Return whether an event is let into a timeline by the filter and the ignored users."""
     event = stored.event
+    if visibility.is_dummy(stored):
+        return False
     if ignored and event.sender in ignored and not event.is_state:
         return False
     return filter_.matches_all or filter_.matches(
