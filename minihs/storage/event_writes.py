@@ -261,7 +261,9 @@ _STATE = """
         joined_position = CASE
           WHEN old.membership = 'join' AND excluded.membership = 'join'
           THEN old.joined_position ELSE excluded.position END,
-        forgotten = excluded.forgotten, display_name = excluded.display_name,
+        -- Whoever is banned from a room that they have forgotten does not remember it again.
+        forgotten = old.forgotten AND excluded.membership IN ('leave', 'ban'),
+        display_name = excluded.display_name,
         avatar_url = excluded.avatar_url,
         -- Whoever joins anew has nothing to catch up on; a new display name changes nothing.
         read_position = CASE
