@@ -143,9 +143,9 @@ class GroupCommitter:
         """
         return self._submit(events, room, cursor, generation, rows)
 
-    async def commit_outside_event(self, event: EventWrite) -> int:
-        """Commit an event that has no place in its room, for its effects; return its position."""
-        return await self._submit([event], None, None, 0, ())
+    async def commit_outside_event(self, event: EventWrite, rows: Sequence[StreamRow] = ()) -> int:
+        """Commit an event that has no place in its room, for its effects, with rows."""
+        return await self._submit([event], None, None, 0, rows)
 
     async def commit_rows(self, rows: Sequence[StreamRow]) -> int:
         """Commit rows of other tables, all or none; return the position of the last one."""
