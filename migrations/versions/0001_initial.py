@@ -492,6 +492,20 @@ def upgrade() -> None:
         unique=True,
     )
     op.create_table(
+        "forgotten_rooms",
+        sa.Column(
+            "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
+        ),
+        sa.Column(
+            "since_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="When it was noticed that nobody here remembers it",
+        ),
+        sa.PrimaryKeyConstraint("room_nid", name=op.f("forgotten_rooms_pkey")),
+        comment="Rooms that every user of this server has forgotten: after a while they are purged",
+    )
+    op.create_table(
         "gaps",
         sa.Column(
             "event_nid",
@@ -557,6 +571,12 @@ def upgrade() -> None:
             nullable=False,
             comment="The user has forgotten the room (MSC4267)",
         ),
+        sa.Column(
+            "forgotten_position",
+            sa.BigInteger(),
+            nullable=True,
+            comment="In the stream, when they last did",
+        ),
         sa.Column("display_name", sa.Text(), nullable=True, comment="From the event"),
         sa.Column("avatar_url", sa.Text(), nullable=True, comment="From the event"),
         sa.Column(
@@ -580,6 +600,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("room_nid", "user_id", name=op.f("memberships_pkey")),
         comment="Current membership of each user that a room's state names, and what they have read",
         postgresql_with={"fillfactor": 80},
+    )
+    op.create_index(
+        "memberships_forgotten",
+        "memberships",
+        ["forgotten_position"],
+        unique=False,
+        postgresql_where=sa.text("forgotten"),
     )
     op.create_index(
         "memberships_local",
@@ -790,6 +817,29 @@ def upgrade() -> None:
         comment="Aliases of this server",
     )
     op.create_index("room_aliases_room_id", "room_aliases", ["room_id"], unique=False)
+    op.create_table(
+        "room_purges",
+        sa.Column(
+            "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
+        ),
+        sa.Column("began_ms", sa.BigInteger(), nullable=False, comment="When"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=True,
+            comment="In the stream; null: not announced yet",
+        ),
+        sa.Column(
+            "done",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="Nothing of the room is left but its number",
+        ),
+        sa.PrimaryKeyConstraint("room_nid", name=op.f("room_purges_pkey")),
+        comment="Rooms that are being purged, or were lately: who needs one finishes its purge first",
+    )
+    op.create_index("room_purges_position", "room_purges", ["position"], unique=False)
     op.create_table(
         "rooms",
         sa.Column(
@@ -1204,6 +1254,8 @@ def downgrade() -> None:
     op.drop_index("rooms_room_id_key", table_name="rooms")
     op.drop_index("rooms_published", table_name="rooms", postgresql_where=sa.text("published"))
     op.drop_table("rooms")
+    op.drop_index("room_purges_position", table_name="room_purges")
+    op.drop_table("room_purges")
     op.drop_index("room_aliases_room_id", table_name="room_aliases")
     op.drop_table("room_aliases")
     op.drop_table("reports")
@@ -1238,11 +1290,15 @@ def downgrade() -> None:
         table_name="memberships",
         postgresql_where=sa.text("local AND membership = 'join'"),
     )
+    op.drop_index(
+        "memberships_forgotten", table_name="memberships", postgresql_where=sa.text("forgotten")
+    )
     op.drop_table("memberships")
     op.drop_table("jobs")
     op.drop_table("invite_states")
     op.drop_index("gaps_room_nid", table_name="gaps")
     op.drop_table("gaps")
+    op.drop_table("forgotten_rooms")
     op.drop_index("filters_user_id_json_key", table_name="filters")
     op.drop_table("filters")
     op.drop_index("federation_transactions_received_ms", table_name="federation_transactions")

@@ -17,6 +17,10 @@ MEMBERSHIPS: Final = frozenset({"join", "invite", "leave", "ban", "knock"})
 """Everything that `membership` may say. `knock` needs room version 7."""
 
 
+INSIDE: Final = frozenset({"join", "invite", "knock"})
+"""Memberships of somebody who is in the room, or on their way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """What a membership event says about its user; wrong types read as absent."""

@@ -96,6 +96,8 @@ FORGET_FORCED_UPON_LEAVE = Name(
     "m.forget_forced_upon_leave", "org.matrix.msc4267.forget_forced_upon_leave", merged=True
 )
 
+FORGOTTEN_SECTION = "dev.minihs.forgotten"  # Ours: `rooms` of /sync; whatever was forgotten since.
+
 # MSC3759, leave metadata for deactivated users.
 DEACTIVATED = Name("m.deactivated", "org.matrix.msc3759.deactivated")
 

@@ -81,7 +81,9 @@ UNFINISHED_DEACTIVATIONS = statement(
       a.deactivated_ms IS NOT NULL
       AND EXISTS (
         SELECT FROM memberships m
-        WHERE m.user_id = a.user_id AND m.membership IN ('join', 'invite', 'knock')
+        WHERE
+          m.user_id = a.user_id
+          AND (m.membership IN ('join', 'invite', 'knock') OR NOT m.forgotten)
       )
     """,
 )
@@ -131,5 +133,8 @@ async def mark_deactivated(queries: Queries, user_id: str, now_ms: int, *, erase
 
 
 async def list_unfinished_deactivations(queries: Queries) -> Sequence[tuple[UserId, bool]]:
-    """Return deactivated users who are still in rooms, and whether they asked for erasure."""
+    """Return deactivated users who are still in rooms, and whether they asked for erasure.
+
+    Or who have left rooms and not forgotten them.
+    """
     return [(row[0], row[1]) for row in await queries.fetch(UNFINISHED_DEACTIVATIONS)]

@@ -131,25 +131,28 @@ COUNT_INVITES = statement(
     """,
 )
 
-# Primary key of memberships.
-MARK_FORGOTTEN = statement(
-    "membership.mark_forgotten",
+# Index memberships_user_id.
+LIST_REMEMBERED_ROOMS = statement(
+    "membership.list_remembered_rooms",
     """
-    UPDATE memberships m
-    SET forgotten = true
-    FROM rooms r
-    WHERE r.room_id = $1 AND m.room_nid = r.room_nid AND m.user_id = $2
-      AND m.membership = ANY(ARRAY['leave', 'ban'])
+    SELECT r.room_id
+    FROM memberships m
+    JOIN rooms r ON r.room_nid = m.room_nid
+    WHERE
+      m.user_id = $1 AND m.membership = ANY(ARRAY['leave', 'ban']) AND NOT m.forgotten
     """,
 )
 
 # Index memberships_user_id.
-MARK_ALL_FORGOTTEN = statement(
-    "membership.mark_all_forgotten",
+LIST_FORGOTTEN_ROOMS = statement(
+    "membership.list_forgotten_rooms",
     """
-    UPDATE memberships
-    SET forgotten = true
-    WHERE user_id = $1 AND membership = ANY(ARRAY['leave', 'ban']) AND NOT forgotten
+    SELECT r.room_id
+    FROM memberships m
+    JOIN rooms r ON r.room_nid = m.room_nid
+    WHERE
+      m.user_id = $1 AND m.membership = ANY(ARRAY['leave', 'ban']) AND m.forgotten
+      AND m.forgotten_position > $2 AND m.forgotten_position <= $3
     """,
 )
 
@@ -226,11 +229,14 @@ async def count_invites(queries: Queries, user_id: str, server_name: str) -> tup
     return (0, 0) if row is None else (row[0], row[1])
 
 
-async def mark_forgotten(queries: Queries, room_id: str, user_id: str) -> bool:
-    """Note that a user has forgotten a room; False when they have not left it."""
-    return await queries.execute(MARK_FORGOTTEN, room_id, user_id) != "UPDATE 0"
+async def list_remembered_rooms(queries: Queries, user_id: str) -> list[RoomId]:
+    """Return the rooms that a user has left and not forgotten."""
+    return [row[0] for row in await queries.fetch(LIST_REMEMBERED_ROOMS, user_id)]
 
 
-async def mark_all_forgotten(queries: Queries, user_id: str) -> None:
-    """Note that a user has forgotten every room that they are not in."""
-    await queries.execute(MARK_ALL_FORGOTTEN, user_id)
+async def list_forgotten_rooms(
+    queries: Queries, user_id: str, after: int, upto: int
+) -> list[RoomId]:
+    """Return the rooms that a user forgot in (after, upto], and is not in."""
+    rows = await queries.fetch(LIST_FORGOTTEN_ROOMS, user_id, after, upto)
+    return [row[0] for row in rows]

@@ -294,6 +294,7 @@ memberships = Table(
     _bigint("joined_position", "Since when the membership has been what it is, without a break"),
     _flag("local", "Whether the user is one of this server's", default="false"),
     _flag("forgotten", "The user has forgotten the room (MSC4267)"),
+    _bigint("forgotten_position", "In the stream, when they last did", null=True),
     _text("display_name", "From the event", null=True),
     _text("avatar_url", "From the event", null=True),
     _bigint("read_position", "Unthreaded read receipt: everything up to here is read"),
@@ -301,6 +302,7 @@ memberships = Table(
     _bigint("read_main_count", "rooms.main_count at read_main_position"),
     Index("memberships_user_id", "user_id", "membership"),
     Index("memberships_user_position", "user_id", "position"),
+    Index("memberships_forgotten", "forgotten_position", postgresql_where=text("forgotten")),
     Index(
         "memberships_local",
         "room_nid",
@@ -322,6 +324,25 @@ memberships = Table(
     ),
     postgresql_with={"fillfactor": 80},
     comment="Current membership of each user that a room's state names, and what they have read",
+)
+
+forgotten_rooms = Table(
+    "forgotten_rooms",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _bigint("since_ms", "When it was noticed that nobody here remembers it"),
+    comment="Rooms that every user of this server has forgotten: after a while they are purged",
+)
+
+room_purges = Table(
+    "room_purges",
+    metadata,
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    _bigint("began_ms", "When"),
+    _bigint("position", "In the stream; null: not announced yet", null=True),
+    _flag("done", "Nothing of the room is left but its number"),
+    Index("room_purges_position", "position"),
+    comment="Rooms that are being purged, or were lately: who needs one finishes its purge first",
 )
 
 invite_states = Table(

@@ -105,7 +105,30 @@ class StayRedaction:
         )
 
 
-StreamRow = AccountDataWrite | ReceiptWrite | TypingWrite | StickyEvent | StayRedaction
+@dataclass(frozen=True, slots=True)
+class ForgottenRoom:
+    """A local user forgets a room that they are not in; what they noted about it goes (MSC4267)."""
+
+    user_id: UserId
+    room_id: RoomId
+
+
+@dataclass(frozen=True, slots=True)
+class PurgedRoom:
+    """A room that nobody here remembers is being deleted: nothing of it may stay in memory."""
+
+    room_id: RoomId
+
+
+StreamRow = (
+    AccountDataWrite
+    | ReceiptWrite
+    | TypingWrite
+    | StickyEvent
+    | StayRedaction
+    | ForgottenRoom
+    | PurgedRoom
+)
 
 # Each writes a batch: the last of several rows with one key wins, as it comes last in the stream.
 WRITE_ACCOUNT_DATA = statement(
@@ -238,6 +261,47 @@ WRITE_STAY_REDACTIONS = statement(
     """,
 )
 
+# Primary key of memberships. Who has come back meanwhile does not forget.
+WRITE_FORGOTTEN = statement(
+    "stream_rows.write_forgotten",
+    """
+    UPDATE memberships m
+    SET forgotten = true, forgotten_position = new.position
+    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS new (room_id, user_id, position)
+    JOIN rooms r ON r.room_id = new.room_id
+    WHERE
+      m.room_nid = r.room_nid AND m.user_id = new.user_id
+      AND m.membership = ANY(ARRAY['leave', 'ban'])
+    """,
+)
+
+# Primary key of account_data.
+DELETE_FORGOTTEN_DATA = statement(
+    "stream_rows.delete_forgotten_data",
+    """
+    DELETE FROM account_data a
+    USING
+      unnest($1::text[], $2::text[]) AS forgotten (room_id, user_id),
+      rooms r, memberships m
+    WHERE
+      r.room_id = forgotten.room_id AND m.room_nid = r.room_nid
+      AND m.user_id = forgotten.user_id AND m.forgotten
+      AND a.user_id = forgotten.user_id AND a.room_id = forgotten.room_id
+    """,
+)
+
+# Unique index rooms_room_id_key; primary key of room_purges.
+WRITE_PURGED = statement(
+    "stream_rows.write_purged",
+    """
+    UPDATE room_purges p
+    SET position = new.position
+    FROM unnest($1::text[], $2::bigint[]) AS new (room_id, position)
+    JOIN rooms r ON r.room_id = new.room_id
+    WHERE p.room_nid = r.room_nid
+    """,
+)
+
 # Primary key of sticky_events.
 DELETE_UNSTUCK = statement(
     "stream_rows.delete_unstuck", "DELETE FROM sticky_events WHERE event_id = ANY($1::text[])"
@@ -309,3 +373,11 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
             [p for p, _ in stays],
         )
         await queries.execute(DELETE_UNSTUCK, [e for _, r in stays for e in r.unstuck])
+    forgotten = [(p, r) for p, r in rows if isinstance(r, ForgottenRoom)]
+    if forgotten:
+        places = [r.room_id for _, r in forgotten], [r.user_id for _, r in forgotten]
+        await queries.execute(WRITE_FORGOTTEN, *places, [p for p, _ in forgotten])
+        await queries.execute(DELETE_FORGOTTEN_DATA, *places)
+    purged = [(p, r) for p, r in rows if isinstance(r, PurgedRoom)]
+    if purged:
+        await queries.execute(WRITE_PURGED, [r.room_id for _, r in purged], [p for p, _ in purged])

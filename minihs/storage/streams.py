@@ -25,6 +25,8 @@ from minihs.storage.event_writes import Membership
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import (
     AccountDataWrite,
+    ForgottenRoom,
+    PurgedRoom,
     ReceiptWrite,
     StayRedaction,
     StickyEvent,
@@ -107,6 +109,28 @@ LIST_STICKY_EVENTS = statement(
     FROM sticky_events s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.position > $1 AND s.position <= $2
+    """,
+)
+
+# Index memberships_forgotten.
+LIST_FORGOTTEN = statement(
+    "streams.list_forgotten",
+    """
+    SELECT m.forgotten_position, m.user_id, r.room_id
+    FROM memberships m
+    JOIN rooms r ON r.room_nid = m.room_nid
+    WHERE m.forgotten AND m.forgotten_position > $1 AND m.forgotten_position <= $2
+    """,
+)
+
+# Index room_purges_position.
+LIST_PURGED = statement(
+    "streams.list_purged",
+    """
+    SELECT p.position, r.room_id
+    FROM room_purges p
+    JOIN rooms r ON r.room_nid = p.room_nid
+    WHERE p.position > $1 AND p.position <= $2
     """,
 )
 
@@ -250,6 +274,8 @@ class StreamFollower:
                 self._rooms.setdefault(room_id, deque()).append(positioned)
             if isinstance(positioned[1], StayRedaction):
                 self._note_stay(positioned[0], positioned[1])
+            elif isinstance(positioned[1], PurgedRoom):
+                self._events.drop_room(room_id)
         self.head = last
         while len(self._window) > WINDOW_ITEMS_MAX:
             self._drop_oldest()
@@ -326,6 +352,10 @@ class StreamFollower:
             items.append((row[0], StickyEvent(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_STAY_REDACTIONS, after, upto):
             items.append((row[0], StayRedaction.of_row(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_FORGOTTEN, after, upto):
+            items.append((row[0], ForgottenRoom(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_PURGED, after, upto):
+            items.append((row[0], PurgedRoom(*row[1:])))  # noqa: PERF401
         items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
         return items
 

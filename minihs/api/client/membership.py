@@ -8,10 +8,11 @@ import msgspec
 
 from minihs.base.errors import BadJson, Forbidden, InvalidParam, MissingParam
 from minihs.protocol.identifiers import parse_room_id, parse_user_id
+from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import read_flag
 from minihs.protocol.unstable import REDACT_EVENTS, Disagreement, strip
 from minihs.services.rooms import directory, forget, membership
-from minihs.services.rooms.membership import INSIDE, MembershipChange
+from minihs.services.rooms.membership import MembershipChange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

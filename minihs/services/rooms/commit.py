@@ -14,11 +14,13 @@ import orjson
 
 from minihs.base.tasks import give_way
 from minihs.protocol.client_format import stripped_state
+from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
-from minihs.services.rooms import notifications, redact_on_ban, state
+from minihs.services.rooms import forget, notifications, redact_on_ban, state
 from minihs.storage import delayed_events, history_writes, rooms, sticky_events
+from minihs.storage import membership as memberships
 from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
 from minihs.storage.event_writes import (
     DelayedOutcome,
@@ -28,7 +30,7 @@ from minihs.storage.event_writes import (
     RoomWrite,
 )
 from minihs.storage.history_writes import HistoryWrite, Refusal
-from minihs.storage.stream_rows import StickyEvent
+from minihs.storage.stream_rows import ForgottenRoom, StickyEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -216,6 +218,8 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
         lost=lost,
         server_name=services.server_name,
         may_redact=planned.may_redact,
+        leaving=await _leaving(services, room_before, became_current, lost),
+        forget_on_leave=services.config.forget_rooms_on_leave,
         ended_stays=ended_stays,
         is_redacted=stored.redacted_by is not None,
         sticky=sticky if stored.redacted_by is None else None,
@@ -227,6 +231,22 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     stored.main_count = head.main_count
     plan.writes.append(write)
     return stored
+
+
+async def _leaving(
+    services: Services, before: State, became_current: Sequence[Event], lost: Sequence[UserId]
+) -> set[str]:
+    """Return the local users who were in the room, invited or knocking before, and are not now."""
+    gone = {e.state_key or "" for e in became_current if not _is_inside(e)} | set(lost)
+    keys: list[StateKey] = [("m.room.member", u) for u in gone if services.is_local(u)]
+    if not keys:
+        return set()
+    members = await state.load_state_events(services, before, keys)
+    return {key[1] for key, stored in members.items() if _is_inside(stored.event)}
+
+
+def _is_inside(member_event: Event) -> bool:
+    return member_event.content.get("membership") in INSIDE
 
 
 async def _redact_late(
@@ -309,17 +329,28 @@ async def commit_outside_event(
     elif stored.order is not None:
         return stored
     write = EventWrite(stored, room_nid)
+    rows: list[StreamRow] = []
+    before = await memberships.fetch_membership(services.db, event.room_id, event.state_key or "")
+    is_leaving = before is not None and before.membership in INSIDE and not _is_inside(event)
     for effect in consequences.effects_of(
-        event, became_current=[event], lost=[], server_name=services.server_name, may_redact=False
+        event,
+        became_current=[event],
+        lost=[],
+        server_name=services.server_name,
+        may_redact=False,
+        leaving=[event.state_key or ""] if is_leaving else (),
+        forget_on_leave=services.config.forget_rooms_on_leave,
     ):
         match effect:
             case consequences.SetMembership():
                 write.memberships.append(_membership(event.room_id, effect))
+            case consequences.ForgetRoom(user_id):
+                rows.append(ForgottenRoom(user_id, event.room_id))
             case consequences.ShowInvite(user_id):
                 write.invite_states[user_id] = orjson.dumps(list(shown)).decode()
             case _:
                 pass  # Of those who are in the room.
-    await services.committer.commit_outside_event(write)
+    await services.committer.commit_outside_event(write, rows)
     return stored
 
 
@@ -345,6 +376,8 @@ async def store_history(
     for write in writes:
         if write.stored.event_id in covered:
             write.stored.redact_for_good(covered[write.stored.event_id])
+        if write.stored.order is not None:
+            write.stored.thread_root = _thread_root(write.stored.event)
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
             write.stored.sticky_until_ms = sticky.end_ms
@@ -397,11 +430,16 @@ async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now
 
 
 async def ensure_room(services: Services, room_id: str, room_version: RoomVersion) -> int:
-    """Return the surrogate key of a room; it is made, without events, if it is not known."""
+    """Return the surrogate key of a room; it is made, without events, if it is not known.
+
+    Of a room that is being deleted nothing is left when it returns.
+    """
     await services.room_numbers.reserve(1)
-    return await history_writes.ensure_room(
+    room_nid = await history_writes.ensure_room(
         services.db, services.room_numbers.take(), room_id, room_version.identifier
     )
+    await forget.finish_purge(services, room_nid)
+    return room_nid
 
 
 async def _member_changes(
@@ -436,6 +474,8 @@ async def _carry_out(
             write.invite_states[user_id] = orjson.dumps(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
+        case consequences.ForgetRoom(user_id):
+            plan.rows.append(ForgottenRoom(user_id, head.room_id))
         case consequences.RedactStay(stay):
             plan.rows.append(stay)
         case consequences.RecordStickiness(until_ms):

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.protocol.identifiers import server_name_of
+from minihs.protocol.membership import is_deactivation_leave
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, ServerName, UserId
@@ -35,6 +36,16 @@ class SetMembership:
     display_name: str | None
     avatar_url: str | None
     local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRoom:
+    """A local user forgets the room by leaving it, however that came about.
+
+    Where the server does so, or as nobody can do it for a deactivated user. MSC4267#proposal
+    """
+
+    user_id: UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,14 @@ class CountUnread:
 
 
 Effect = (
-    SetMembership | ShowInvite | Redact | RedactStay | RecordStickiness | MarkRead | CountUnread
+    SetMembership
+    | ForgetRoom
+    | ShowInvite
+    | Redact
+    | RedactStay
+    | RecordStickiness
+    | MarkRead
+    | CountUnread
 )
 
 
@@ -96,6 +114,8 @@ def effects_of(
     lost: Sequence[UserId],
     server_name: ServerName,
     may_redact: bool,
+    leaving: Collection[str] = (),
+    forget_on_leave: bool = False,
     ended_stays: Sequence[StayRedaction] = (),
     is_redacted: bool = False,
     sticky: Stickiness | None = None,
@@ -106,9 +126,10 @@ def effects_of(
     `became_current` are the member events that are part of the room's current state only since it:
     usually none or itself, more where state resolution changed its mind. `lost` are the users whose
     membership the state no longer names. `may_redact`: its sender had the power to redact the event
-    it names, or is on the server of that event's sender. `ended_stays` are those that kicks and
-    bans among `became_current` redact. `is_redacted`: the event itself was redacted before it came.
-    `sticky` is when the event is sticky.
+    it names, or is on the server of that event's sender. `leaving` are the local users who were in
+    the room, invited or knocking, and are so no more; `forget_on_leave`: to leave is to forget.
+    `ended_stays` are those that kicks and bans among `became_current` redact. `is_redacted`: the
+    event itself was redacted before it came. `sticky` is when the event is sticky.
     """
     effects: list[Effect] = []
     local_sender = server_name_of(event.sender) == server_name
@@ -119,6 +140,13 @@ def effects_of(
         effects.append(
             SetMembership(user_id, "leave", event.event_id, event.sender, None, None, local)
         )
+    effects += [
+        ForgetRoom(member_event.state_key)  # type: ignore[arg-type]  # a user id
+        for member_event in became_current
+        if member_event.state_key in leaving
+        and (forget_on_leave or is_deactivation_leave(member_event))
+    ]
+    effects += [ForgetRoom(user_id) for user_id in lost if forget_on_leave and user_id in leaving]
     if event.type == "m.room.redaction" and event.redacts is not None and may_redact:
         effects.append(Redact(event.redacts))
     effects += [RedactStay(stay) for stay in ended_stays]

@@ -27,9 +27,10 @@ from minihs.base.errors import (
 from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_user_id
-from minihs.protocol.membership import MEMBERSHIPS, membership_of
+from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
 from minihs.protocol.unstable import DEACTIVATED
 from minihs.services.rooms import remote_membership
+from minihs.services.rooms.forget import forget_all_left_rooms
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.remote_membership import Elsewhere, RemoteChange
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INSIDE = frozenset({"join", "invite", "knock"})
 ROOMS_AT_ONCE = 16
 AUTHORISING_USER = "join_authorised_via_users_server"
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
@@ -284,7 +284,7 @@ async def leave_all_rooms(services: Services, user_id: UserId, *, deactivated: b
     rooms = await memberships.list_rooms(services.db, user_id, sorted(INSIDE))
     failed = await _in_each_room(rooms, leave)
     if deactivated:
-        await memberships.mark_all_forgotten(services.db, user_id)
+        await forget_all_left_rooms(services, user_id)
     if failed:
         raise Unavailable(f"{len(failed)} rooms could not be left.")
 

@@ -94,11 +94,18 @@ def answer_json(
     invite: Mapping[str, Json],
     knock: Mapping[str, Json],
     leave: Mapping[str, Json],
+    forgotten: Mapping[str, Json],
     account_data: Sequence[Json],
 ) -> Json:
     """Return the whole answer; what is empty is left out."""
     answer: Json = {"next_batch": next_batch}
-    sections = {"join": join, "invite": invite, "knock": knock, "leave": leave}
+    sections = {
+        "join": join,
+        "invite": invite,
+        "knock": knock,
+        "leave": leave,
+        unstable.FORGOTTEN_SECTION: forgotten,
+    }
     rooms = {name: rooms for name, rooms in sections.items() if rooms}
     if rooms:
         answer["rooms"] = rooms

@@ -20,9 +20,10 @@ from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import account_data, state, timeline
-from minihs.storage import timelines
+from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
+from minihs.storage.stream_rows import ForgottenRoom
 
 if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId
@@ -105,10 +106,11 @@ async def _collect(
     invite = await _shown_from_outside(services, request, rooms, "invite", "invite_state")
     knock = await _shown_from_outside(services, request, rooms, "knock", "knock_state")
     leave = await _left_rooms(services, request, left)
+    forgotten = await _forgotten_rooms(services, request, rooms, upto)
     global_data = data.get("", [])
-    has_news = bool(join or invite or knock or leave or global_data)
+    has_news = bool(join or invite or knock or leave or forgotten or global_data)
     next_batch = format_token(upto, backlogs)
-    answer = assemble.answer_json(next_batch, join, invite, knock, leave, global_data)
+    answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten, global_data)
     return answer, has_news
 
 
@@ -212,6 +214,35 @@ async def _left_in_database(
         for row in rows
         if since is not None or not row[5]  # What is forgotten is told once more, then never.
     ]
+
+
+async def _forgotten_rooms(
+    services: Services, request: SyncRequest, rooms: dict[str, RoomMembership], upto: int
+) -> dict[str, Json]:
+    """Return the rooms that the user has forgotten since the client's position, here or elsewhere.
+
+    It is the only way for the user's other devices to hear of it. Ours: MSC4267#proposal leaves it
+    out.
+    """
+    since = request.since
+    if since is None:
+        return {}
+    if services.follower.floor <= since:
+        items = services.follower.items_after(since)
+        found = [
+            item.room_id
+            for item in items
+            if isinstance(item, ForgottenRoom) and item.user_id == request.user_id
+        ]
+    else:
+        found = list(
+            await membership.list_forgotten_rooms(services.db, request.user_id, since, upto)
+        )
+    return {
+        room_id: {}
+        for room_id in found
+        if room_id not in rooms and request.filter.room.has_room(room_id)
+    }
 
 
 async def _left_rooms(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from minihs.storage import membership
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
-from minihs.storage.stream_rows import AccountDataWrite
+from minihs.storage.stream_rows import AccountDataWrite, ForgottenRoom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +132,7 @@ class Views:
                 self._touch(self._by_room.get(item.event.room_id), position, concerned)
             elif isinstance(item, Membership):
                 self._follow_membership(position, item, concerned)
-            elif isinstance(item, AccountDataWrite):
+            elif isinstance(item, AccountDataWrite | ForgottenRoom):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
             else:

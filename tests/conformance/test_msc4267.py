@@ -1,0 +1,513 @@
+"""MSC4267: forgetting rooms, when users ask for it and when the server does it on its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from minihs.services.rooms import forget
+from tests.helpers import deliveries
+from tests.helpers.mirror import mirror, push, refresh
+from tests.helpers.rooms import MALLORY
+
+if TYPE_CHECKING:
+    from minihs.base.clock import ManualClock
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import Federation
+
+pytestmark = pytest.mark.spec("MSC4267#proposal")
+
+CAPABILITY = "m.forget_forced_upon_leave"
+UNSTABLE_CAPABILITY = "org.matrix.msc4267.forget_forced_upon_leave"
+FORGOTTEN = "dev.minihs.forgotten"
+WITH_LEFT_ROOMS = '{"room":{"include_leave":true}}'
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+async def forgetful(federation: Federation) -> Homeserver:
+    """A server where to leave is to forget."""
+    return await federation.start("hs1", forget_rooms_on_leave=True)
+
+
+@pytest.fixture
+async def remembering(federation: Federation) -> Homeserver:
+    """A server that leaves it to its users."""
+    return await federation.start("hs1")
+
+
+async def people(server: Homeserver) -> tuple[User, User, str]:
+    """Return Alice, Bob, and a room of hers that he has joined."""
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await alice.say(room_id)
+    return alice, bob, room_id
+
+
+async def remove(moderator: User, room_id: str, how: str, user: User) -> None:
+    path = f"/rooms/{quote(room_id)}/{how}"
+    await moderator.call("POST", path, {"user_id": user.user_id})
+
+
+async def ask_to_forget(user: User, room_id: str) -> tuple[int, str | None]:
+    answer = await user.request("POST", f"/rooms/{quote(room_id)}/forget", {})
+    return answer.status, answer.json.get("errcode")
+
+
+async def may_read(user: User, room_id: str) -> bool:
+    """Return whether a user gets at the history of a room."""
+    answer = await user.request("GET", f"/rooms/{quote(room_id)}/messages", dir="b")
+    assert answer.status in (200, 403)
+    return bool(answer.status == 200)
+
+
+async def sections(user: User, room_id: str, **query: str) -> list[str]:
+    """Return in which sections of a sync the room is."""
+    rooms = (await user.sync(**query)).get("rooms", {})
+    return [name for name, section in rooms.items() if room_id in section]
+
+
+async def initial_sections(user: User, room_id: str) -> list[str]:
+    user.since = None
+    return await sections(user, room_id, filter=WITH_LEFT_ROOMS)
+
+
+# --- F-1, F-5: to leave is to forget, however it comes about ------------------------------------
+
+
+async def test_f1_who_leaves_forgets(forgetful: Homeserver):
+    _, bob, room_id = await people(forgetful)
+    await bob.leave(room_id)
+    assert not await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+async def test_f5_who_is_removed_forgets(forgetful: Homeserver, how: str):
+    alice, bob, room_id = await people(forgetful)
+    await remove(alice, room_id, how, bob)
+    assert not await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
+
+
+@pytest.mark.parametrize("membership", ["leave", "ban"])
+async def test_f5_who_is_removed_by_another_server_forgets(
+    federation: Federation, forgetful: Homeserver, membership: str
+):
+    alice, bob, room_id = await people(forgetful)
+    evil = federation.evil()
+    room = await mirror(forgetful, room_id)
+    await push(evil, forgetful, [room.join(MALLORY)])
+    await alice.put_state(room_id, "m.room.power_levels", {"users": {MALLORY: 50}})
+    await refresh(room, forgetful)
+    removal = {"membership": membership}
+    await push(
+        evil,
+        forgetful,
+        [room.send(MALLORY, "m.room.member", removal, state_key=bob.user_id)],
+    )
+    assert not await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
+
+
+async def test_f1_who_rejects_an_invite_forgets(forgetful: Homeserver):
+    alice, _, room_id = await people(forgetful)
+    carol = await forgetful.register("carol")
+    await alice.invite(room_id, carol)
+    await carol.leave(room_id)
+    assert await initial_sections(carol, room_id) == []
+
+
+async def test_f1_who_retracts_a_knock_forgets(forgetful: Homeserver):
+    alice, _, room_id = await people(forgetful)
+    await alice.put_state(room_id, "m.room.join_rules", {"join_rule": "knock"})
+    carol = await forgetful.register("carol")
+    await carol.call("POST", f"/knock/{quote(room_id)}", {})
+    await carol.leave(room_id)
+    assert await initial_sections(carol, room_id) == []
+
+
+async def test_f1_who_is_banned_while_invited_forgets(forgetful: Homeserver):
+    alice, _, room_id = await people(forgetful)
+    carol = await forgetful.register("carol")
+    await alice.invite(room_id, carol)
+    await remove(alice, room_id, "ban", carol)
+    assert await initial_sections(carol, room_id) == []
+
+
+async def test_f1_who_was_never_there_has_nothing_to_forget(forgetful: Homeserver):
+    alice, _, room_id = await people(forgetful)
+    carol = await forgetful.register("carol")
+    await carol.sync()
+    await remove(alice, room_id, "ban", carol)
+    assert FORGOTTEN not in await sections(carol, room_id)
+
+
+async def test_f1_switching_it_on_sweeps_nothing(
+    federation: Federation, remembering: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    """What was left before stays readable, also if its reader is banned later."""
+    alice, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    config = type(remembering.services.config)
+    monkeypatch.setattr(config, "forget_rooms_on_leave", True)
+    await remove(alice, room_id, "ban", bob)
+    assert await may_read(bob, room_id)
+    await remove(alice, room_id, "unban", bob)
+    await bob.join(room_id)
+    await bob.leave(room_id)
+    assert not await may_read(bob, room_id)
+
+
+# --- F-2, F-3: the capability -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_f2_the_capability_says_what_the_option_says(
+    federation: Federation,
+    enabled: bool,
+):
+    server = await federation.start("hs1", forget_rooms_on_leave=enabled, allow_guests=True)
+    user = await server.register("alice")
+    made = await server.request("POST", "/register", {}, {"kind": "guest"})
+    guest = type(user)(server, made.json["user_id"], made.json["access_token"])
+    for who in (user, guest):
+        capabilities = (await who.call("GET", "/capabilities"))["capabilities"]
+        assert capabilities[CAPABILITY] == {"enabled": enabled}
+        assert capabilities[UNSTABLE_CAPABILITY] == {"enabled": enabled}
+
+
+# --- F-6, F-7: history --------------------------------------------------------------------------
+
+
+READS = [
+    "messages?dir=b",
+    "state",
+    "state/m.room.create/",
+    "members",
+    "joined_members",
+]
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_f6_nothing_of_a_forgotten_room_can_be_read(remembering: Homeserver, path: str):
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    assert await ask_to_forget(bob, room_id) == (200, None)
+    name, _, query = path.partition("?")
+    answer = await bob.request(
+        "GET", f"/rooms/{quote(room_id)}/{name}", None, **dict([query.split("=")] if query else [])
+    )
+    assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+
+
+@pytest.mark.parametrize("kind", ["event", "context"])
+async def test_f6_no_event_of_a_forgotten_room_can_be_read(remembering: Homeserver, kind: str):
+    alice, bob, room_id = await people(remembering)
+    event_id = await alice.say(room_id)
+    await bob.leave(room_id)
+    path = f"/rooms/{quote(room_id)}/{kind}/{quote(event_id)}"
+    assert (await bob.request("GET", path)).status == 200
+    await ask_to_forget(bob, room_id)
+    assert (await bob.request("GET", path)).status in (403, 404)
+
+
+async def test_f7_without_the_option_a_left_room_stays_readable(remembering: Homeserver):
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    assert await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == ["leave"]
+
+
+# --- F-8: the endpoint --------------------------------------------------------------------------
+
+
+async def test_f8_a_room_must_be_left_first(remembering: Homeserver):
+    alice, bob, room_id = await people(remembering)
+    assert await ask_to_forget(bob, room_id) == (400, "M_UNKNOWN")
+    carol = await remembering.register("carol")
+    await alice.invite(room_id, carol)
+    assert await ask_to_forget(carol, room_id) == (400, "M_UNKNOWN")
+
+
+async def test_f8_what_was_left_can_be_forgotten_and_again(remembering: Homeserver):
+    alice, bob, room_id = await people(remembering)
+    for how in ("kick", "ban"):
+        await remove(alice, room_id, how, bob)
+        for _ in range(2):
+            assert await ask_to_forget(bob, room_id) == (200, None)
+    stranger = await remembering.register("stranger")
+    assert await ask_to_forget(stranger, room_id) == (200, None)
+
+
+# --- F-9, F-10: what a sync shows ---------------------------------------------------------------
+
+
+async def test_f9_an_initial_sync_does_not_show_what_is_forgotten(remembering: Homeserver):
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
+
+
+@pytest.mark.parametrize("long_ago", [False, True])
+async def test_f10_a_device_that_was_away_is_shown_the_leave_once(
+    forgetful: Homeserver,
+    long_ago: bool,
+):
+    """`long_ago`: the stream's window in memory does not reach back to where the device was."""
+    _, bob, room_id = await people(forgetful)
+    await bob.sync()
+    await bob.leave(room_id)
+    if long_ago:
+        forgetful.services.follower.floor = forgetful.services.follower.head
+    assert sorted(await sections(bob, room_id)) == [FORGOTTEN, "leave"]
+    assert await sections(bob, room_id) == []
+
+
+# --- F-11: remembering --------------------------------------------------------------------------
+
+
+async def test_f11_an_invite_ends_the_forgetting(forgetful: Homeserver):
+    alice, bob, room_id = await people(forgetful)
+    await bob.leave(room_id)
+    await bob.sync()
+    await alice.invite(room_id, bob)
+    assert await sections(bob, room_id) == ["invite"]
+    assert await initial_sections(bob, room_id) == ["invite"]
+    await bob.join(room_id)
+    assert await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == ["join"]
+
+
+async def test_f11_who_comes_back_at_once_is_in_the_room(forgetful: Homeserver):
+    _, bob, room_id = await people(forgetful)
+    await bob.sync()
+    await bob.leave(room_id)
+    await bob.join(room_id)
+    assert "join" in await sections(bob, room_id)
+    assert await initial_sections(bob, room_id) == ["join"]
+
+
+async def test_f11_a_ban_is_no_reason_to_remember(remembering: Homeserver):
+    alice, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    await remove(alice, room_id, "ban", bob)
+    assert await initial_sections(bob, room_id) == []
+
+
+# --- F-12: rooms that everybody forgot ----------------------------------------------------------
+
+
+ROWS = """
+    SELECT
+      (SELECT count(*) FROM events e JOIN rooms r USING (room_nid) WHERE r.room_id = $1)
+      + (SELECT count(*) FROM memberships m JOIN rooms r USING (room_nid) WHERE r.room_id = $1)
+"""
+
+
+async def rows_of(server: Homeserver, room_id: str) -> int:
+    """Return how many events and memberships of a room there are."""
+    return int(str(await server.services.db.fetchval(ROWS, room_id)))
+
+
+async def pass_days(server: Homeserver, clock: ManualClock, days: int) -> None:
+    """Let the loop notice what is forgotten, and again after some days."""
+    await forget.purge_forgotten(server.services)
+    clock.advance_ms(days * DAY_MS)
+    await forget.purge_forgotten(server.services)
+
+
+async def test_f12_a_room_that_everybody_forgot_is_deleted_after_a_while(
+    forgetful: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(forgetful)
+    clock.advance_ms(1)
+    other = await alice.create_room()
+    await bob.leave(room_id)
+    await alice.leave(room_id)
+    await pass_days(forgetful, clock, 6)
+    assert await rows_of(forgetful, room_id) > 0
+    await pass_days(forgetful, clock, 1)
+    assert await rows_of(forgetful, room_id) == 0
+    assert await rows_of(forgetful, other) > 0
+    left = await forgetful.services.db.fetchval(
+        "SELECT count(*) FROM states s WHERE NOT EXISTS (SELECT FROM events e WHERE "
+        "s.state_id IN (e.state_before, e.state_after, e.room_state_before, e.room_state_after))"
+    )
+    assert left == 0
+
+
+async def test_f12_a_room_that_somebody_remembers_is_kept(
+    forgetful: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(forgetful)
+    await bob.leave(room_id)
+    await pass_days(forgetful, clock, 30)
+    assert await may_read(alice, room_id)
+
+
+async def test_f12_a_room_to_which_somebody_is_invited_is_kept(
+    forgetful: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(forgetful)
+    carol = await forgetful.register("carol")
+    await bob.leave(room_id)
+    await forget.purge_forgotten(forgetful.services)
+    await alice.invite(room_id, carol)
+    await alice.leave(room_id)
+    await pass_days(forgetful, clock, 30)
+    await carol.join(room_id)
+    assert await may_read(carol, room_id)
+
+
+async def test_f12_a_room_that_is_remembered_at_the_last_moment_is_kept(
+    forgetful: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(forgetful)
+    for user in (alice, bob):
+        await user.leave(room_id)
+    await forget.purge_forgotten(forgetful.services)
+    await bob.join(room_id)
+    clock.advance_ms(8 * DAY_MS)
+    await forget.purge_forgotten(forgetful.services)
+    assert await may_read(bob, room_id)
+    await bob.leave(room_id)
+    await forget.purge_forgotten(forgetful.services)
+    assert await rows_of(forgetful, room_id) > 0, "the time begins anew"
+
+
+async def test_f12_a_reported_room_is_kept(forgetful: Homeserver, clock: ManualClock):
+    alice, bob, room_id = await people(forgetful)
+    await bob.call("POST", f"/rooms/{quote(room_id)}/report", {"reason": "look"})
+    for user in (alice, bob):
+        await user.leave(room_id)
+    await pass_days(forgetful, clock, 30)
+    assert await rows_of(forgetful, room_id) > 0
+
+
+async def test_f12_without_the_option_users_forget_rooms_until_they_are_deleted(
+    remembering: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(remembering)
+    for user in (alice, bob):
+        await user.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    await pass_days(remembering, clock, 30)
+    assert await may_read(alice, room_id)
+    await ask_to_forget(alice, room_id)
+    await pass_days(remembering, clock, 30)
+    assert await rows_of(remembering, room_id) == 0
+
+
+async def test_f12_an_interrupted_deletion_is_finished_by_whoever_needs_the_room(
+    forgetful: Homeserver, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    alice, bob, room_id = await people(forgetful)
+    for user in (alice, bob):
+        await user.leave(room_id)
+    await forget.purge_forgotten(forgetful.services)
+    clock.advance_ms(8 * DAY_MS)
+
+    async def die(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget, "finish_purge", die)
+        with pytest.raises(RuntimeError):
+            await forget.purge_forgotten(forgetful.services)
+    assert await rows_of(forgetful, room_id) > 0
+    assert not await may_read(bob, room_id)
+    answer = await bob.request("POST", f"/join/{quote(room_id)}", {})
+    assert answer.status in (403, 404)
+    await forget.purge_forgotten(forgetful.services)
+    assert await rows_of(forgetful, room_id) == 0
+
+
+async def test_f12_who_is_invited_to_a_deleted_room_finds_it_on_another_server(
+    federation: Federation, clock: ManualClock
+):
+    hs1 = await federation.start("hs1", forget_rooms_on_leave=True)
+    hs2 = await federation.start("hs2")
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await bob.create_room()
+    await bob.invite(room_id, alice)
+    await alice.call("POST", f"/join/{quote(room_id)}", {}, via="hs2")
+    await alice.say(room_id, "before")
+    await alice.leave(room_id)
+    await deliveries.begin(hs1.services)
+    await deliveries.settled(hs1.services)
+    await pass_days(hs1, clock, 8)
+    assert await rows_of(hs1, room_id) == 0
+    await bob.invite(room_id, alice)
+    await alice.call("POST", f"/join/{quote(room_id)}", {}, via="hs2")
+    after = await alice.say(room_id, "after")
+    path = f"/rooms/{quote(room_id)}/event/{quote(after)}"
+    assert (await alice.call("GET", path))["content"]["body"] == "after"
+    members = await alice.call("GET", f"/rooms/{quote(room_id)}/joined_members")
+    assert set(members["joined"]) == {alice.user_id, bob.user_id}
+
+
+# --- F-13: the other devices are told -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("long_ago", [False, True])
+async def test_f13_a_sync_tells_what_was_forgotten_elsewhere(
+    remembering: Homeserver,
+    long_ago: bool,
+):
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    await bob.sync()
+    await ask_to_forget(bob, room_id)
+    if long_ago:
+        remembering.services.follower.floor = remembering.services.follower.head
+    answer = await bob.sync()
+    assert answer["rooms"] == {FORGOTTEN: {room_id: {}}}
+    assert await sections(bob, room_id) == []
+
+
+async def test_f13_what_was_forgotten_and_joined_again_is_joined(remembering: Homeserver):
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    await bob.sync()
+    await ask_to_forget(bob, room_id)
+    await bob.join(room_id)
+    assert await sections(bob, room_id) == ["join"]
+
+
+async def test_f13_what_users_noted_about_a_room_is_dropped(remembering: Homeserver):
+    _, bob, room_id = await people(remembering)
+    path = f"/user/{quote(bob.user_id)}/rooms/{quote(room_id)}"
+    await bob.call("PUT", f"{path}/tags/m.favourite", {"order": 0.5})
+    await bob.call("PUT", f"{path}/account_data/org.example", {"a": 1})
+    await bob.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    assert (await bob.call("GET", f"{path}/tags"))["tags"] == {}
+    assert (await bob.request("GET", f"{path}/account_data/org.example")).status == 404
+
+
+# --- F-14: no moment in between -----------------------------------------------------------------
+
+
+async def test_f14_leaving_and_forgetting_are_one_transaction(
+    forgetful: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    """Were the forgetting written later, the leave would be there without it."""
+    _, bob, room_id = await people(forgetful)
+    committer = forgetful.services.committer
+
+    async def nothing_more(*_: object) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(committer, "commit_rows", nothing_more)
+    await bob.leave(room_id)
+    row = await forgetful.services.db.fetchrow(
+        "SELECT membership, forgotten FROM memberships WHERE user_id = $1", bob.user_id
+    )
+    assert row is not None
+    assert tuple(row) == ("leave", True)
