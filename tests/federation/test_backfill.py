@@ -60,14 +60,19 @@ class Past:
         }
 
 
+async def join(user: User, evil: EvilServer, past: Past) -> None:
+    """Let a user of hs1 join the room."""
+    evil.on("GET", API + "/make_join/{roomId}/{userId}", past.make_join)
+    evil.on("PUT", "/_matrix/federation/v2/send_join/{roomId}/{eventId}", past.send_join)
+    room_id = quote(past.room.room_id, safe="")
+    await user.call("POST", f"/join/{room_id}", {}, server_name="evil")
+
+
 @pytest.fixture
 async def past(alice: User, evil: EvilServer, version: str) -> Past:
     """A room that Alice has joined after thirty messages."""
     past = Past(evil, version)
-    evil.on("GET", API + "/make_join/{roomId}/{userId}", past.make_join)
-    evil.on("PUT", "/_matrix/federation/v2/send_join/{roomId}/{eventId}", past.send_join)
-    room_id = quote(past.room.room_id, safe="")
-    await alice.call("POST", f"/join/{room_id}", {}, server_name="evil")
+    await join(alice, evil, past)
     return past
 
 
@@ -152,10 +157,7 @@ async def test_who_may_not_see_the_past_does_not(alice: User, evil: EvilServer, 
         MALLORY, "m.room.history_visibility", {"history_visibility": "joined"}, state_key=""
     )
     hidden = past.say("hidden")
-    evil.on("GET", API + "/make_join/{roomId}/{userId}", past.make_join)
-    evil.on("PUT", "/_matrix/federation/v2/send_join/{roomId}/{eventId}", past.send_join)
-    room_id = quote(past.room.room_id, safe="")
-    await alice.call("POST", f"/join/{room_id}", {}, server_name="evil")
+    await join(alice, evil, past)
     ids = await pages(alice, past, 10)
     assert hidden.event_id not in ids
     assert past.said[0].event_id in ids
@@ -187,6 +189,21 @@ async def test_a_gap_in_the_middle_is_filled_where_it_is(
     assert lost[0].event_id in ids
 
 
+@pytest.mark.spec("client-server-api#threading")
+async def test_threads_of_the_past_are_known(
+    hs1: Homeserver, alice: User, evil: EvilServer, version: str
+):
+    past = Past(evil, version)
+    root = past.said[3]
+    relation = {"rel_type": "m.thread", "event_id": root.event_id}
+    content = {"body": "in the thread", "m.relates_to": relation}
+    threaded = past.room.send(MALLORY, "m.room.message", content)
+    await join(alice, evil, past)
+    await pages(alice, past, 100)
+    assert (await stored_as(hs1, threaded)).thread_root == root.event_id
+    assert (await stored_as(hs1, root)).thread_root is None
+
+
 async def test_redactions_of_the_past_apply(
     hs1: Homeserver, alice: User, evil: EvilServer, version: str
 ):
@@ -195,10 +212,7 @@ async def test_redactions_of_the_past_apply(
     for target in targets:
         content = {"redacts": target.event_id}
         past.room.send(MALLORY, "m.room.redaction", content)
-    evil.on("GET", API + "/make_join/{roomId}/{userId}", past.make_join)
-    evil.on("PUT", "/_matrix/federation/v2/send_join/{roomId}/{eventId}", past.send_join)
-    room_id = quote(past.room.room_id, safe="")
-    await alice.call("POST", f"/join/{room_id}", {}, server_name="evil")
+    await join(alice, evil, past)
 
     def ten(request: Received) -> object:
         ids = past.answers.backwards([request.query["v"]], 10, ())
@@ -229,10 +243,7 @@ async def test_A12_history_goes_on_past_rejected_events(
         past.room.events[draft.event_id] = draft
         past.room.state_after[draft.event_id] = past.room.state_of(past.room.ends)
         past.room.ends = [draft]
-    evil.on("GET", API + "/make_join/{roomId}/{userId}", past.make_join)
-    evil.on("PUT", "/_matrix/federation/v2/send_join/{roomId}/{eventId}", past.send_join)
-    room_id = quote(past.room.room_id, safe="")
-    await alice.call("POST", f"/join/{room_id}", {}, server_name="evil")
+    await join(alice, evil, past)
 
     def five(request: Received) -> object:
         ids = past.answers.backwards([request.query["v"]], 5, ())
