@@ -31,6 +31,12 @@ class SharedWork(Generic[K, V]):
             task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
 
+    async def wait_for(self, is_meant: Callable[[K], bool], timeout_s: float) -> None:
+        """Wait for the work under way for some keys, whatever comes of it, up to `timeout_s`."""
+        meant = [task for key, task in self._running.items() if is_meant(key)]
+        if meant:
+            await asyncio.wait(meant, timeout=timeout_s)
+
     def _ended(self, key: K, task: asyncio.Task[V]) -> None:
         del self._running[key]
         if not task.cancelled():

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.protocol.events import Event
 from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, Room
 
@@ -490,3 +491,43 @@ async def test_a_join_is_asked_for_once_by_whoever_wants_it(bob: User, resident:
 
     assert len(resident.server.asked("/make_join/")) == 1
     assert len(resident.server.asked("/send_join/")) == 1
+
+
+async def test_what_is_said_while_the_join_is_on_its_way_back_is_not_lost(
+    bob: User, resident: Resident
+):
+    """The room has taken the join, and its answer is still under way when somebody speaks."""
+    import asyncio
+
+    room, server = resident.room, resident.server
+    answered, said = asyncio.Event(), asyncio.Event()
+
+    async def send_join(received: Received) -> object:
+        answer = resident._send_join(received)
+        assert isinstance(received.content, dict)
+        join = Event.from_pdu(received.content, room.room_version)
+        room.accept(join)
+        answered.set()
+        await said.wait()
+        return answer
+
+    server.on("PUT", SEND_JOIN, send_join)
+    joining = asyncio.ensure_future(enter(bob, resident.room_id, "hs1"))
+    await answered.wait()
+    message = room.send(ALICE, "m.room.message", {"msgtype": "m.text", "body": "Hello!"})
+
+    pushing = asyncio.ensure_future(
+        server.request(
+            "hs2",
+            "PUT",
+            "/_matrix/federation/v1/send/1",
+            {"origin": "hs1", "origin_server_ts": 1, "pdus": [message.pdu]},
+        )
+    )
+    await asyncio.sleep(0)
+    said.set()
+    await joining
+
+    assert await pushing == {"pdus": {message.event_id: {}}}
+    events = (await bob.sync())["rooms"]["join"][resident.room_id]["timeline"]["events"]
+    assert [e["event_id"] for e in events][-1] == message.event_id

@@ -54,6 +54,7 @@ ATTEMPTS = 20
 FAR_ENDS_MAX = 5  # Events at the far end of a gap whose states we ask for.
 COVERED_MAX = 100
 JUDGED_AT_ONCE = 20
+JOIN_TIMEOUT_S = 10
 
 
 async def receive_pdus(
@@ -69,6 +70,10 @@ async def receive_pdus(
         Unavailable: the database does not answer, or others were faster, time after time.
     """
     received_ms = services.clock.now_ms()
+    async with building(services, room_id) as head:
+        here = head is not None and bool(head.local_members)
+    if not here:
+        await _end_of_join(services, room_id)
     async with building(services, room_id) as head:
         if head is None:
             return {}
@@ -95,6 +100,16 @@ async def receive_pdus(
     if new:
         await _receive(services, receipt, ends, near)
     return results | {e: why for e, why in receipt.dropped.items() if e in results}
+
+
+async def _end_of_join(services: Services, room_id: RoomId) -> None:
+    """Wait for the end of a join that is under way.
+
+    The room has taken our join before we know: what happens in it then is pushed to us, and would
+    be lost until something else follows it.
+    """
+    prefix = f"join {room_id} "
+    await services.handshakes.wait_for(lambda key: key.startswith(prefix), JOIN_TIMEOUT_S)
 
 
 async def _receive(
