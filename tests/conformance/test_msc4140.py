@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.helpers.homeserver import Homeserver, Response
+    from tests.helpers.network import Federation
 
 MERGED, UNSTABLE = unstable.PATH_DELAYED_EVENTS.stable, unstable.PATH_DELAYED_EVENTS.unstable
 SCHEDULE = [unstable.PATH_DELAYED_EVENT.stable, unstable.PATH_DELAYED_EVENT.unstable]
@@ -861,6 +862,32 @@ async def test_memberships_go_their_usual_way(homeserver: Homeserver) -> None:
     assert "event_id" in await member(carol, carol, "leave")
     (_, *_, left) = await sent(alice, room_id, "m.room.member")
     assert (left["state_key"], left["content"]["membership"]) == (carol.user_id, "leave")
+
+
+async def test_memberships_that_need_other_servers_are_sent_once_too(
+    federation: Federation,
+) -> None:
+    hs1, hs2 = await federation.start("hs1"), await federation.start("hs2")
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room(preset="private_chat")
+    member = {"event_type": "m.room.member", "state_key": bob.user_id}
+    invite = await delay(alice, room_id, 1_000, {"membership": "invite"}, **member)
+    join = await delay(bob, room_id, 2_000, {"membership": "join"}, **member)
+    leave = await delay(bob, room_id, 3_000, {"membership": "leave"}, **member)
+    for server, user, delay_id, membership in (
+        (hs1, alice, invite, "invite"),
+        (hs2, bob, join, "join"),
+        (hs2, bob, leave, "leave"),
+    ):
+        await fire(server, 1_000)
+        end = await outcome(user, delay_id) or {}
+        shown = await user.call(
+            "GET", f"/rooms/{quote(room_id)}/state/m.room.member/{bob.user_id}", format="event"
+        )
+        assert (shown["content"]["membership"], shown["event_id"]) == (membership, end["event_id"])
+    await fire(hs2, 60_000)
+    own = [e for e in await sent(bob, room_id, "m.room.member") if e["sender"] == bob.user_id]
+    assert [e["content"]["membership"] for e in own] == ["join", "leave"]
 
 
 async def test_deactivation_cancels_everything_for_good(homeserver: Homeserver) -> None:
