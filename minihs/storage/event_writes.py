@@ -132,7 +132,10 @@ _VERIFY = """
         AS seen (room_nid, version, extremities, state_id, main_count)
       WHERE
         r.room_nid = seen.room_nid AND r.version = seen.version
-        AND (SELECT rooms FROM unmoved) = cardinality($1::bigint[])
+        AND (
+          cardinality($1::bigint[]) = 1
+          OR (SELECT rooms FROM unmoved) = cardinality($1::bigint[])
+        )
       RETURNING 1
     ), last AS (
       UPDATE stream
@@ -169,10 +172,13 @@ _VERIFY = """
           room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
           sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json, ordinal
         )
-      -- An event that takes its place in the room only now keeps its number.
+      -- An event that takes its place in the room only now keeps its number. Where its writer did
+      -- not know that (another process has just stored it), all fails: others rest upon the number.
       ON CONFLICT (event_id) DO UPDATE
       SET
-        position = excluded.position, order_major = excluded.order_major,
+        position = excluded.position / (events.event_nid = excluded.event_nid)::integer,
+        order_major = excluded.order_major,
+        redacted_by = coalesce(events.redacted_by, excluded.redacted_by),
         status = excluded.status, state_before = excluded.state_before,
         state_after = excluded.state_after, room_state_before = excluded.room_state_before,
         room_state_after = excluded.room_state_after, main_count = excluded.main_count,

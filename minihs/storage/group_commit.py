@@ -49,6 +49,8 @@ CLOSE_S_MAX = 2
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
 EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
+# An event has got a number by another process: see event_writes.
+RENUMBERED = asyncpg.DivisionByZeroError
 
 
 @dataclass(slots=True, eq=False)
@@ -202,7 +204,7 @@ class GroupCommitter:
                 self._disconnect()
                 self._fail(units, Unavailable("The database is not available now."), error)
             elif len(units) == 1:
-                self._fail(units, error, None)
+                self._fail(units, Conflict() if isinstance(error, RENUMBERED) else error, None)
             else:  # Whoever is to blame for it shall suffer alone.
                 apart = True
         else:
