@@ -100,6 +100,7 @@ FORGOTTEN_SECTION = "dev.minihs.forgotten"  # Ours: `rooms` of /sync; whatever w
 
 # MSC3759, leave metadata for deactivated users.
 DEACTIVATED = Name("m.deactivated", "org.matrix.msc3759.deactivated")
+ERASED = "dev.minihs.erased"  # Ours, beside it: the user asked that what they said be erased.
 
 # MSC4293, redact on kick and ban; MSC4298, the room version that keeps the flag; MSC4194,
 # batch redaction.

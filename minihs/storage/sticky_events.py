@@ -117,6 +117,11 @@ LIST_OWN_LIVE = statement(
     """,
 )
 
+# A scan: of what is sticky, or was until lately, there is never much.
+DELETE_OF_SENDER = statement(
+    "sticky_events.delete_of_sender", "DELETE FROM sticky_events WHERE sender = $1"
+)
+
 # Index sticky_events_until.
 DELETE_EXPIRED = statement(
     "sticky_events.delete_expired",
@@ -187,3 +192,8 @@ async def list_rooms_by_nid(queries: Queries, room_nids: Collection[int]) -> dic
 async def delete_expired(queries: Queries, now_ms: int, limit: int) -> int:
     """Forget up to `limit` events that are not sticky any more; return how many there were."""
     return int((await queries.execute(DELETE_EXPIRED, now_ms, limit)).split()[-1])
+
+
+async def delete_of_sender(queries: Queries, sender: str) -> None:
+    """Let nothing that a user sent be sticky any more."""
+    await queries.execute(DELETE_OF_SENDER, sender)

@@ -184,7 +184,7 @@ async def test_rooms_that_cannot_be_left_now_are_left_later(
         raise Unavailable("Not now.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(membership, "leave_all_rooms", fail)
+        patch.setattr(membership, "leave_for_good", fail)
         await alice.call("POST", "/account/deactivate", {"auth": password_auth(alice)})
     await deactivation.resume_deactivations(homeserver.services)
 

@@ -334,8 +334,8 @@ async def test_a_deactivated_user_leaves_everything_and_says_so(homeserver: Home
     assert await member(alice, joined, bob) == {"membership": "join"}
 
     services = homeserver.services
-    await membership.leave_all_rooms(services, bob.user_id, deactivated=True)  # type: ignore[arg-type]
-    await membership.leave_all_rooms(services, bob.user_id, deactivated=True)  # type: ignore[arg-type]
+    await membership.leave_for_good(services, bob.user_id, erased=False)  # type: ignore[arg-type]
+    await membership.leave_for_good(services, bob.user_id, erased=False)  # type: ignore[arg-type]
 
     for room_id in (joined, invited, knocked):
         assert await member(alice, room_id, bob) == {

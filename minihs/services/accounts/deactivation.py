@@ -8,14 +8,25 @@ Spec: client-server-api#account-deactivation
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from minihs.base.clock import time_limit
 from minihs.base.errors import InvalidParam, NotFound, Unavailable
 from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
 from minihs.services.rooms import membership
-from minihs.storage import account_data, accounts, delayed_events, devices, filters, profiles
+from minihs.storage import (
+    account_data,
+    accounts,
+    delayed_events,
+    devices,
+    filters,
+    profiles,
+    sticky_events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +38,8 @@ if TYPE_CHECKING:
     Step = Callable[[Services, UserId, bool], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
+
+ANSWER_MS = 5_000
 
 
 async def deactivate_own_account(
@@ -74,7 +87,11 @@ async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> Non
         await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
         await devices.delete_devices_except(tx, user_id, None)
         await delayed_events.cancel_all(tx, user_id, services.clock.now_ms())
-    await _finish(services, user_id, erase)
+    # Whoever is in thousands of rooms is not kept waiting until they have left the last of them.
+    task = services.tasks.spawn(f"deactivation of {user_id}", _finish(services, user_id, erase))
+    with contextlib.suppress(TimeoutError):
+        async with time_limit(services.clock, ANSWER_MS):
+            await asyncio.shield(task)
 
 
 async def resume_deactivations(services: Services) -> None:
@@ -96,17 +113,21 @@ async def _forget_personal_data(
     user_id: UserId,
     erase: bool,  # noqa: FBT001
 ) -> None:
-    """Account data and filters serve nobody any more; the profile goes if erasure was asked for."""
+    """Account data and filters serve nobody any more.
+
+    The profile goes if erasure was asked for, and what is delivered for as long as it is sticky.
+    """
     async with services.db.transaction() as tx:
         await account_data.delete_all_account_data(tx, user_id)
         await filters.delete_all_filters(tx, user_id)
         if erase:
             await profiles.delete_profile(tx, user_id)
+            await sticky_events.delete_of_sender(tx, user_id)
 
 
-async def _leave_rooms(services: Services, user_id: UserId, _erase: bool) -> None:  # noqa: FBT001
+async def _leave_rooms(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
     """Each leave says why (MSC3759#proposal). Last, as it is by rooms that a resumer finds work."""
-    await membership.leave_all_rooms(services, user_id, deactivated=True)
+    await membership.leave_for_good(services, user_id, erased=erase)
 
 
 STEPS: tuple[Step, ...] = (_forget_personal_data, _leave_rooms)

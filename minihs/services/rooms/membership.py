@@ -28,7 +28,7 @@ from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
-from minihs.protocol.unstable import DEACTIVATED
+from minihs.protocol.unstable import DEACTIVATED, ERASED
 from minihs.services.rooms import remote_membership
 from minihs.services.rooms.forget import forget_all_left_rooms
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
@@ -56,7 +56,7 @@ AUTHORISING_USER = "join_authorised_via_users_server"
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
 
 # What only the server says in a member event, whatever a client sends.
-_SERVERS_OWN = frozenset({"membership", AUTHORISING_USER, *DEACTIVATED.spellings})
+_SERVERS_OWN = frozenset({"membership", AUTHORISING_USER, *DEACTIVATED.spellings, ERASED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class MembershipChange:
 
     `content` is what the event says beside its membership and the user's profile. `only_from`: the
     memberships that the user must have at present (None: any). `once`: nothing is sent when the
-    user has that membership already. `deactivation`: the user leaves for ever (MSC3759). `via` are
+    user has that membership already. `more` is what the server adds, and no client may. `via` are
     servers through which the room may be entered.
     """
 
@@ -77,7 +77,7 @@ class MembershipChange:
     only_from: frozenset[str] | None = None
     once: bool = False
     guest: bool = False
-    deactivation: bool = False
+    more: Mapping[str, object] = field(default_factory=dict)
     via: Sequence[str] = ()
     transaction: Origin | None = None
 
@@ -87,7 +87,9 @@ class MembershipChange:
         return self.sender == self.user_id
 
 
-async def change_membership(services: Services, change: MembershipChange) -> EventId:
+async def change_membership(  # noqa: C901  # the cases of a membership, told once
+    services: Services, change: MembershipChange
+) -> EventId:
     """Change a membership; return the member event, the present one if it says the same already.
 
     Raises:
@@ -264,11 +266,12 @@ async def set_member_event(
     )  # fmt: skip
 
 
-async def leave_all_rooms(services: Services, user_id: UserId, *, deactivated: bool) -> None:
-    """Let a user leave every room, reject every invite and retract every knock.
+async def leave_for_good(services: Services, user_id: UserId, *, erased: bool) -> None:
+    """Let a deactivated user leave every room, reject every invite and retract every knock.
 
-    May be called again where it was interrupted. After a deactivation nobody can ask any more to
-    forget those rooms, so they are forgotten.
+    May be called again where it was interrupted. The leaves say why, unless the server's
+    administrator is against it. As nobody can ask any more to forget those rooms, they are
+    forgotten.
     MSC3759#proposal
 
     Raises:
@@ -276,15 +279,16 @@ async def leave_all_rooms(services: Services, user_id: UserId, *, deactivated: b
     """
 
     async def leave(room_id: RoomId) -> None:
-        change = MembershipChange(
-            room_id, user_id, user_id, "leave", once=True, deactivation=deactivated
-        )
+        change = MembershipChange(room_id, user_id, user_id, "leave", once=True, more=why)
         await change_membership(services, change)
+
+    why: dict[str, object] = {}
+    if services.config.deactivation_metadata:
+        why = DEACTIVATED.write(True) | ({ERASED: True} if erased else {})  # noqa: FBT003  # a value
 
     rooms = await memberships.list_rooms(services.db, user_id, sorted(INSIDE))
     failed = await _in_each_room(rooms, leave)
-    if deactivated:
-        await forget_all_left_rooms(services, user_id)
+    await forget_all_left_rooms(services, user_id)
     if failed:
         raise Unavailable(f"{len(failed)} rooms could not be left.")
 
@@ -390,9 +394,7 @@ def _content(change: MembershipChange, profile: Mapping[str, object]) -> dict[st
     own = change.sender == change.user_id
     content = {**profile, **given} if own else {**given, **profile}
     content["membership"] = change.membership
-    if change.deactivation:
-        content |= dict.fromkeys(DEACTIVATED.written, True)  # a value
-    return content
+    return {**content, **change.more}
 
 
 def _says_the_same(event: Event, sender: str, content: Mapping[str, object]) -> bool:

@@ -1,0 +1,343 @@
+"""MSC3759: what the leaves of deactivated users say, and that nobody else's leaves say so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from minihs.protocol.identifiers import UserId
+from minihs.services.accounts import deactivation
+from minihs.services.rooms import membership
+from minihs.storage import accounts, devices
+from tests.helpers import deliveries
+from tests.helpers.homeserver import PASSWORD
+from tests.helpers.mirror import mirror, push, refresh
+from tests.helpers.rooms import MALLORY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import Federation
+
+pytestmark = pytest.mark.spec("MSC3759#proposal")
+
+KEY = "org.matrix.msc3759.deactivated"
+STABLE_KEY = "m.deactivated"
+ERASED = "dev.minihs.erased"
+FORGED: dict[str, object] = {KEY: True, STABLE_KEY: True, ERASED: True}
+GONE = {"membership": "leave", KEY: True}
+
+
+async def deactivate(user: User, **wish: object) -> None:
+    """Let a user deactivate their account."""
+    identifier = {"type": "m.id.user", "user": user.user_id}
+    auth = {"type": "m.login.password", "identifier": identifier, "password": PASSWORD}
+    await user.call("POST", "/account/deactivate", {"auth": auth, **wish})
+
+
+async def member(reader: User, room_id: str, user: User) -> dict[str, Any]:
+    """Return the content of a user's member event."""
+    path = f"/rooms/{quote(room_id)}/state/m.room.member/{quote(user.user_id)}"
+    return await reader.call("GET", path)
+
+
+async def member_event(reader: User, room_id: str, user: User) -> dict[str, Any]:
+    """Return a user's member event."""
+    state = await reader.call("GET", f"/rooms/{quote(room_id)}/state")
+    return next(e for e in state if (e["type"], e["state_key"]) == ("m.room.member", user.user_id))
+
+
+async def another_room(creator: User, **options: object) -> str:
+    """Create a room, a moment after the last: what a create event says is the room's id."""
+    creator.homeserver.clock.advance_ms(1)  # type: ignore[attr-defined]  # the test's own clock
+    return await creator.create_room(**options)
+
+
+@pytest.fixture
+async def bob(hs1: Homeserver) -> User:
+    """Somebody with a name and a picture, who will be gone."""
+    bob = await hs1.register("bob")
+    for field, value in (("displayname", "Bob"), ("avatar_url", "mxc://hs1/bob")):
+        await bob.call("PUT", f"/profile/{bob.user_id}/{field}", {field: value})
+    return bob
+
+
+# --- A-1 … A-3, A-5, A-6: the leaves of deactivated users ---------------------------------------
+
+
+async def test_a1_each_leave_of_a_deactivation_says_so(hs1: Homeserver, alice: User, bob: User):
+    rooms = [await another_room(alice) for _ in range(3)]
+    for room_id in rooms:
+        await bob.join(room_id)
+    await deactivate(bob)
+    for room_id in rooms:
+        event = await member_event(alice, room_id, bob)
+        assert event["content"] == GONE
+        assert event["sender"] == bob.user_id, "A-2: or nobody would believe it"
+
+
+async def test_a3_the_leave_has_no_name_and_no_picture(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    assert (await member(alice, room_id, bob))["displayname"] == "Bob"
+    await alice.sync()
+    await deactivate(bob, erase=True)
+    assert not {"displayname", "avatar_url"} & (await member(alice, room_id, bob)).keys()
+    timeline = (await alice.sync())["rooms"]["join"][room_id]["timeline"]["events"]
+    assert len(timeline) == 1, "one event, and no change of profile before it"
+
+
+async def test_a5_rejected_invites_and_retracted_knocks_say_so(
+    hs1: Homeserver, alice: User, bob: User
+):
+    knocking = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
+    invited = await another_room(alice)
+    knocked = await another_room(alice, initial_state=[knocking])
+    await alice.invite(invited, bob)
+    await bob.call("POST", f"/knock/{quote(knocked)}", {})
+    await deactivate(bob)
+    for room_id in (invited, knocked):
+        assert await member(alice, room_id, bob) == GONE
+
+
+async def test_a5_an_invite_of_another_server_is_rejected_and_says_so(
+    federation: Federation, hs1: Homeserver, bob: User
+):
+    hs2 = await federation.start("hs2")
+    carol = await hs2.register("carol")
+    room_id = await carol.create_room()
+    await carol.invite(room_id, bob)
+    await deactivate(bob)
+    assert await member(carol, room_id, bob) == GONE
+
+
+async def test_a6_it_does_not_matter_who_deactivates(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await deactivation.deactivate_by_admin(hs1.services, bob.user_id, erase=False)
+    assert await member(alice, room_id, bob) == GONE
+
+
+# --- A-4, A-7: nobody else's leaves say so ------------------------------------------------------
+
+
+def leave_by_endpoint(room_id: str) -> tuple[str, str, dict[str, object]]:
+    return "POST", f"/rooms/{quote(room_id)}/leave", FORGED
+
+
+def leave_by_state(room_id: str) -> tuple[str, str, dict[str, object]]:
+    path = f"/rooms/{quote(room_id)}/state/m.room.member/{quote('@bob:hs1')}"
+    return "PUT", path, {"membership": "leave", **FORGED}
+
+
+def join_by_endpoint(room_id: str) -> tuple[str, str, dict[str, object]]:
+    return "POST", f"/rooms/{quote(room_id)}/join", FORGED
+
+
+def join_by_state(room_id: str) -> tuple[str, str, dict[str, object]]:
+    path = f"/rooms/{quote(room_id)}/state/m.room.member/{quote('@bob:hs1')}"
+    return "PUT", path, {"membership": "join", "x": 1, **FORGED}
+
+
+@pytest.mark.parametrize(
+    "forge", [leave_by_endpoint, leave_by_state, join_by_endpoint, join_by_state]
+)
+async def test_a4_users_cannot_fake_their_own_death(
+    hs1: Homeserver,
+    alice: User,
+    bob: User,
+    forge: Callable[[str], tuple[str, str, dict[str, object]]],
+):
+    room_id = await alice.create_room()
+    if forge is not join_by_endpoint:
+        await bob.join(room_id)
+    await bob.call(*forge(room_id))
+    content = await member(alice, room_id, bob)
+    assert not content.keys() & FORGED.keys()
+    assert content["membership"] == ("join" if "join" in forge.__name__ else "leave")
+
+
+async def test_a4_nor_by_creating_rooms(hs1: Homeserver, bob: User):
+    forged = {"type": "m.room.member", "state_key": bob.user_id, "content": dict(FORGED)}
+    answer = await bob.request("POST", "/createRoom", {"initial_state": [forged]})
+    assert answer.status == 400
+
+
+async def test_a4_nor_by_their_profile(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.request("PUT", f"/profile/{bob.user_id}/{KEY}", {KEY: True})
+    await bob.call("PUT", f"/profile/{bob.user_id}/displayname", {"displayname": "Robert"})
+    assert (await member(alice, room_id, bob))["displayname"] == "Robert"
+    assert KEY not in await member(alice, room_id, bob)
+
+
+async def test_a2_moderators_cannot_declare_others_dead(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    forged = {"membership": "leave", **FORGED}
+    await alice.put_state(room_id, "m.room.member", forged, bob.user_id)
+    assert await member(alice, room_id, bob) == {"membership": "leave"}
+
+
+async def test_a2_what_another_server_signed_is_passed_on_unchanged(
+    federation: Federation, hs1: Homeserver, alice: User, bob: User
+):
+    """And believed by nobody here: only the sender's own server can say so."""
+    room_id = await alice.create_room()
+    evil, room = federation.evil(), await mirror(hs1, room_id)
+    await push(evil, hs1, [room.join(MALLORY)])
+    await alice.put_state(room_id, "m.room.power_levels", {"users": {MALLORY: 50}})
+    await bob.join(room_id)
+    await refresh(room, hs1)
+    kick = room.send(
+        MALLORY, "m.room.member", {"membership": "leave", KEY: True}, state_key=bob.user_id
+    )
+    await push(evil, hs1, [kick])
+    assert await member(alice, room_id, bob) == GONE
+    row = await hs1.services.db.fetchrow(
+        "SELECT forgotten FROM memberships WHERE user_id = $1", bob.user_id
+    )
+    assert row is not None
+    assert row[0] is False, "a kick is not a deactivation"
+
+
+@pytest.mark.parametrize("how", ["kick", "ban"])
+async def test_a7_who_is_removed_is_not_deactivated(
+    hs1: Homeserver, alice: User, bob: User, how: str
+):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    wish = {"user_id": bob.user_id, **FORGED}
+    await alice.call("POST", f"/rooms/{quote(room_id)}/{how}", wish)
+    assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
+
+
+async def test_a7_who_logs_out_stays(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.call("POST", "/logout/all", {})
+    assert (await member(alice, room_id, bob))["membership"] == "join"
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+async def test_erasure_can_be_told_apart(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await deactivate(bob, erase=True)
+    assert await member(alice, room_id, bob) == {**GONE, ERASED: True}
+
+
+async def test_an_administrator_may_keep_it_to_the_server(federation: Federation):
+    server = await federation.start("hs1", deactivation_metadata=False)
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await deactivate(bob, erase=True)
+    assert await member(alice, room_id, bob) == {"membership": "leave"}
+    assert await accounts.list_unfinished_deactivations(server.services.db) == []
+
+
+async def test_after_a_crash_the_remaining_leaves_say_so_too(
+    hs1: Homeserver, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+):
+    rooms = [await another_room(alice) for _ in range(4)]
+    for room_id in rooms:
+        await bob.join(room_id)
+    change, left = membership.change_membership, 2
+
+    async def crash_after_two(*arguments: Any) -> object:
+        nonlocal left
+        if left == 0:
+            raise RuntimeError("the server stops here")
+        left -= 1
+        return await change(*arguments)
+
+    monkeypatch.setattr(membership, "ROOMS_AT_ONCE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "change_membership", crash_after_two)
+        await deactivate(bob)
+    contents = [await member(alice, room_id, bob) for room_id in rooms]
+    assert [content["membership"] for content in contents].count("leave") == 2
+    await deactivation.resume_deactivations(hs1.services)
+    assert [await member(alice, room_id, bob) for room_id in rooms] == [GONE] * 4
+
+
+async def test_who_is_locked_out_cannot_come_back_in_between(
+    hs1: Homeserver, alice: User, bob: User
+):
+    """The moment between the two steps: locked out, and still in the room."""
+    room_id, services = await alice.create_room(), hs1.services
+    await bob.join(room_id)
+    async with services.db.transaction() as tx:
+        await accounts.mark_deactivated(tx, UserId(bob.user_id), 1, erase=False)
+        await devices.delete_devices_except(tx, UserId(bob.user_id), None)
+    answer = await bob.request("POST", f"/rooms/{quote(room_id)}/leave", {})
+    assert answer.status == 401
+    await deactivation.resume_deactivations(services)
+    assert await member(alice, room_id, bob) == GONE
+
+
+async def test_the_rooms_of_a_deactivated_user_are_forgotten(
+    hs1: Homeserver, alice: User, bob: User
+):
+    """Whatever the option says: nobody is left who could ask for it."""
+    joined, left = await another_room(alice), await another_room(alice)
+    for room_id in (joined, left):
+        await bob.join(room_id)
+    await bob.leave(left)
+    await deactivate(bob)
+    rows = await hs1.services.db.fetch(
+        "SELECT forgotten FROM memberships WHERE user_id = $1", bob.user_id
+    )
+    assert [row[0] for row in rows] == [True, True]
+
+
+async def test_where_the_user_was_banned_nothing_is_sent(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/ban", {"user_id": bob.user_id})
+    await deactivate(bob)
+    assert (await member(alice, room_id, bob))["membership"] == "ban"
+
+
+async def test_delayed_events_are_cancelled_before_the_leaves(
+    hs1: Homeserver, alice: User, bob: User
+):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    path = f"/rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}"
+    await bob.call("PUT", path, {"membership": "join"}, **{"org.matrix.msc4140.delay": "1000"})
+    await deactivate(bob)
+    hs1.clock.advance_ms(5_000)  # type: ignore[attr-defined]  # a clock of the test's own
+    assert await member(alice, room_id, bob) == GONE
+
+
+async def test_erasure_ends_what_is_sticky(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    path = f"/rooms/{quote(room_id)}/send/m.room.message/1"
+    sticky = {"org.matrix.msc4354.sticky_duration_ms": "600000"}
+    await bob.call("PUT", path, {"body": "still here"}, **sticky)
+    await deactivate(bob, erase=True)
+    count = await hs1.services.db.fetchval("SELECT count(*) FROM sticky_events")
+    assert count == 0
+
+
+async def test_the_other_servers_of_a_room_hear_of_it(
+    federation: Federation, hs1: Homeserver, bob: User
+):
+    hs2 = await federation.start("hs2")
+    carol = await hs2.register("carol")
+    room_id = await carol.create_room()
+    await carol.invite(room_id, bob)
+    await bob.call("POST", f"/join/{quote(room_id)}", {}, via="hs2")
+    await deliveries.begin(hs1.services)
+    await deactivate(bob)
+    await deliveries.settled(hs1.services)
+    assert await member(carol, room_id, bob) == GONE
