@@ -48,6 +48,23 @@ test: install ## The whole test suite, on every PostgreSQL found here
 test-protocol: install ## The protocol core alone: no database, seconds
 	$(BIN)/python -m pytest tests/protocol
 
+# Each seed is a run; what a failure prints plays it again. SCENARIO=netsplit… plays one by name.
+SEED ?= 1
+N ?= 1
+JOBS ?= 1
+.PHONY: test-sim
+test-sim: install ## Simulate whole servers on a bad network: make test-sim SEED=1 N=1000 JOBS=2
+	$(BIN)/python -m tests.simulation --seed $(SEED) --count $(N) --jobs $(JOBS) $(if $(SCENARIO),--scenario $(SCENARIO)) $(ARGS)
+
+SYNAPSE ?= matrix-synapse==1.163.*
+INTEROP_VENV := $(or $(SYNAPSE_VENV),.venv-synapse)
+.PHONY: interop
+interop: install ## Federate with a real Synapse over TLS on loopback (SYNAPSE_VENV=… if there is one)
+	@test -x $(INTEROP_VENV)/bin/python || "$(PYTHON)" -m venv $(INTEROP_VENV)
+	@$(INTEROP_VENV)/bin/python -c 'import synapse' 2>/dev/null || \
+	  $(INTEROP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(SYNAPSE)'
+	MINIHS_INTEROP_SYNAPSE=$(abspath $(INTEROP_VENV)) $(BIN)/python -m pytest tests/interop -p no:randomly $(ARGS)
+
 .PHONY: check check-style check-types check-contracts check-words check-pages
 check: check-style check-types check-contracts check-words check-pages ## Lint, types, import contracts, spelling, references, generated pages; no database
 

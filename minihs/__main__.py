@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import getpass
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -112,6 +113,8 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
 
     if options.password_stdin:
         password = sys.stdin.readline().rstrip("\n")
+    elif not sys.stdin.isatty():
+        raise ConfigError("there is no terminal to ask for the password: use --password-stdin")
     else:
         password = getpass.getpass("Password: ")
         if password != getpass.getpass("Again: "):
@@ -133,13 +136,17 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
 
 def _check_config(config: Config, _options: argparse.Namespace) -> int:
     from minihs.app import check_config  # noqa: PLC0415
-    from minihs.base.config import describe_options  # noqa: PLC0415
+    from minihs.base.config import describe_options, unknown_variables  # noqa: PLC0415
 
     check_config(config)
     for name, _, default, _ in describe_options():
         value = getattr(config, name)
         shown = "(secret)" if "secret" in name and value else value
+        if name == "database_url":
+            shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:(secret)@", config.database_url)
         print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))  # noqa: T201
+    for variable in unknown_variables(os.environ):
+        print(f"minihs: {variable} is no option of minihs", file=sys.stderr)  # noqa: T201
     return 0
 
 

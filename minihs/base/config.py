@@ -188,6 +188,13 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         raise ConfigError(str(error)) from error
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables of an environment that look like options and are none."""
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in Config.__struct_fields__}
+    known |= {ENVIRONMENT_PREFIX + "CONFIG", ENVIRONMENT_PREFIX + "INHERITED_SOCKETS"}
+    return sorted(v for v in environment if v.startswith(ENVIRONMENT_PREFIX) and v not in known)
+
+
 def _from_text(name: str, kind: object, text: str) -> object:
     """Return the value that an environment variable's text stands for."""
     if get_origin(kind) is Annotated:

@@ -137,7 +137,7 @@ def with_signature(
 def with_signatures_of(
     value: Mapping[str, object], signed: Mapping[str, object], server_name: ServerName
 ) -> dict[str, object]:
-    """Return the object with the signatures that a server put on a copy of it, as they are there."""
+    """Return the object with the signatures that a server put on a copy of it, as they are."""
     signatures = signed.get("signatures")
     given = signatures.get(server_name) if isinstance(signatures, dict) else None
     result = dict(value)

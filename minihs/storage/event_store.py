@@ -292,9 +292,7 @@ class EventStore:
             stored.redacted_by = redaction_id
             stored.client_head = None
 
-    def note_stay(
-        self, stay: StayRedaction, window: Iterable[StoredEvent] = ()
-    ) -> None:
+    def note_stay(self, stay: StayRedaction, window: Iterable[StoredEvent] = ()) -> None:
         """Take notice that a stay has been redacted, or of more that is known of it (MSC4293).
 
         `window` are events of its room that may be in use without being in the cache.

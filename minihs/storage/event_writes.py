@@ -179,6 +179,7 @@ _VERIFY = """
         position = excluded.position / (events.event_nid = excluded.event_nid)::integer,
         order_major = excluded.order_major,
         redacted_by = coalesce(events.redacted_by, excluded.redacted_by),
+        json = CASE WHEN excluded.redacted_by IS NULL THEN events.json ELSE excluded.json END,
         status = excluded.status, state_before = excluded.state_before,
         state_after = excluded.state_after, room_state_before = excluded.room_state_before,
         room_state_after = excluded.room_state_after, main_count = excluded.main_count,

@@ -66,6 +66,7 @@ WRITE_EVENTS = statement(
       state_after = excluded.state_after, order_major = excluded.order_major,
       order_minor = excluded.order_minor, thread_root = excluded.thread_root,
       redacted_by = coalesce(events.redacted_by, excluded.redacted_by),
+      json = CASE WHEN excluded.redacted_by IS NULL THEN events.json ELSE excluded.json END,
       auth_nids = coalesce(excluded.auth_nids, events.auth_nids)
     WHERE events.order_major IS NULL AND excluded.state_before IS NOT NULL
     """,

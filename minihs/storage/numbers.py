@@ -5,6 +5,7 @@ A block that a process does not use up is lost: the numbers only have to be uniq
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from minihs.storage.sql import statement
@@ -24,18 +25,22 @@ class Numbers:
     def __init__(self, queries: Queries, sequence: str) -> None:
         self._queries = queries
         self._sequence = sequence
-        self._next = 0
-        self._end = 0
+        self._blocks: deque[range] = deque()
+        self._left = 0
 
     async def reserve(self, count: int) -> None:
         """Make sure that `count` numbers can be taken without waiting."""
-        while self._end - self._next < count:
+        while self._left < count:
             start = int(str(await self._queries.fetchval(NEXT_BLOCK, self._sequence)))
-            self._next, self._end = start, start + BLOCK
+            self._blocks.append(range(start, start + BLOCK))
+            self._left += BLOCK
 
     def take(self) -> int:
         """Return a number that nobody else has."""
-        if self._next >= self._end:
+        if not self._left:
             raise LookupError("no number was reserved")
-        self._next += 1
-        return self._next - 1
+        block = self._blocks.popleft()
+        if len(block) > 1:
+            self._blocks.appendleft(block[1:])
+        self._left -= 1
+        return block[0]

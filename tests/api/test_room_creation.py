@@ -8,7 +8,12 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.base.clock import ManualClock
+from tests.helpers.homeserver import running_homeserver
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.helpers.homeserver import Homeserver, User
 
 V12 = {"room_version": "12"}
@@ -238,3 +243,13 @@ async def test_of_rooms_made_at_the_same_time_one_gets_the_alias(homeserver: Hom
     assert {a.json["errcode"] for a in answers if a.status == 400} == {"M_ROOM_IN_USE"}
     rooms = [(await user.call("GET", "/joined_rooms"))["joined_rooms"] for user in people]
     assert sum(map(len, rooms)) == 1
+
+
+async def test_rooms_made_alike_in_one_millisecond_are_two_rooms(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running_homeserver(
+        database_url, tmp_path, clock=ManualClock(), default_room_version="12"
+    ) as server:
+        alice = await server.register("alice")
+        assert len({await alice.create_room() for _ in range(3)}) == 3

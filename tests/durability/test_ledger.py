@@ -103,7 +103,7 @@ async def break_something(
     report.back_s.append(time.monotonic() - began)
 
 
-async def audit(  # noqa: PLR0913
+async def audit(
     server: Server,
     dsn: str,
     room_id: str,

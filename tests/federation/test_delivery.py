@@ -408,9 +408,7 @@ async def test_a_queue_that_grows_too_long_is_given_up_for_a_catch_up(
 
 
 @pytest.mark.spec("server-server-api#transactions")
-async def test_one_bad_edu_or_pdu_does_not_stop_the_rest(
-    hs1: Homeserver, alice: User, evil: Peer
-):
+async def test_one_bad_edu_or_pdu_does_not_stop_the_rest(hs1: Homeserver, alice: User, evil: Peer):
     room_id = await alice.create_room()
     await put_member(hs1.services, room_id, evil.user)
 

@@ -58,7 +58,7 @@ class Story:
         self.services = services
         self.alice = alice
         self.rooms = rooms
-        self.chance = random.Random(seed)  # noqa: S311
+        self.chance = random.Random(seed)
         self.joined: set[tuple[str, str]] = set()
         self.readers = [Recipients() for _ in range(3)]
         self.owed: list[dict[str, set[str]]] = [{} for _ in self.readers]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 CLIENT = "/_matrix/client/v3"
-PASSWORD = "correct horse battery staple"  # noqa: S105  # of users who live for one test
+PASSWORD = "correct horse battery staple"  # of users who live for one test
 
 
 class Response:
@@ -39,7 +39,7 @@ class Response:
 
 
 class User:
-    """Somebody with a client. Paths are relative to /_matrix/client/v3 unless they begin with /_."""
+    """Somebody with a client. Paths are below /_matrix/client/v3 unless they begin with /_."""
 
     _txn = itertools.count()
 
@@ -50,9 +50,7 @@ class User:
         self.device_id = ""
         self.since: str | None = None
 
-    async def request(
-        self, method: str, path: str, body: object = None, **query: str
-    ) -> Response:
+    async def request(self, method: str, path: str, body: object = None, **query: str) -> Response:
         """Make a request and return whatever comes back."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
         return await self.homeserver.request(method, path, body, query, headers)
@@ -83,7 +81,8 @@ class User:
 
     async def say(self, room_id: str, body: str = "hello", **content: object) -> str:
         """Send a text; return the event id."""
-        return await self.send(room_id, "m.room.message", {"msgtype": "m.text", "body": body, **content})
+        message = {"msgtype": "m.text", "body": body, **content}
+        return await self.send(room_id, "m.room.message", message)
 
     async def send(self, room_id: str, event_type: str, content: object) -> str:
         """Send an event; return its id."""

@@ -115,7 +115,7 @@ async def walk(user: User, room: str, direction: str, limit: int) -> list[dict]:
 @pytest.mark.spec("client-server-api#room-history-visibility")
 @pytest.mark.parametrize("seed", range(12))
 async def test_C15_every_way_to_events_obeys_the_rules(homeserver: Homeserver, seed: int) -> None:
-    chance = Random(seed)  # noqa: S311  (a story, not a secret)
+    chance = Random(seed)
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room = await alice.create_room()
     story = await tell(alice, bob, room, chance, 40)

@@ -10,7 +10,7 @@ may wait for a lock that one of them will release. Then a busy machine may order
 one server otherwise than an idle one.
 """
 
-# ruff: noqa: ANN401  # It hands on whatever it is given.
+# It hands on whatever it is given.
 
 from __future__ import annotations
 

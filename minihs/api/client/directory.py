@@ -120,9 +120,7 @@ async def get_public_rooms(request: Request) -> object:
     Spec: client-server-api#get_matrixclientv3publicrooms
     """
     limit = request.query_integer("limit", 0) if request.query("limit") is not None else None
-    return await _list_public_rooms(
-        request, PublicRooms(limit=limit, since=request.query("since"))
-    )
+    return await _list_public_rooms(request, PublicRooms(limit=limit, since=request.query("since")))
 
 
 async def query_public_rooms(request: Request) -> object:

@@ -20,6 +20,7 @@ UNSTABLE_FEATURES = {
     unstable.FLAG_DELAYED_EVENTS_STABLE: True,
     unstable.FLAG_REDACTION_BY_SEND: True,
     unstable.FLAG_SLIDING_SYNC: True,
+    unstable.FLAG_STICKY_EVENTS: True,
 }
 
 

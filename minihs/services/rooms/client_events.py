@@ -145,7 +145,7 @@ def _is_told(stored: StoredEvent, reader: Reader) -> bool:
 
 
 def _with_time_left(unsigned: bytes, stored: StoredEvent, now_ms: int) -> bytes:
-    """Return `unsigned` with how long the event stays sticky, if it is. MSC4354#sync-api-changes."""
+    """Return `unsigned` with how long the event stays sticky. MSC4354#sync-api-changes."""
     duration_ms = sticky_duration_ms(stored.event.pdu)
     left_ms = min((stored.sticky_until_ms or 0) - now_ms, duration_ms or 0)
     if left_ms <= 0:

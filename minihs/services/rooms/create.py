@@ -159,9 +159,7 @@ async def create_room(services: Services, creator: UserId, options: RoomOptions)
     return room_id
 
 
-async def _invite_from_elsewhere(
-    services: Services, invites: Sequence[MembershipChange]
-) -> None:
+async def _invite_from_elsewhere(services: Services, invites: Sequence[MembershipChange]) -> None:
     """Invite users of other servers, which must sign it, to a room that has just been made.
 
     The room is there, whatever their servers say.
@@ -190,6 +188,7 @@ async def make_room(services: Services, room: RoomPlan) -> RoomId:
     alias = None if room.alias is None else (room.alias, room.creator)
     plan = Plan(head, published=room.published, alias=alias)
     join: Content = {"membership": "join", **room.profile}
+    created_ms = services.heads.creation_ms(services.clock.now_ms())
     for event in (
         StateEvent("m.room.create", room.creation_content),
         StateEvent("m.room.member", join, room.creator),
@@ -200,7 +199,7 @@ async def make_room(services: Services, room: RoomPlan) -> RoomId:
             sender=room.creator,
             type=event.type,
             content=event.content,
-            origin_server_ts=services.clock.now_ms(),
+            origin_server_ts=max(created_ms, services.clock.now_ms()),
             state_key=event.state_key,
         )
         try:

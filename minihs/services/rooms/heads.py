@@ -76,6 +76,16 @@ class RoomHeads:
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
+        self._last_creation_ms = 0
+
+    def creation_ms(self, now_ms: int) -> int:
+        """Return when a room is made: no two at the same moment.
+
+        The id of a room may be the hash of its create event (v12), and two rooms of one user that
+        are made alike in one millisecond would be the same room.
+        """
+        self._last_creation_ms = max(now_ms, self._last_creation_ms + 1)
+        return self._last_creation_ms
         self.fetching: Turns[tuple[str, str]] = Turns()
 
     def slot(self, room_id: str) -> _Slot:

@@ -1,8 +1,8 @@
 """Sticky events beside their way through the commit: second checks, and their end.
 
 A sticky event that the room's current state refused is held back, not lost: whenever that state has
-changed it is tried again, and if it passes it becomes deliverable then, with a place of its own in the
-stream. It does not appear in the timeline of the past.
+changed it is tried again, and if it passes it becomes deliverable then, with a place of its own in
+the stream. It does not appear in the timeline of the past.
 
 MSC4354#federation-behaviour
 """

@@ -204,6 +204,4 @@ def _with_right_content(event: Event) -> Event:
     """Return the event, or its redacted form if its content is not what was hashed."""
     if has_right_content_hash(event.pdu, event.room_version):
         return event
-    return Event.from_pdu(
-        redact(event.pdu, event.room_version), event.room_version, event.event_id
-    )
+    return Event.from_pdu(redact(event.pdu, event.room_version), event.room_version, event.event_id)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from minihs.services.sync.streams.timeline import Timeline
 
 SHARED_BYTES = 16 * 1_048_576
-NO_EVENTS: Final[dict[str, list[object]]] = {"events": []}  # Clients may rely on the sections of a room they are shown.
+# Clients may rely on the sections of a room that they are shown.
+NO_EVENTS: Final[dict[str, list[object]]] = {"events": []}
 AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
 
 

@@ -1,8 +1,8 @@
 """The `since` token: one position of the one stream (D1), and cursors of paged sections behind it.
 
 `s123` is everything up to position 123. `s123_7-90-100-120.8-0` says besides that of the sticky
-events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none: their
-backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
+events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none:
+their backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
 meanwhile: what those let through need not be repeated.
 """
 
@@ -67,7 +67,7 @@ def parse_token(token: str, head: int) -> SyncToken:
     backlogs: dict[int, StickyBacklog] = {}
     for cursor in filter(None, (found[2] or "").split(".")):
         parts = cursor.split("-")
-        if len(parts) < 2 or len(parts) % 2 or not all(n and len(n) < 19 for n in parts):  # noqa: PLR2004
+        if len(parts) < 2 or len(parts) % 2 or not all(n and len(n) < 19 for n in parts):
             raise InvalidParam("This is not a sync token of this server.")
         nid, upto, *spans = map(int, parts)
         shown = tuple(zip(spans[::2], spans[1::2], strict=True))

@@ -273,9 +273,7 @@ async def _left_rooms(
     name = "state_after" if request.use_state_after else "state"
     return {
         span.room_id: {
-            "timeline": assemble.timeline_json(
-                of_room, request.filter, now_ms, request.requester
-            ),
+            "timeline": assemble.timeline_json(of_room, request.filter, now_ms, request.requester),
             name: assemble.state_json(
                 states[span.room_id], request.filter, now_ms, request.requester
             ),

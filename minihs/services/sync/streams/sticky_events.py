@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.sticky_events import LiveStickyEvent
 
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What a timeline showed: its events, and the position of the first of them."""

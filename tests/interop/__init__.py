@@ -1,0 +1,1 @@
+"""minihs and Synapse, two real processes, federate over TLS on loopback: `make interop`."""
