@@ -10,12 +10,16 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.protocol.identifiers import EventId
 from minihs.services.rooms import redact_on_ban
+from tests.federation.test_backfill import Past, join, pages
+from tests.helpers.homeserver import running_homeserver
 from tests.helpers.mirror import push, refresh
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from minihs.base.clock import ManualClock
     from minihs.protocol.events import Event
@@ -761,3 +765,90 @@ async def test_b4_a_limit_must_be_a_positive_number(scene: Scene):
 async def test_the_feature_is_announced(hs1: Homeserver):
     answer = await hs1.stranger().call("GET", "/_matrix/client/versions")
     assert answer["unstable_features"]["org.matrix.msc4194"] is True
+
+
+# --- rooms with a past: kicks and bans from before we were there ------------------------------------
+
+
+TROLL = "@troll:evil"
+
+
+def troll(past: Past, body: str) -> Event:
+    return past.room.send(TROLL, "m.room.message", {"body": body})
+
+
+def set_troll(past: Past, membership: str, **content: object) -> Event:
+    return past.room.send(
+        MALLORY, "m.room.member", {"membership": membership, **content}, state_key=TROLL
+    )
+
+
+async def whole_past(hs1: Homeserver, alice: User, past: Past) -> dict[str, dict[str, Any]]:
+    """Return every event of the room, as Alice reads it page by page."""
+    ids = await pages(alice, past, 50)
+    path = f"/rooms/{quote(past.room.room_id)}/event/"
+    for event_id in ids:
+        hs1.services.events.forget(EventId(event_id))
+    return {event_id: await alice.call("GET", path + quote(event_id)) for event_id in ids}
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_r14_a_ban_from_before_we_were_there_redacts_what_is_fetched_later(
+    hs1: Homeserver, alice: User, evil: EvilServer, version: str
+):
+    """Potential issue 2: evil gives us the events as they were."""
+    past = Past(evil, version)
+    past.room.join(TROLL)
+    spam = [troll(past, f"spam {n}") for n in range(3)]
+    ban = set_troll(past, "ban", **FLAGGED)
+    await join(alice, evil, past)
+    events = await whole_past(hs1, alice, past)
+    for event in spam:
+        assert by_ban(events[event.event_id])
+        because = events[event.event_id]["unsigned"]["redacted_because"]
+        assert because["event_id"] == ban.event_id
+        assert "spam" not in await stored_json(hs1, event.event_id)
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_r2_an_old_ban_that_is_fetched_redacts_its_own_stay_only(
+    hs1: Homeserver, alice: User, evil: EvilServer, version: str
+):
+    past = Past(evil, version)
+    past.room.join(TROLL)
+    first = troll(past, "first")
+    set_troll(past, "leave")
+    past.room.join(TROLL)
+    second = troll(past, "second")
+    set_troll(past, "ban", **FLAGGED)
+    set_troll(past, "leave")
+    past.room.join(TROLL)
+    third = troll(past, "third")
+    await join(alice, evil, past)
+    events = await whole_past(hs1, alice, past)
+    shown = [by_ban(events[event.event_id]) for event in (first, second, third)]
+    assert shown == [False, True, False]
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+async def test_what_is_in_the_memory_of_another_process_is_redacted(
+    database_url: str, tmp_path: Path
+):
+    async with running_homeserver(database_url, tmp_path, workers=2) as server:
+        alice, mallory = await server.register("alice"), await server.register("mallory")
+        room_id = await alice.create_room()
+        await mallory.join(room_id)
+        said = EventId(await mallory.say(room_id, "spam"))
+        for services in server.workers:
+            await services.follower.wait_for(await services.follower.fetch_position())
+            assert await services.events.get(said) is not None
+        wish = {"user_id": mallory.user_id, **FLAGGED}
+        await alice.call("POST", f"/rooms/{quote(room_id)}/ban", wish)
+        for services in server.workers:
+            await services.follower.wait_for(await services.follower.fetch_position())
+            stored = services.events.cached(said)
+            assert stored is not None
+            assert stored.event.content == {}
+            assert stored.redacted_by is not None

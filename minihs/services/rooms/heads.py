@@ -77,6 +77,7 @@ class RoomHeads:
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
         self._last_creation_ms = 0
+        self.fetching: Turns[tuple[str, str]] = Turns()
 
     def creation_ms(self, now_ms: int) -> int:
         """Return when a room is made: no two at the same moment.
@@ -86,7 +87,6 @@ class RoomHeads:
         """
         self._last_creation_ms = max(now_ms, self._last_creation_ms + 1)
         return self._last_creation_ms
-        self.fetching: Turns[tuple[str, str]] = Turns()
 
     def slot(self, room_id: str) -> _Slot:
         """Return the slot of a room, the most recently used last."""
