@@ -68,7 +68,7 @@ async def bob(hs1: Homeserver) -> User:
 # --- A-1 … A-3, A-5, A-6: the leaves of deactivated users ---------------------------------------
 
 
-async def test_a1_each_leave_of_a_deactivation_says_so(hs1: Homeserver, alice: User, bob: User):
+async def test_a_1_each_leave_of_a_deactivation_says_so(hs1: Homeserver, alice: User, bob: User):
     rooms = [await another_room(alice) for _ in range(3)]
     for room_id in rooms:
         await bob.join(room_id)
@@ -79,7 +79,7 @@ async def test_a1_each_leave_of_a_deactivation_says_so(hs1: Homeserver, alice: U
         assert event["sender"] == bob.user_id, "A-2: or nobody would believe it"
 
 
-async def test_a3_the_leave_has_no_name_and_no_picture(hs1: Homeserver, alice: User, bob: User):
+async def test_a_3_the_leave_has_no_name_and_no_picture(hs1: Homeserver, alice: User, bob: User):
     room_id = await alice.create_room()
     await bob.join(room_id)
     assert (await member(alice, room_id, bob))["displayname"] == "Bob"
@@ -90,7 +90,7 @@ async def test_a3_the_leave_has_no_name_and_no_picture(hs1: Homeserver, alice: U
     assert len(timeline) == 1, "one event, and no change of profile before it"
 
 
-async def test_a5_rejected_invites_and_retracted_knocks_say_so(
+async def test_a_5_rejected_invites_and_retracted_knocks_say_so(
     hs1: Homeserver, alice: User, bob: User
 ):
     knocking = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
@@ -103,7 +103,7 @@ async def test_a5_rejected_invites_and_retracted_knocks_say_so(
         assert await member(alice, room_id, bob) == GONE
 
 
-async def test_a5_an_invite_of_another_server_is_rejected_and_says_so(
+async def test_a_5_an_invite_of_another_server_is_rejected_and_says_so(
     federation: Federation, hs1: Homeserver, bob: User
 ):
     hs2 = await federation.start("hs2")
@@ -114,7 +114,7 @@ async def test_a5_an_invite_of_another_server_is_rejected_and_says_so(
     assert await member(carol, room_id, bob) == GONE
 
 
-async def test_a6_it_does_not_matter_who_deactivates(hs1: Homeserver, alice: User, bob: User):
+async def test_a_6_it_does_not_matter_who_deactivates(hs1: Homeserver, alice: User, bob: User):
     room_id = await alice.create_room()
     await bob.join(room_id)
     await deactivation.deactivate_by_admin(hs1.services, bob.user_id, erase=False)
@@ -145,7 +145,7 @@ def join_by_state(room_id: str) -> tuple[str, str, dict[str, object]]:
 @pytest.mark.parametrize(
     "forge", [leave_by_endpoint, leave_by_state, join_by_endpoint, join_by_state]
 )
-async def test_a4_users_cannot_fake_their_own_death(
+async def test_a_4_users_cannot_fake_their_own_death(
     hs1: Homeserver,
     alice: User,
     bob: User,
@@ -160,13 +160,13 @@ async def test_a4_users_cannot_fake_their_own_death(
     assert content["membership"] == ("join" if "join" in forge.__name__ else "leave")
 
 
-async def test_a4_nor_by_creating_rooms(hs1: Homeserver, bob: User):
+async def test_a_4_nor_by_creating_rooms(hs1: Homeserver, bob: User):
     forged = {"type": "m.room.member", "state_key": bob.user_id, "content": dict(FORGED)}
     answer = await bob.request("POST", "/createRoom", {"initial_state": [forged]})
     assert answer.status == 400
 
 
-async def test_a4_nor_by_their_profile(hs1: Homeserver, alice: User, bob: User):
+async def test_a_4_nor_by_their_profile(hs1: Homeserver, alice: User, bob: User):
     room_id = await alice.create_room()
     await bob.join(room_id)
     await bob.request("PUT", f"/profile/{bob.user_id}/{KEY}", {KEY: True})
@@ -175,7 +175,7 @@ async def test_a4_nor_by_their_profile(hs1: Homeserver, alice: User, bob: User):
     assert KEY not in await member(alice, room_id, bob)
 
 
-async def test_a2_moderators_cannot_declare_others_dead(hs1: Homeserver, alice: User, bob: User):
+async def test_a_2_moderators_cannot_declare_others_dead(hs1: Homeserver, alice: User, bob: User):
     room_id = await alice.create_room()
     await bob.join(room_id)
     forged = {"membership": "leave", **FORGED}
@@ -183,7 +183,7 @@ async def test_a2_moderators_cannot_declare_others_dead(hs1: Homeserver, alice: 
     assert await member(alice, room_id, bob) == {"membership": "leave"}
 
 
-async def test_a2_what_another_server_signed_is_passed_on_unchanged(
+async def test_a_2_what_another_server_signed_is_passed_on_unchanged(
     federation: Federation, hs1: Homeserver, alice: User, bob: User
 ):
     """And believed by nobody here: only the sender's own server can say so."""
@@ -206,7 +206,7 @@ async def test_a2_what_another_server_signed_is_passed_on_unchanged(
 
 
 @pytest.mark.parametrize("how", ["kick", "ban"])
-async def test_a7_who_is_removed_is_not_deactivated(
+async def test_a_7_who_is_removed_is_not_deactivated(
     hs1: Homeserver, alice: User, bob: User, how: str
 ):
     room_id = await alice.create_room()
@@ -216,7 +216,7 @@ async def test_a7_who_is_removed_is_not_deactivated(
     assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
 
 
-async def test_a7_who_logs_out_stays(hs1: Homeserver, alice: User, bob: User):
+async def test_a_7_who_logs_out_stays(hs1: Homeserver, alice: User, bob: User):
     room_id = await alice.create_room()
     await bob.join(room_id)
     await bob.call("POST", "/logout/all", {})

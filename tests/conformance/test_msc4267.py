@@ -78,7 +78,7 @@ async def initial_sections(user: User, room_id: str) -> list[str]:
 # --- F-1, F-5: to leave is to forget, however it comes about ------------------------------------
 
 
-async def test_f1_who_leaves_forgets(forgetful: Homeserver):
+async def test_f_1_who_leaves_forgets(forgetful: Homeserver):
     _, bob, room_id = await people(forgetful)
     await bob.leave(room_id)
     assert not await may_read(bob, room_id)
@@ -86,7 +86,7 @@ async def test_f1_who_leaves_forgets(forgetful: Homeserver):
 
 
 @pytest.mark.parametrize("how", ["kick", "ban"])
-async def test_f5_who_is_removed_forgets(forgetful: Homeserver, how: str):
+async def test_f_5_who_is_removed_forgets(forgetful: Homeserver, how: str):
     alice, bob, room_id = await people(forgetful)
     await remove(alice, room_id, how, bob)
     assert not await may_read(bob, room_id)
@@ -94,7 +94,7 @@ async def test_f5_who_is_removed_forgets(forgetful: Homeserver, how: str):
 
 
 @pytest.mark.parametrize("membership", ["leave", "ban"])
-async def test_f5_who_is_removed_by_another_server_forgets(
+async def test_f_5_who_is_removed_by_another_server_forgets(
     federation: Federation, forgetful: Homeserver, membership: str
 ):
     alice, bob, room_id = await people(forgetful)
@@ -113,7 +113,7 @@ async def test_f5_who_is_removed_by_another_server_forgets(
     assert await initial_sections(bob, room_id) == []
 
 
-async def test_f1_who_rejects_an_invite_forgets(forgetful: Homeserver):
+async def test_f_1_who_rejects_an_invite_forgets(forgetful: Homeserver):
     alice, _, room_id = await people(forgetful)
     carol = await forgetful.register("carol")
     await alice.invite(room_id, carol)
@@ -121,7 +121,7 @@ async def test_f1_who_rejects_an_invite_forgets(forgetful: Homeserver):
     assert await initial_sections(carol, room_id) == []
 
 
-async def test_f1_who_retracts_a_knock_forgets(forgetful: Homeserver):
+async def test_f_1_who_retracts_a_knock_forgets(forgetful: Homeserver):
     alice, _, room_id = await people(forgetful)
     await alice.put_state(room_id, "m.room.join_rules", {"join_rule": "knock"})
     carol = await forgetful.register("carol")
@@ -130,7 +130,7 @@ async def test_f1_who_retracts_a_knock_forgets(forgetful: Homeserver):
     assert await initial_sections(carol, room_id) == []
 
 
-async def test_f1_who_is_banned_while_invited_forgets(forgetful: Homeserver):
+async def test_f_1_who_is_banned_while_invited_forgets(forgetful: Homeserver):
     alice, _, room_id = await people(forgetful)
     carol = await forgetful.register("carol")
     await alice.invite(room_id, carol)
@@ -138,7 +138,7 @@ async def test_f1_who_is_banned_while_invited_forgets(forgetful: Homeserver):
     assert await initial_sections(carol, room_id) == []
 
 
-async def test_f1_who_was_never_there_has_nothing_to_forget(forgetful: Homeserver):
+async def test_f_1_who_was_never_there_has_nothing_to_forget(forgetful: Homeserver):
     alice, _, room_id = await people(forgetful)
     carol = await forgetful.register("carol")
     await carol.sync()
@@ -146,7 +146,7 @@ async def test_f1_who_was_never_there_has_nothing_to_forget(forgetful: Homeserve
     assert FORGOTTEN not in await sections(carol, room_id)
 
 
-async def test_f1_switching_it_on_sweeps_nothing(
+async def test_f_1_switching_it_on_sweeps_nothing(
     federation: Federation, remembering: Homeserver, monkeypatch: pytest.MonkeyPatch
 ):
     """What was left before stays readable, also if its reader is banned later."""
@@ -166,7 +166,7 @@ async def test_f1_switching_it_on_sweeps_nothing(
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-async def test_f2_the_capability_says_what_the_option_says(
+async def test_f_2_the_capability_says_what_the_option_says(
     federation: Federation,
     enabled: bool,
 ):
@@ -193,7 +193,7 @@ READS = [
 
 
 @pytest.mark.parametrize("path", READS)
-async def test_f6_nothing_of_a_forgotten_room_can_be_read(remembering: Homeserver, path: str):
+async def test_f_6_nothing_of_a_forgotten_room_can_be_read(remembering: Homeserver, path: str):
     _, bob, room_id = await people(remembering)
     await bob.leave(room_id)
     assert await ask_to_forget(bob, room_id) == (200, None)
@@ -205,7 +205,7 @@ async def test_f6_nothing_of_a_forgotten_room_can_be_read(remembering: Homeserve
 
 
 @pytest.mark.parametrize("kind", ["event", "context"])
-async def test_f6_no_event_of_a_forgotten_room_can_be_read(remembering: Homeserver, kind: str):
+async def test_f_6_no_event_of_a_forgotten_room_can_be_read(remembering: Homeserver, kind: str):
     alice, bob, room_id = await people(remembering)
     event_id = await alice.say(room_id)
     await bob.leave(room_id)
@@ -215,7 +215,7 @@ async def test_f6_no_event_of_a_forgotten_room_can_be_read(remembering: Homeserv
     assert (await bob.request("GET", path)).status in (403, 404)
 
 
-async def test_f7_without_the_option_a_left_room_stays_readable(remembering: Homeserver):
+async def test_f_7_without_the_option_a_left_room_stays_readable(remembering: Homeserver):
     _, bob, room_id = await people(remembering)
     await bob.leave(room_id)
     assert await may_read(bob, room_id)
@@ -225,7 +225,7 @@ async def test_f7_without_the_option_a_left_room_stays_readable(remembering: Hom
 # --- F-8: the endpoint --------------------------------------------------------------------------
 
 
-async def test_f8_a_room_must_be_left_first(remembering: Homeserver):
+async def test_f_8_a_room_must_be_left_first(remembering: Homeserver):
     alice, bob, room_id = await people(remembering)
     assert await ask_to_forget(bob, room_id) == (400, "M_UNKNOWN")
     carol = await remembering.register("carol")
@@ -233,7 +233,7 @@ async def test_f8_a_room_must_be_left_first(remembering: Homeserver):
     assert await ask_to_forget(carol, room_id) == (400, "M_UNKNOWN")
 
 
-async def test_f8_what_was_left_can_be_forgotten_and_again(remembering: Homeserver):
+async def test_f_8_what_was_left_can_be_forgotten_and_again(remembering: Homeserver):
     alice, bob, room_id = await people(remembering)
     for how in ("kick", "ban"):
         await remove(alice, room_id, how, bob)
@@ -246,7 +246,7 @@ async def test_f8_what_was_left_can_be_forgotten_and_again(remembering: Homeserv
 # --- F-9, F-10: what a sync shows ---------------------------------------------------------------
 
 
-async def test_f9_an_initial_sync_does_not_show_what_is_forgotten(remembering: Homeserver):
+async def test_f_9_an_initial_sync_does_not_show_what_is_forgotten(remembering: Homeserver):
     _, bob, room_id = await people(remembering)
     await bob.leave(room_id)
     await ask_to_forget(bob, room_id)
@@ -254,7 +254,7 @@ async def test_f9_an_initial_sync_does_not_show_what_is_forgotten(remembering: H
 
 
 @pytest.mark.parametrize("long_ago", [False, True])
-async def test_f10_a_device_that_was_away_is_shown_the_leave_once(
+async def test_f_10_a_device_that_was_away_is_shown_the_leave_once(
     forgetful: Homeserver,
     long_ago: bool,
 ):
@@ -271,7 +271,7 @@ async def test_f10_a_device_that_was_away_is_shown_the_leave_once(
 # --- F-11: remembering --------------------------------------------------------------------------
 
 
-async def test_f11_an_invite_ends_the_forgetting(forgetful: Homeserver):
+async def test_f_11_an_invite_ends_the_forgetting(forgetful: Homeserver):
     alice, bob, room_id = await people(forgetful)
     await bob.leave(room_id)
     await bob.sync()
@@ -283,7 +283,7 @@ async def test_f11_an_invite_ends_the_forgetting(forgetful: Homeserver):
     assert await initial_sections(bob, room_id) == ["join"]
 
 
-async def test_f11_who_comes_back_at_once_is_in_the_room(forgetful: Homeserver):
+async def test_f_11_who_comes_back_at_once_is_in_the_room(forgetful: Homeserver):
     _, bob, room_id = await people(forgetful)
     await bob.sync()
     await bob.leave(room_id)
@@ -292,7 +292,7 @@ async def test_f11_who_comes_back_at_once_is_in_the_room(forgetful: Homeserver):
     assert await initial_sections(bob, room_id) == ["join"]
 
 
-async def test_f11_a_ban_is_no_reason_to_remember(remembering: Homeserver):
+async def test_f_11_a_ban_is_no_reason_to_remember(remembering: Homeserver):
     alice, bob, room_id = await people(remembering)
     await bob.leave(room_id)
     await ask_to_forget(bob, room_id)
@@ -322,7 +322,7 @@ async def pass_days(server: Homeserver, clock: ManualClock, days: int) -> None:
     await forget.purge_forgotten(server.services)
 
 
-async def test_f12_a_room_that_everybody_forgot_is_deleted_after_a_while(
+async def test_f_12_a_room_that_everybody_forgot_is_deleted_after_a_while(
     forgetful: Homeserver, clock: ManualClock
 ):
     alice, bob, room_id = await people(forgetful)
@@ -342,7 +342,7 @@ async def test_f12_a_room_that_everybody_forgot_is_deleted_after_a_while(
     assert left == 0
 
 
-async def test_f12_a_room_that_somebody_remembers_is_kept(
+async def test_f_12_a_room_that_somebody_remembers_is_kept(
     forgetful: Homeserver, clock: ManualClock
 ):
     alice, bob, room_id = await people(forgetful)
@@ -351,7 +351,7 @@ async def test_f12_a_room_that_somebody_remembers_is_kept(
     assert await may_read(alice, room_id)
 
 
-async def test_f12_a_room_to_which_somebody_is_invited_is_kept(
+async def test_f_12_a_room_to_which_somebody_is_invited_is_kept(
     forgetful: Homeserver, clock: ManualClock
 ):
     alice, bob, room_id = await people(forgetful)
@@ -365,7 +365,7 @@ async def test_f12_a_room_to_which_somebody_is_invited_is_kept(
     assert await may_read(carol, room_id)
 
 
-async def test_f12_a_room_that_is_remembered_at_the_last_moment_is_kept(
+async def test_f_12_a_room_that_is_remembered_at_the_last_moment_is_kept(
     forgetful: Homeserver, clock: ManualClock
 ):
     alice, bob, room_id = await people(forgetful)
@@ -381,7 +381,7 @@ async def test_f12_a_room_that_is_remembered_at_the_last_moment_is_kept(
     assert await rows_of(forgetful, room_id) > 0, "the time begins anew"
 
 
-async def test_f12_a_reported_room_is_kept(forgetful: Homeserver, clock: ManualClock):
+async def test_f_12_a_reported_room_is_kept(forgetful: Homeserver, clock: ManualClock):
     alice, bob, room_id = await people(forgetful)
     await bob.call("POST", f"/rooms/{quote(room_id)}/report", {"reason": "look"})
     for user in (alice, bob):
@@ -390,7 +390,7 @@ async def test_f12_a_reported_room_is_kept(forgetful: Homeserver, clock: ManualC
     assert await rows_of(forgetful, room_id) > 0
 
 
-async def test_f12_without_the_option_users_forget_rooms_until_they_are_deleted(
+async def test_f_12_without_the_option_users_forget_rooms_until_they_are_deleted(
     remembering: Homeserver, clock: ManualClock
 ):
     alice, bob, room_id = await people(remembering)
@@ -404,7 +404,7 @@ async def test_f12_without_the_option_users_forget_rooms_until_they_are_deleted(
     assert await rows_of(remembering, room_id) == 0
 
 
-async def test_f12_an_interrupted_deletion_is_finished_by_whoever_needs_the_room(
+async def test_f_12_an_interrupted_deletion_is_finished_by_whoever_needs_the_room(
     forgetful: Homeserver, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ):
     alice, bob, room_id = await people(forgetful)
@@ -428,7 +428,7 @@ async def test_f12_an_interrupted_deletion_is_finished_by_whoever_needs_the_room
     assert await rows_of(forgetful, room_id) == 0
 
 
-async def test_f12_who_is_invited_to_a_deleted_room_finds_it_on_another_server(
+async def test_f_12_who_is_invited_to_a_deleted_room_finds_it_on_another_server(
     federation: Federation, clock: ManualClock
 ):
     hs1 = await federation.start("hs1", forget_rooms_on_leave=True)
@@ -456,7 +456,7 @@ async def test_f12_who_is_invited_to_a_deleted_room_finds_it_on_another_server(
 
 
 @pytest.mark.parametrize("long_ago", [False, True])
-async def test_f13_a_sync_tells_what_was_forgotten_elsewhere(
+async def test_f_13_a_sync_tells_what_was_forgotten_elsewhere(
     remembering: Homeserver,
     long_ago: bool,
 ):
@@ -471,7 +471,7 @@ async def test_f13_a_sync_tells_what_was_forgotten_elsewhere(
     assert await sections(bob, room_id) == []
 
 
-async def test_f13_what_was_forgotten_and_joined_again_is_joined(remembering: Homeserver):
+async def test_f_13_what_was_forgotten_and_joined_again_is_joined(remembering: Homeserver):
     _, bob, room_id = await people(remembering)
     await bob.leave(room_id)
     await bob.sync()
@@ -480,7 +480,7 @@ async def test_f13_what_was_forgotten_and_joined_again_is_joined(remembering: Ho
     assert await sections(bob, room_id) == ["join"]
 
 
-async def test_f13_what_users_noted_about_a_room_is_dropped(remembering: Homeserver):
+async def test_f_13_what_users_noted_about_a_room_is_dropped(remembering: Homeserver):
     _, bob, room_id = await people(remembering)
     path = f"/user/{quote(bob.user_id)}/rooms/{quote(room_id)}"
     await bob.call("PUT", f"{path}/tags/m.favourite", {"order": 0.5})
@@ -494,7 +494,7 @@ async def test_f13_what_users_noted_about_a_room_is_dropped(remembering: Homeser
 # --- F-14: no moment in between -----------------------------------------------------------------
 
 
-async def test_f14_leaving_and_forgetting_are_one_transaction(
+async def test_f_14_leaving_and_forgetting_are_one_transaction(
     forgetful: Homeserver, monkeypatch: pytest.MonkeyPatch
 ):
     """Were the forgetting written later, the leave would be there without it."""

@@ -767,7 +767,7 @@ async def test_the_feature_is_announced(hs1: Homeserver):
     assert answer["unstable_features"]["org.matrix.msc4194"] is True
 
 
-# --- rooms with a past: kicks and bans from before we were there ------------------------------------
+# --- rooms with a past: kicks and bans from before we were there -----------------------------------
 
 
 TROLL = "@troll:evil"
@@ -793,7 +793,7 @@ async def whole_past(hs1: Homeserver, alice: User, past: Past) -> dict[str, dict
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-async def test_r14_a_ban_from_before_we_were_there_redacts_what_is_fetched_later(
+async def test_r_14_a_ban_from_before_we_were_there_redacts_what_is_fetched_later(
     hs1: Homeserver, alice: User, evil: EvilServer, version: str
 ):
     """Potential issue 2: evil gives us the events as they were."""
@@ -811,7 +811,7 @@ async def test_r14_a_ban_from_before_we_were_there_redacts_what_is_fetched_later
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-async def test_r2_an_old_ban_that_is_fetched_redacts_its_own_stay_only(
+async def test_r_2_an_old_ban_that_is_fetched_redacts_its_own_stay_only(
     hs1: Homeserver, alice: User, evil: EvilServer, version: str
 ):
     past = Past(evil, version)

@@ -231,6 +231,7 @@ def differences(views: Sequence[View]) -> list[str]:
     for view in residents:
         everything |= {e: k for e, k in view.events.items() if e not in everything or k.placed}
     names = {view.server for view in residents}
+    leading = {event_id for view in residents for event_id in _leading(view)}
     for view in residents:
         others = view.servers & {v.server for v in views}  # Those that take part in this run.
         if others != names:
@@ -238,7 +239,7 @@ def differences(views: Sequence[View]) -> list[str]:
                 f"{view.server} takes {sorted(others)} for the servers in the room; those that"
                 f" believe to be in it are {sorted(names)}"
             )
-        problems += _missing(view, everything)
+        problems += _missing(view, everything, leading)
     for one, other in itertools.pairwise(residents):
         problems += _disagreement(one, other)
     return problems
@@ -265,8 +266,17 @@ def _is_cut_off(view: View, residents: Sequence[View]) -> bool:
     )
 
 
-def _missing(view: View, everything: Mapping[str, Known]) -> list[str]:
-    """Return which events a server lacks without having an excuse.
+def _leading(view: View) -> set[str]:
+    """Return the events that lead to where the graph ends, as a server has it.
+
+    Who leaves, and comes back through another server before anybody has heard of it, builds upon
+    that server's graph: the leave, and what else nobody had heard of, lead nowhere.
+    """
+    return ancestors(view.extremities, view.events) | view.extremities
+
+
+def _missing(view: View, everything: Mapping[str, Known], leading: set[str]) -> list[str]:
+    """Return which of the events that lead to an end a server lacks without having an excuse.
 
     What a room was before a server came in, it need not have.
     """
@@ -279,7 +289,7 @@ def _missing(view: View, everything: Mapping[str, Known]) -> list[str]:
     wanted = {e for e, known in everything.items() if known.placed and known.status != REJECTED}
     return [
         f"{view.server} lacks {event_id} ({describe(everything[event_id])})"
-        for event_id in sorted(wanted - judged - excused)
+        for event_id in sorted((wanted & leading) - judged - excused)
     ]
 
 
