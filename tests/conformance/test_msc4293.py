@@ -767,7 +767,7 @@ async def test_the_feature_is_announced(hs1: Homeserver):
     assert answer["unstable_features"]["org.matrix.msc4194"] is True
 
 
-# --- rooms with a past: kicks and bans from before we were there -----------------------------------
+# --- rooms with a past: kicks and bans from before we were there ---------------------------
 
 
 TROLL = "@troll:evil"
