@@ -31,7 +31,7 @@ CHAIN_MIN = 16  # Shorter chains are never re-based: reading them costs next to 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """The state of a room at some moment. `chain` counts the deltas below it in the database."""
+    """The state of a room at some moment. `chain` counts the deltas between it and a snapshot."""
 
     state_id: int
     entries: immutables.Map[StateKey, EventId]
@@ -216,18 +216,20 @@ class StateStore:
                 entries = draft.finish()
         first = parent.state_id == EMPTY_STATE_ID
         chain = 0 if first else parent.chain + 1
-        state = State(self.numbers.take(), entries, chain)
         row = StateRow(
-            state.state_id, None if first else parent.state_id, chain, len(entries), dict(changes)
+            self.numbers.take(),
+            None if first else parent.state_id,
+            chain,
+            len(entries),
+            dict(changes),
         )
-        return state, row
+        # What will be re-based counts as a snapshot from now on, or else all that are derived from
+        # it would be re-based as well.
+        return State(row.state_id, entries, 0 if needs_rebase(row) else chain), row
 
     async def rebase(self, row: StateRow) -> None:
         """Make a snapshot of a committed state whose chain has grown as long as the state."""
         await self._queries.execute(REBASE_ENTRIES, row.state_id)
-        state = self._cache.get(row.state_id)
-        if state is not None:
-            self._cache.put(row.state_id, State(state.state_id, state.entries, 0))
 
     async def key_nids(self, keys: Iterable[StateKey]) -> dict[StateKey, int]:
         """Return the surrogate key of each state key, making those that are new."""
