@@ -661,7 +661,7 @@ async def test_events_in_a_cache_are_redacted_in_every_process(hs1: Homeserver, 
     assert stored.event.content == {}
 
 
-# --- MSC4194: what somebody said is redacted by request ---------------------------------------
+# --- MSC4194: what somebody said is redacted by request -----------------------------------------
 
 
 async def redact_user(
@@ -767,7 +767,7 @@ async def test_the_feature_is_announced(hs1: Homeserver):
     assert answer["unstable_features"]["org.matrix.msc4194"] is True
 
 
-# --- rooms with a past: kicks and bans from before we were there ---------------------------
+# --- rooms with a past: kicks and bans from before we were there --------------------------------
 
 
 TROLL = "@troll:evil"
@@ -830,7 +830,7 @@ async def test_r_2_an_old_ban_that_is_fetched_redacts_its_own_stay_only(
     assert shown == [False, True, False]
 
 
-# --- several processes ----------------------------------------------------------------------------
+# --- several processes --------------------------------------------------------------------------
 
 
 async def test_what_is_in_the_memory_of_another_process_is_redacted(
