@@ -682,7 +682,7 @@ def done(total: int, soft_failed: int = 0, *, more: bool = False) -> dict[str, A
 
 @pytest.mark.spec("MSC4194#redacting-a-users-events")
 @pytest.mark.parametrize("stable", [True, False])
-async def test_b1_the_newest_events_of_a_user_are_redacted_by_the_requester(
+async def test_b_1_the_newest_events_of_a_user_are_redacted_by_the_requester(
     scene: Scene, stable: bool
 ):
     said = [await scene.mallory.say(scene.room_id, f"{n}") for n in range(4)]
@@ -697,7 +697,7 @@ async def test_b1_the_newest_events_of_a_user_are_redacted_by_the_requester(
     assert (await scene.get(other))["content"]["body"] == "not me"
 
 
-async def test_b1_the_limit_is_25_unless_it_is_given(scene: Scene):
+async def test_b_1_the_limit_is_25_unless_it_is_given(scene: Scene):
     for n in range(27):
         await scene.mallory.say(scene.room_id, f"{n}")
     assert await redact_user(scene, scene.alice, scene.mallory) == done(25, more=True)
@@ -706,7 +706,7 @@ async def test_b1_the_limit_is_25_unless_it_is_given(scene: Scene):
     assert await redact_user(scene, scene.alice, scene.mallory) == done(0)
 
 
-async def test_b2_what_is_redacted_already_does_not_count(scene: Scene):
+async def test_b_2_what_is_redacted_already_does_not_count(scene: Scene):
     said = [await scene.mallory.say(scene.room_id, f"{n}") for n in range(3)]
     await scene.mallory.leave(scene.room_id)
     for event_id in said[1:]:
@@ -716,7 +716,7 @@ async def test_b2_what_is_redacted_already_does_not_count(scene: Scene):
     assert not (await scene.get(said[0]))["content"]
 
 
-async def test_b2_soft_failed_events_are_redacted_and_counted(
+async def test_b_2_soft_failed_events_are_redacted_and_counted(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     await alice.call("POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY})
@@ -731,13 +731,13 @@ async def test_b2_soft_failed_events_are_redacted_and_counted(
     assert stored.redacted_by is not None
 
 
-async def test_b2_what_a_ban_has_redacted_does_not_count(scene: Scene):
+async def test_b_2_what_a_ban_has_redacted_does_not_count(scene: Scene):
     await scene.mallory.say(scene.room_id)
     await scene.remove("ban", FLAGGED)
     assert await redact_user(scene, scene.alice, scene.mallory) == done(0)
 
 
-async def test_b3_no_more_is_redacted_at_once_than_is_good_for_all(scene: Scene):
+async def test_b_3_no_more_is_redacted_at_once_than_is_good_for_all(scene: Scene):
     for n in range(30):
         await scene.mallory.say(scene.room_id, f"{n}")
     answer = await redact_user(scene, scene.mallory, scene.mallory, limit="1000")
@@ -746,7 +746,7 @@ async def test_b3_no_more_is_redacted_at_once_than_is_good_for_all(scene: Scene)
     assert await redact_user(scene, scene.mallory, scene.mallory, limit="1000") == done(0)
 
 
-async def test_b4_power_is_needed_for_the_events_of_others(scene: Scene):
+async def test_b_4_power_is_needed_for_the_events_of_others(scene: Scene):
     await scene.mallory.say(scene.room_id)
     path = f"/_matrix/client/v1{scene.path}/redact/user/{quote(scene.mallory.user_id)}"
     stranger = await scene.alice.homeserver.register("stranger")
@@ -755,7 +755,7 @@ async def test_b4_power_is_needed_for_the_events_of_others(scene: Scene):
         assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
 
 
-async def test_b4_a_limit_must_be_a_positive_number(scene: Scene):
+async def test_b_4_a_limit_must_be_a_positive_number(scene: Scene):
     path = f"/_matrix/client/v1{scene.path}/redact/user/{quote(scene.mallory.user_id)}"
     for limit in ("0", "-1", "many"):
         answer = await scene.alice.request("POST", path, {}, limit=limit)
