@@ -34,8 +34,8 @@ async def post_receipt(request: Request) -> object:
     thread_id = receipts.UNTHREADED
     if "thread_id" in body:
         given = body["thread_id"]
-        if not isinstance(given, str) or not given:
-            raise InvalidParam("thread_id must be a string that is not empty.")
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise InvalidParam("thread_id must be a string that is not empty, without a NUL.")
         if kind == receipts.FULLY_READ:
             raise InvalidParam("The fully read marker has no threads.")
         thread_id = given
