@@ -130,7 +130,7 @@ async def test_threaded_receipts_must_fit_their_thread(homeserver: Homeserver) -
         (reaction, "main", 200),
     ):
         assert await read(bob, room, event_id, thread_id=thread) == status, (event_id, thread)
-    for wrong in ("", 1, None):
+    for wrong in ("", "\0", 1, None):
         path = at(room, "receipt", "m.read", plain)
         answer = await bob.request("POST", path, {"thread_id": wrong})
         assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM")
