@@ -154,29 +154,33 @@ def statements_in_turn() -> Iterator[None]:
         for name in ("_execute", "_executemany", "execute", "close", "copy_records_to_table")
     }
 
-    def wrapped(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def in_turn(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
             loop = asyncio.get_running_loop()
             if not isinstance(loop, SimulationLoop):
                 return await original(*args, **kwargs)
-            return await loop.outside_call(lambda: original(*args, **kwargs))
+
+            async def use() -> Any:
+                mine = args[0] if args and isinstance(args[0], connection) else None
+                if mine is not None and original is not close and mine.is_closed():
+                    raise asyncpg.InterfaceError("the connection was closed in the meantime")
+                return await original(*args, **kwargs)
+
+            return await loop.outside_call(use)
 
         return call
 
+    close, execute_script = originals["close"], in_turn(originals["execute"])
+
     async def execute(self: Any, query: str, *args: Any, timeout: float | None = None) -> str:
-        if args:  # It calls `_execute`, whose turn it is.
-            return str(await originals["execute"](self, query, *args, timeout=timeout))
-        loop = asyncio.get_running_loop()
-        if not isinstance(loop, SimulationLoop):
-            return str(await originals["execute"](self, query, timeout=timeout))
-        return str(
-            await loop.outside_call(lambda: originals["execute"](self, query, timeout=timeout))
-        )
+        # With arguments it calls `_execute`, whose turn it is.
+        original = originals["execute"] if args else execute_script
+        return str(await original(self, query, *args, timeout=timeout))
 
     connect = connect_utils._connect
     for name, original in originals.items():
-        setattr(connection, name, execute if name == "execute" else wrapped(original))
-    connect_utils._connect = wrapped(connect)
+        setattr(connection, name, execute if name == "execute" else in_turn(original))
+    connect_utils._connect = in_turn(connect)
     try:
         yield
     finally:
