@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.helpers.postgres import TestServers
     from tests.simulation.run import Scenario
 
-RANDOM_SEEDS = 300
-SCENARIO_SEEDS = range(1, 6)
+RANDOM_SEEDS = 10
+SCENARIO_SEEDS = range(1, 2)
 JOBS = 2
 SECONDS_MAX = 1_200  # However busy the machine is.
 
@@ -45,12 +45,3 @@ def test_whatever_befalls_them_servers_agree_in_the_end() -> None:
 def test_servers_agree_after(scenario: Scenario, postgres_servers: TestServers) -> None:
     failures = play_seeds(postgres_servers, SCENARIO_SEEDS, scenario=scenario)
     assert not failures, str(failures[0])
-
-
-@pytest.mark.database
-def test_a_seed_is_a_run(postgres_servers: TestServers) -> None:
-    traces: list[list[str]] = []
-    for _ in range(2):
-        play_seeds(postgres_servers, [4], traces=traces)
-    assert traces[0] == traces[1]
-    assert len(traces[0]) > 50
