@@ -187,6 +187,7 @@ def _synapse_configuration(
         "trusted_key_servers": [],
         "ip_range_blacklist": [],
         "bcrypt_rounds": 4,
+        "caches": {"sync_response_cache_duration": "0s"},  # What is asked again is asked anew.
         "allow_public_rooms_over_federation": True,
         "federation": {
             "destination_min_retry_interval": "1s",
