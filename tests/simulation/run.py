@@ -258,7 +258,9 @@ async def owes(server: Server) -> list[str]:
     )
     owed = [f"{name}, behind since {at}, {failures} failures" for name, at, failures in rows]
     delivery = services.delivery
-    if len(delivery._shards) < SHARDS:  # Those of a process that was killed, until their lease ends.
+    if (
+        len(delivery._shards) < SHARDS
+    ):  # Those of a process that was killed, until their lease ends.
         owed.append(f"serves {len(delivery._shards)} shards only")
     if delivery._recipients.position < services.follower.head:
         owed.append(f"reads at {delivery._recipients.position} of {services.follower.head}")
