@@ -2,7 +2,8 @@
 
 An event never changes, so it may stay in memory (D4). Whether it is redacted does change: the
 stream's follower reports each redaction in commit order to `note_redaction`, and whatever was read
-from the database while that happened is checked against the recent ones.
+from the database while that happened is checked against the recent ones. Stays that a kick or ban
+redacted (MSC4293) are reported to `note_stay`; those that are not purged are known from the start.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.protocol import canonical_json
 from minihs.protocol.events import Event
-from minihs.protocol.redact_on_ban import is_of_joins
 from minihs.protocol.redaction import redact
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.storage.sql import statement
@@ -28,25 +28,16 @@ if TYPE_CHECKING:
 
 ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 RECENT_REDACTIONS_MAX = 10_000
-RECENT_STAYS_MAX = 1_000
+PURGED_STAYS_MAX = 1_000
 
 COLUMNS = """
       e.event_id, e.json, r.room_version, e.event_nid, e.redacted_by, e.position, e.order_major,
       e.order_minor, e.status, e.state_before, e.state_after, e.room_state_before,
       e.room_state_after, e.main_count, e.thread_root, e.device_nid, e.txn_id, e.notifies,
-      e.sticky_until_ms,
-      -- What a kick or ban has redacted is found by its sender until its purge is done (MSC4293).
-      CASE WHEN (SELECT EXISTS (SELECT FROM redacted_stays WHERE NOT purged)) THEN (
-        SELECT json_agg(json_build_array(s.user_id, s.because_id, s.join_ids, s.spared_ids))
-        FROM redacted_stays s
-        WHERE
-          s.room_nid = e.room_nid AND NOT s.purged
-          AND (e.position IS NULL OR e.position <= s.upto)
-          AND strpos(e.json, '"sender":' || to_json(s.user_id)::text) > 0
-      ) END
+      e.sticky_until_ms
 """
 
-COLUMN_COUNT = 20
+COLUMN_COUNT = 19
 
 # Unique index events_event_id_key.
 LOAD_EVENTS = statement(
@@ -172,7 +163,8 @@ class EventStore:
         self._cache: BoundedCache[EventId, StoredEvent] = BoundedCache(budget_bytes)
         self._loader: Batcher[EventId, StoredEvent] = Batcher(self._load)
         self._recent_redactions: OrderedDict[EventId, EventId] = OrderedDict()
-        self._recent_stays: OrderedDict[str, dict[EventId, StayRedaction]] = OrderedDict()
+        self._stays: dict[str, dict[EventId, StayRedaction]] = {}
+        self._purged_stays: OrderedDict[tuple[str, EventId], None] = OrderedDict()
 
     @property
     def cached_bytes(self) -> int:
@@ -232,7 +224,7 @@ class EventStore:
         (
             event_id, json, room_version, event_nid, redacted_by, position, major, minor, status,
             state_before, state_after, room_state_before, room_state_after, main_count, thread_root,
-            device_nid, txn_id, notifies, sticky_until_ms, stays,
+            device_nid, txn_id, notifies, sticky_until_ms,
         ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
         if known is not None and known.status == status and known.order is not None:
@@ -255,10 +247,8 @@ class EventStore:
             notifies=notifies,
             sticky_until_ms=sticky_until_ms,
         )
-        if stays is not None:
-            _redact_by_stays(stored, stays)
-        if self._recent_stays:
-            self.redact_by_recent_stays(stored)
+        if self._stays:
+            self.redact_by_stays(stored)
         return stored
 
     def remember(self, stored: StoredEvent) -> None:
@@ -295,42 +285,38 @@ class EventStore:
     def note_stay(self, stay: StayRedaction, window: Iterable[StoredEvent] = ()) -> None:
         """Take notice that a stay has been redacted, or of more that is known of it (MSC4293).
 
-        `window` are events of its room that may be in use without being in the cache.
+        From now on its events are redacted when they are read, until the purge has rewritten them,
+        and those of `window` and of the cache at once.
         """
-        of_user = self._recent_stays.setdefault(stay.user_id, {})
-        of_user[stay.first_join_id] = stay
-        self._recent_stays.move_to_end(stay.user_id)
-        if len(self._recent_stays) > RECENT_STAYS_MAX:
-            self._recent_stays.popitem(last=False)
+        self._stays.setdefault(stay.user_id, {})[stay.first_join_id] = stay
+        if stay.purged:  # What was read before may still be on its way.
+            self._purged_stays[stay.user_id, stay.first_join_id] = None
+            if len(self._purged_stays) > PURGED_STAYS_MAX:
+                self._forget_purged_stay()
+            return
         sender = b'"sender":' + canonical_json.encode(stay.user_id)
         for stored in (*self._cache.values(), *window):
-            if (
-                sender in stored.event.json
-                and (stored.position or 0) <= stay.upto
-                and stay.covers(stored.event)
-            ):
-                stored.redact_for_good(stay.because_id)
+            if sender in stored.event.json:
+                _redact_if_covered(stored, stay)
 
-    def redact_by_recent_stays(self, stored: StoredEvent) -> None:
-        """Redact an event that may have been read before the stay that it is of was redacted."""
-        for stay in self._recent_stays.get(stored.event.sender, _NO_STAYS).values():
-            if (
-                stored.redacted_by != stay.because_id
-                and (stored.position or 0) <= stay.upto
-                and stay.covers(stored.event)
-            ):
-                stored.redact_for_good(stay.because_id)
+    def _forget_purged_stay(self) -> None:
+        (user_id, first_join_id), _ = self._purged_stays.popitem(last=False)
+        of_user = self._stays[user_id]
+        del of_user[first_join_id]
+        if not of_user:
+            del self._stays[user_id]
+
+    def redact_by_stays(self, stored: StoredEvent) -> None:
+        """Redact an event if a stay that it is of has been redacted."""
+        for stay in self._stays.get(stored.event.sender, _NO_STAYS).values():
+            _redact_if_covered(stored, stay)
 
 
-def _redact_by_stays(stored: StoredEvent, stays: str) -> None:
-    """Redact an event if one of these stays, a column of its row, covers it."""
-    listed = canonical_json.decode(stays)
-    for stay in listed if isinstance(listed, list) else ():
-        match stay:
-            case [str(user_id), str(because_id), list(join_ids), list(spared_ids)]:
-                if stored.event_id not in spared_ids and is_of_joins(
-                    stored.event, user_id, join_ids
-                ):
-                    stored.redact_for_good(because_id)  # type: ignore[arg-type]  # an event id
-            case _:
-                pass
+def _redact_if_covered(stored: StoredEvent, stay: StayRedaction) -> None:
+    """Redact an event if it is of a stay, and did not come later: then it has been judged."""
+    if (
+        stored.redacted_by != stay.because_id
+        and (stored.position or 0) <= stay.upto
+        and stay.covers(stored.event)
+    ):
+        stored.redact_for_good(stay.because_id)

@@ -1,8 +1,8 @@
 """Stays that a kick or ban redacted (MSC4293), and the purge of what was said in them.
 
-A row says what is redacted at once, however much that is. Readers of events see it by the row
-(`event_store`) until the purge has gone through the room: then the events themselves say so, and
-their content is gone from the database.
+A row says what is redacted at once, however much that is. Every process knows these rows and
+redacts what it reads (`event_store`), until the purge has gone through the room: then the events
+themselves say so, and their content is gone from the database.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Purgeable:
 
 _STAY = """
       r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids,
-      s.created_ms, s.upto
+      s.created_ms, s.upto, s.purged
 """
 
 # Primary key of redacted_stays.
@@ -203,7 +203,7 @@ MARK_PROGRESS = statement(
     "redacted_stays.mark_progress",
     """
     UPDATE redacted_stays
-    SET next_major = $4, next_minor = $5, next_nid = $6, purged = $7
+    SET next_major = $4, next_minor = $5, next_nid = $6
     WHERE room_nid = $1 AND user_id = $2 AND first_join_id = $3
     """,
 )
@@ -296,10 +296,10 @@ async def purge_events(
 
 
 async def mark_progress(
-    queries: Queries, purge: Purge, place: tuple[int, int], next_nid: int | None, *, purged: bool
+    queries: Queries, purge: Purge, place: tuple[int, int], next_nid: int | None
 ) -> None:
-    """Note where a purge goes on, or that it is done."""
+    """Note where a purge goes on."""
     stay = purge.stay
     await queries.execute(
-        MARK_PROGRESS, purge.room_nid, stay.user_id, stay.first_join_id, *place, next_nid, purged
+        MARK_PROGRESS, purge.room_nid, stay.user_id, stay.first_join_id, *place, next_nid
     )

@@ -67,7 +67,7 @@ class StayRedaction:
 
     `join_ids` are its joins as far as they are known, `spared_ids` those of its events that are not
     redacted, `unstuck` those that were sticky. What came after position `upto` (0: the one that
-    this row gets) was judged when it came.
+    this row gets) was judged when it came. `purged`: no content of it is left.
     """
 
     room_id: RoomId
@@ -78,6 +78,7 @@ class StayRedaction:
     spared_ids: frozenset[str]
     created_ms: int
     upto: int = 0
+    purged: bool = False
     unstuck: tuple[EventId, ...] = ()
 
     @classmethod
@@ -91,11 +92,12 @@ class StayRedaction:
         spared_ids: Sequence[str],
         created_ms: int,
         upto: int,
+        purged: bool,  # noqa: FBT001  # a column
     ) -> StayRedaction:
         """Return the stay of a row."""
         return cls(
             room_id, user_id, first_join_id, because_id, frozenset(join_ids),
-            frozenset(spared_ids), created_ms, upto,
+            frozenset(spared_ids), created_ms, upto, purged,
         )  # fmt: skip
 
     def covers(self, event: Event) -> bool:
@@ -240,16 +242,17 @@ WRITE_STAY_REDACTIONS = statement(
     """
     INSERT INTO redacted_stays AS old (
       room_nid, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms,
-      position, upto, next_major, next_minor
+      purged, position, upto, next_major, next_minor
     )
     SELECT DISTINCT ON (r.room_nid, user_id, first_join_id)
       r.room_nid, user_id, first_join_id, because_id, join_ids::text[], spared_ids::text[],
-      created_ms, position, position, 9223372036854775807, 0
+      created_ms, purged, position, position, 9223372036854775807, 0
     FROM unnest(
       $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-      $8::bigint[]
+      $8::boolean[], $9::bigint[]
     ) AS new (
-      room_id, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms, position
+      room_id, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms, purged,
+      position
     )
     JOIN rooms r ON r.room_id = new.room_id
     ORDER BY r.room_nid, user_id, first_join_id, position DESC
@@ -257,7 +260,8 @@ WRITE_STAY_REDACTIONS = statement(
     SET
       position = excluded.position,
       join_ids = ARRAY(SELECT DISTINCT unnest(old.join_ids || excluded.join_ids)),
-      spared_ids = ARRAY(SELECT DISTINCT unnest(old.spared_ids || excluded.spared_ids))
+      spared_ids = ARRAY(SELECT DISTINCT unnest(old.spared_ids || excluded.spared_ids)),
+      purged = old.purged OR excluded.purged
     """,
 )
 
@@ -370,6 +374,7 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
             [array_literal(sorted(r.join_ids)) for _, r in stays],
             [array_literal(sorted(r.spared_ids)) for _, r in stays],
             [r.created_ms for _, r in stays],
+            [r.purged for _, r in stays],
             [p for p, _ in stays],
         )
         await queries.execute(DELETE_UNSTUCK, [e for _, r in stays for e in r.unstuck])

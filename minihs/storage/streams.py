@@ -140,10 +140,23 @@ LIST_STAY_REDACTIONS = statement(
     """
     SELECT
       s.position, r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids,
-      s.spared_ids, s.created_ms, s.upto
+      s.spared_ids, s.created_ms, s.upto, s.purged
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.position > $1 AND s.position <= $2
+    """,
+)
+
+# Index redacted_stays_unpurged.
+LIST_UNPURGED_STAYS = statement(
+    "streams.list_unpurged_stays",
+    """
+    SELECT
+      r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids, s.created_ms,
+      s.upto, s.purged
+    FROM redacted_stays s
+    JOIN rooms r ON r.room_nid = s.room_nid
+    WHERE NOT s.purged
     """,
 )
 
@@ -181,6 +194,7 @@ class StreamFollower:
     async def start(self) -> None:
         """Begin at the stream's present end."""
         self.head = self.floor = await self.fetch_position()
+        await self._load_stays()
         self._tasks.spawn("stream-listener", self._listen())
         self._tasks.spawn("stream-follower", self._follow())
 
@@ -299,6 +313,11 @@ class StreamFollower:
             if not room:
                 del self._rooms[room_id]
 
+    async def _load_stays(self) -> None:
+        """Take notice of the stays whose events do not say yet that they are redacted."""
+        for row in await self._db.fetch(LIST_UNPURGED_STAYS):
+            self._events.note_stay(StayRedaction.of_row(*row))
+
     def _note_stay(self, position: int, stay: StayRedaction) -> None:
         """Redact what of a stay is in memory, here or in the cache (MSC4293)."""
         items = (item for _, item in self.room_items(stay.room_id))
@@ -324,6 +343,7 @@ class StreamFollower:
             return
         if upto - after > WINDOW_ITEMS_MAX:
             self._reset(upto)
+            await self._load_stays()
             return
         items = await self._read(after, upto)
         if self.head == after:

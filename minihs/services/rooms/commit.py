@@ -386,7 +386,7 @@ async def store_history(
     await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
         services.events.remember(write.stored)
-        services.events.redact_by_recent_stays(write.stored)
+        services.events.redact_by_stays(write.stored)
         await _hold_back(services, room_nid, write.stored, now_ms)
     ended = await _stays_ended_in_history(services, room_nid, writes)
     if ended:

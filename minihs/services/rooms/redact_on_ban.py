@@ -295,8 +295,9 @@ async def _purge_step(services: Services, purge: Purge) -> Purge | None:
     async with services.db.transaction() as tx:
         if redacted:
             await redacted_stays.purge_events(tx, purge, redacted)
-        await redacted_stays.mark_progress(tx, purge, place, next_nid, purged=done)
+        await redacted_stays.mark_progress(tx, purge, place, next_nid)
     if done:
+        await services.committer.commit_rows([replace(purge.stay, purged=True)])
         return None
     return replace(purge, next_major=place[0], next_minor=place[1], next_nid=next_nid)
 
