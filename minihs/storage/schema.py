@@ -524,6 +524,23 @@ refresh_tokens = Table(
     comment="Refresh tokens, hashed; one stays valid until its successor is used",
 )
 
+inspector_sessions = Table(
+    "inspector_sessions",
+    metadata,
+    _text("session_hash", "SHA-256 of the cookie's value, hexadecimal", primary_key=True),
+    Column(
+        "token_hash",
+        Text,
+        ForeignKey("access_tokens.token_hash", ondelete="CASCADE"),
+        nullable=False,
+        comment="The access token that began it, without which it ends",
+    ),
+    _bigint("expires_ms", "From when it is invalid"),
+    Index("inspector_sessions_token_hash", "token_hash"),
+    Index("inspector_sessions_expires_ms", "expires_ms"),
+    comment="Browsers in which an administrator looks at the inspector",
+)
+
 registration_tokens = Table(
     "registration_tokens",
     metadata,
