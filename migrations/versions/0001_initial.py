@@ -77,6 +77,60 @@ def upgrade() -> None:
         comment="Users of this server",
     )
     op.create_table(
+        "appservice_rooms",
+        sa.Column("service_id", sa.Text(), nullable=False, comment="The application service"),
+        sa.Column("network_id", sa.Text(), nullable=False, comment="Which of its networks"),
+        sa.Column(
+            "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
+        ),
+        sa.PrimaryKeyConstraint(
+            "service_id", "network_id", "room_nid", name=op.f("appservice_rooms_pkey")
+        ),
+        comment="The room directories of application services",
+    )
+    op.create_index("appservice_rooms_room_nid", "appservice_rooms", ["room_nid"], unique=False)
+    op.create_table(
+        "appservices",
+        sa.Column("service_id", sa.Text(), nullable=False, comment="Its id in its registration"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="Everything in the stream up to here was delivered or is not owed",
+        ),
+        sa.Column(
+            "txn_id", sa.BigInteger(), nullable=False, comment="The id of its newest transaction"
+        ),
+        sa.Column(
+            "txn_upto",
+            sa.BigInteger(),
+            nullable=True,
+            comment="Up to where that brings it, once taken; null: it was taken",
+        ),
+        sa.Column(
+            "txn_body",
+            sa.Text(),
+            nullable=True,
+            comment="That transaction as it is sent, time after time",
+        ),
+        sa.Column(
+            "failures",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="Since the last success",
+        ),
+        sa.Column(
+            "retry_at_ms",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="It is left alone until then",
+        ),
+        sa.PrimaryKeyConstraint("service_id", name=op.f("appservices_pkey")),
+        comment="Application services: how far each has been served, and when to try again",
+    )
+    op.create_table(
         "delayed_events",
         sa.Column("delay_id", sa.Text(), nullable=False, comment="As in Matrix"),
         sa.Column("user_id", sa.Text(), nullable=False, comment="Whose"),
@@ -1387,6 +1441,9 @@ def downgrade() -> None:
         postgresql_where=sa.text("finalised_ms IS NULL"),
     )
     op.drop_table("delayed_events")
+    op.drop_table("appservices")
+    op.drop_index("appservice_rooms_room_nid", table_name="appservice_rooms")
+    op.drop_table("appservice_rooms")
     op.drop_table("accounts")
     op.drop_index("account_data_user_position", table_name="account_data")
     op.drop_index("account_data_position", table_name="account_data")

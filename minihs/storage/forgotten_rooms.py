@@ -122,7 +122,7 @@ DELETE_OF_ROOM = tuple(
     statement(f"forgotten_rooms.delete_{table}", f"DELETE FROM {table} WHERE room_nid = $1")  # noqa: S608  # constants
     for table in (
         "memberships", "receipts", "typing", "thread_reads", "sticky_events", "redacted_stays",
-        "gaps", "sent_rooms",
+        "gaps", "sent_rooms", "appservice_rooms",
     )
 )  # fmt: skip
 

@@ -680,6 +680,31 @@ room_aliases = Table(
     comment="Aliases of this server",
 )
 
+appservices = Table(
+    "appservices",
+    metadata,
+    _text("service_id", "Its id in its registration", primary_key=True),
+    _bigint("position", "Everything in the stream up to here was delivered or is not owed"),
+    _bigint("txn_id", "The id of its newest transaction"),
+    _bigint("txn_upto", "Up to where that brings it, once taken; null: it was taken", null=True),
+    _text("txn_body", "That transaction as it is sent, time after time", null=True),
+    Column(
+        "failures", Integer, nullable=False, server_default="0", comment="Since the last success"
+    ),
+    _bigint("retry_at_ms", "It is left alone until then", server_default="0"),
+    comment="Application services: how far each has been served, and when to try again",
+)
+
+appservice_rooms = Table(
+    "appservice_rooms",
+    metadata,
+    _text("service_id", "The application service", primary_key=True),
+    _text("network_id", "Which of its networks", primary_key=True),
+    _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
+    Index("appservice_rooms_room_nid", "room_nid"),
+    comment="The room directories of application services",
+)
+
 reports = Table(
     "reports",
     metadata,
