@@ -38,11 +38,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response other than a 200 with JSON. `body` is JSON-able, or bytes to send as they are."""
+    """A response other than a 200 with JSON. `body` is JSON-able, or bytes to send as they are.
+
+    `for_any_origin`: a page of another web site may read it, as it may read the client API.
+    """
 
     body: object
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    for_any_origin: bool = True
 
 
 @dataclass(frozen=True, slots=True)

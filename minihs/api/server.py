@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OWN_HEADERS = CIMultiDict({"Content-Type": "application/json"})
 _HEADERS = CIMultiDict(
     {
-        "Content-Type": "application/json",
+        **_OWN_HEADERS,
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, PATCH, OPTIONS",
         "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization",
@@ -186,6 +187,8 @@ def _respond(answer: object) -> web.Response:
     status, headers = 200, _HEADERS.copy()  # aiohttp adds to what it is given.
     if isinstance(answer, Answer):
         status = answer.status
+        if not answer.for_any_origin:
+            headers = _OWN_HEADERS.copy()
         headers.update(answer.headers)
         answer = answer.body
     body = answer if isinstance(answer, bytes) else orjson.dumps(answer)

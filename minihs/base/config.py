@@ -145,6 +145,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     database_connections: Annotated[
         int, Meta(ge=4, le=200, description="Connections to PostgreSQL of each process.")
     ] = 12
+    inspector: Annotated[
+        bool,
+        _option(
+            "Serve `/_minihs/inspect/`, where administrators see what the server decides about "
+            "rooms, and why."
+        ),
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _option("How much is logged.")
     ] = "info"
