@@ -96,7 +96,9 @@ FORGET_FORCED_UPON_LEAVE = Name(
     "m.forget_forced_upon_leave", "org.matrix.msc4267.forget_forced_upon_leave", merged=True
 )
 
-FORGOTTEN_SECTION = "dev.minihs.forgotten"  # Ours: `rooms` of /sync; whatever was forgotten since.
+# Ours: which rooms were forgotten since; in `rooms` of /sync, and as an extension of sliding sync.
+FORGOTTEN_SECTION = "dev.minihs.forgotten"
+FORGOTTEN_EXTENSION = "dev.minihs.forgotten_rooms"
 
 # MSC3759, leave metadata for deactivated users.
 DEACTIVATED = Name("m.deactivated", "org.matrix.msc3759.deactivated")

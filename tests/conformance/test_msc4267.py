@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import pytest
 
 from minihs.services.rooms import forget
+from tests.conformance.test_msc4186 import Client
 from tests.helpers import deliveries
+from tests.helpers.homeserver import User, running_homeserver
 from tests.helpers.mirror import mirror, push, refresh
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from minihs.base.clock import ManualClock
-    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.homeserver import Homeserver
     from tests.helpers.network import Federation
 
 pytestmark = pytest.mark.spec("MSC4267#proposal")
@@ -45,6 +49,12 @@ async def people(server: Homeserver) -> tuple[User, User, str]:
     await bob.join(room_id)
     await alice.say(room_id)
     return alice, bob, room_id
+
+
+async def a_guest(server: Homeserver) -> User:
+    """Register a guest."""
+    made = await server.request("POST", "/register", {}, {"kind": "guest"})
+    return User(server, made.json["user_id"], made.json["access_token"])
 
 
 async def remove(moderator: User, room_id: str, how: str, user: User) -> None:
@@ -113,6 +123,27 @@ async def test_f_5_who_is_removed_by_another_server_forgets(
     assert await initial_sections(bob, room_id) == []
 
 
+async def test_f_5_who_is_removed_by_a_server_that_hosts_the_room_forgets(
+    federation: Federation, forgetful: Homeserver
+):
+    """hs2's room: one user of ours is kicked from it, another banned while invited."""
+    hs2 = await federation.start("hs2")
+    carol = await hs2.register("carol")
+    alice, bob = await forgetful.register("alice"), await forgetful.register("bob")
+    room_id = await carol.create_room(preset="private_chat")
+    for user in (alice, bob):
+        await carol.invite(room_id, user)
+    await alice.join(room_id)
+    await alice.say(room_id)
+    await deliveries.begin(hs2.services)
+    for how, user in (("kick", alice), ("ban", bob)):
+        await remove(carol, room_id, how, user)
+    await deliveries.settled(hs2.services)
+    for user in (alice, bob):
+        assert not await may_read(user, room_id)
+        assert await initial_sections(user, room_id) == []
+
+
 async def test_f_1_who_rejects_an_invite_forgets(forgetful: Homeserver):
     alice, _, room_id = await people(forgetful)
     carol = await forgetful.register("carol")
@@ -162,6 +193,80 @@ async def test_f_1_switching_it_on_sweeps_nothing(
     assert not await may_read(bob, room_id)
 
 
+async def test_f_1_switching_it_off_brings_nothing_back(
+    forgetful: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    _, bob, room_id = await people(forgetful)
+    await bob.leave(room_id)
+    monkeypatch.setattr(type(forgetful.services.config), "forget_rooms_on_leave", False)
+    assert not await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
+    await bob.join(room_id)
+    await bob.leave(room_id)
+    assert await may_read(bob, room_id)
+
+
+async def test_f_1_the_other_process_knows_at_once(database_url: str, tmp_path: Path):
+    """Requests go to two processes in turn."""
+    async with running_homeserver(
+        database_url, tmp_path, workers=2, forget_rooms_on_leave=True
+    ) as server:
+        alice, bob, room_id = await people(server)
+        for _ in range(3):
+            await bob.sync()
+            await bob.leave(room_id)
+            assert [await may_read(bob, room_id) for _ in range(2)] == [False, False]
+            since = bob.since
+            for _ in range(2):
+                bob.since = since
+                assert sorted(await sections(bob, room_id)) == [FORGOTTEN, "leave"]
+                assert await initial_sections(bob, room_id) == []
+            await alice.invite(room_id, bob)
+            await bob.join(room_id)
+            assert [await may_read(bob, room_id) for _ in range(2)] == [True, True]
+
+
+# --- state resolution takes a membership back, and gives it ------------------------------------
+
+
+EVE = "@eve:evil"
+
+
+async def test_f_5_who_loses_their_membership_by_state_resolution_forgets(
+    federation: Federation, forgetful: Homeserver
+):
+    """Before Bob joined, so another server says, Mallory closed the room: he never could.
+
+    Then it turns out that Eve had taken Mallory's power before that: he could after all.
+    """
+    evil = federation.evil()
+    alice, bob = await forgetful.register("alice"), await forgetful.register("bob")
+    room_id = await alice.create_room(room_version="11")
+    levels = await alice.call("GET", f"/rooms/{quote(room_id)}/state/m.room.power_levels")
+    room = await mirror(forgetful, room_id)
+    await push(evil, forgetful, [room.join(user) for user in (MALLORY, EVE)])
+    levels["users"] |= {MALLORY: 90, EVE: 100}
+    await alice.put_state(room_id, "m.room.power_levels", levels)
+    await refresh(room, forgetful)
+    before = list(room.ends)
+    await bob.join(room_id)
+    await bob.sync()
+    await alice.sync()
+    closed = room.send(
+        MALLORY, "m.room.join_rules", {"join_rule": "invite"}, state_key="", prev=before
+    )
+    await push(evil, forgetful, [closed])
+    assert not await may_read(bob, room_id)
+    assert sorted(await sections(bob, room_id)) == [FORGOTTEN, "leave"]
+    assert await initial_sections(bob, room_id) == []
+
+    levels["users"][MALLORY] = 0
+    demoted = room.send(EVE, "m.room.power_levels", levels, state_key="", prev=before)
+    await push(evil, forgetful, [demoted])
+    assert await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == ["join"]
+
+
 # --- F-2, F-3: the capability -------------------------------------------------------------------
 
 
@@ -171,10 +276,7 @@ async def test_f_2_the_capability_says_what_the_option_says(
     enabled: bool,
 ):
     server = await federation.start("hs1", forget_rooms_on_leave=enabled, allow_guests=True)
-    user = await server.register("alice")
-    made = await server.request("POST", "/register", {}, {"kind": "guest"})
-    guest = type(user)(server, made.json["user_id"], made.json["access_token"])
-    for who in (user, guest):
+    for who in (await server.register("alice"), await a_guest(server)):
         capabilities = (await who.call("GET", "/capabilities"))["capabilities"]
         assert capabilities[CAPABILITY] == {"enabled": enabled}
         assert capabilities[UNSTABLE_CAPABILITY] == {"enabled": enabled}
@@ -186,9 +288,11 @@ async def test_f_2_the_capability_says_what_the_option_says(
 READS = [
     "messages?dir=b",
     "state",
+    "state/m.room.create",
     "state/m.room.create/",
     "members",
     "joined_members",
+    "timestamp_to_event?ts=1&dir=f",
 ]
 
 
@@ -198,8 +302,12 @@ async def test_f_6_nothing_of_a_forgotten_room_can_be_read(remembering: Homeserv
     await bob.leave(room_id)
     assert await ask_to_forget(bob, room_id) == (200, None)
     name, _, query = path.partition("?")
+    base = "/_matrix/client/v1" if name == "timestamp_to_event" else ""
     answer = await bob.request(
-        "GET", f"/rooms/{quote(room_id)}/{name}", None, **dict([query.split("=")] if query else [])
+        "GET",
+        f"{base}/rooms/{quote(room_id)}/{name}",
+        None,
+        **dict(parse_qsl(query)),
     )
     assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
 
@@ -212,7 +320,35 @@ async def test_f_6_no_event_of_a_forgotten_room_can_be_read(remembering: Homeser
     path = f"/rooms/{quote(room_id)}/{kind}/{quote(event_id)}"
     assert (await bob.request("GET", path)).status == 200
     await ask_to_forget(bob, room_id)
-    assert (await bob.request("GET", path)).status in (403, 404)
+    answer = await bob.request("GET", path)
+    assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+    stranger = await remembering.register("stranger")
+    answer = await stranger.request("GET", path)
+    assert answer.status == 404, "who never was there cannot tell"
+
+
+async def test_f_6_what_an_old_token_led_to_is_out_of_reach(forgetful: Homeserver):
+    """A device kept the token of a page, and of a sync."""
+    alice, bob, room_id = await people(forgetful)
+    for n in range(15):
+        await alice.say(room_id, f"{n}")
+    room = (await bob.sync())["rooms"]["join"][room_id]
+    await bob.leave(room_id)
+    path = f"/rooms/{quote(room_id)}/messages"
+    for start in (room["timeline"]["prev_batch"], bob.since or ""):
+        answer = await bob.request("GET", path, **{"dir": "b", "from": start})
+        assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_f_6_what_is_world_readable_stays_so(remembering: Homeserver):
+    """Bob may read what anybody may, but it is not his room any more."""
+    alice, bob, room_id = await people(remembering)
+    visibility = {"history_visibility": "world_readable"}
+    await alice.put_state(room_id, "m.room.history_visibility", visibility)
+    await bob.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    assert await may_read(bob, room_id)
+    assert await initial_sections(bob, room_id) == []
 
 
 async def test_f_7_without_the_option_a_left_room_stays_readable(remembering: Homeserver):
@@ -228,9 +364,15 @@ async def test_f_7_without_the_option_a_left_room_stays_readable(remembering: Ho
 async def test_f_8_a_room_must_be_left_first(remembering: Homeserver):
     alice, bob, room_id = await people(remembering)
     assert await ask_to_forget(bob, room_id) == (400, "M_UNKNOWN")
-    carol = await remembering.register("carol")
+    carol, dora = await remembering.register("carol"), await remembering.register("dora")
     await alice.invite(room_id, carol)
-    assert await ask_to_forget(carol, room_id) == (400, "M_UNKNOWN")
+    await alice.put_state(room_id, "m.room.join_rules", {"join_rule": "knock"})
+    await dora.call("POST", f"/knock/{quote(room_id)}", {})
+    for user in (carol, dora):
+        assert await ask_to_forget(user, room_id) == (400, "M_UNKNOWN")
+        await user.leave(room_id)
+        for _ in range(2):
+            assert await ask_to_forget(user, room_id) == (200, None)
 
 
 async def test_f_8_what_was_left_can_be_forgotten_and_again(remembering: Homeserver):
@@ -241,6 +383,18 @@ async def test_f_8_what_was_left_can_be_forgotten_and_again(remembering: Homeser
             assert await ask_to_forget(bob, room_id) == (200, None)
     stranger = await remembering.register("stranger")
     assert await ask_to_forget(stranger, room_id) == (200, None)
+
+
+async def test_f_8_guests_may_forget_too(federation: Federation):
+    server = await federation.start("hs1", allow_guests=True)
+    alice, guest = await server.register("alice"), await a_guest(server)
+    may_come = {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}
+    room_id = await alice.create_room(initial_state=[may_come])
+    await guest.join(room_id)
+    assert await ask_to_forget(guest, room_id) == (400, "M_UNKNOWN")
+    await guest.leave(room_id)
+    assert await ask_to_forget(guest, room_id) == (200, None)
+    assert not await may_read(guest, room_id)
 
 
 # --- F-9, F-10: what a sync shows ---------------------------------------------------------------
@@ -290,6 +444,38 @@ async def test_f_11_who_comes_back_at_once_is_in_the_room(forgetful: Homeserver)
     await bob.join(room_id)
     assert "join" in await sections(bob, room_id)
     assert await initial_sections(bob, room_id) == ["join"]
+
+
+async def test_f_11_a_knock_ends_the_forgetting(forgetful: Homeserver):
+    alice, bob, room_id = await people(forgetful)
+    await alice.put_state(room_id, "m.room.join_rules", {"join_rule": "knock"})
+    await bob.leave(room_id)
+    await bob.sync()
+    await bob.call("POST", f"/knock/{quote(room_id)}", {})
+    assert await sections(bob, room_id) == ["knock"]
+    assert await initial_sections(bob, room_id) == ["knock"]
+
+
+async def test_f_11_who_comes_back_while_the_room_is_being_forgotten_is_in_it(
+    remembering: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    """Between the look at the membership and the mark, another device joins."""
+    _, bob, room_id = await people(remembering)
+    await bob.leave(room_id)
+    await bob.sync()
+    committer = remembering.services.committer
+    commit_rows = committer.commit_rows
+
+    async def late(rows: object) -> object:
+        await bob.join(room_id)
+        return await commit_rows(rows)  # type: ignore[arg-type]  # what it was given
+
+    with monkeypatch.context() as patch:
+        patch.setattr(committer, "commit_rows", late)
+        assert await ask_to_forget(bob, room_id) == (400, "M_UNKNOWN")
+    assert "join" in await sections(bob, room_id)
+    assert await initial_sections(bob, room_id) == ["join"]
+    assert await may_read(bob, room_id)
 
 
 async def test_f_11_a_ban_is_no_reason_to_remember(remembering: Homeserver):
@@ -471,6 +657,44 @@ async def test_f_13_a_sync_tells_what_was_forgotten_elsewhere(
     assert await sections(bob, room_id) == []
 
 
+EXTENSION = "dev.minihs.forgotten_rooms"
+
+
+@pytest.mark.parametrize("long_ago", [False, True])
+async def test_f_13_sliding_sync_tells_it_too(forgetful: Homeserver, long_ago: bool):
+    """Whoever had the room is shown the leave once, and told; a new connection hears of neither."""
+    alice, bob, room_id = await people(forgetful)
+    client, other = Client(bob), Client(bob, conn_id="other")
+    wish = {EXTENSION: {"enabled": True}}
+    first = await client.sync(extensions=wish)
+    assert EXTENSION not in first["extensions"]
+    await other.sync()
+    await remove(alice, room_id, "kick", bob)
+    if long_ago:
+        forgetful.services.follower.floor = forgetful.services.follower.head
+    answer = await client.sync(extensions=wish)
+    assert answer["rooms"][room_id]["membership"] == "leave"
+    assert answer["extensions"][EXTENSION] == {"rooms": {room_id: {}}}
+    again = await client.sync(extensions=wish)
+    assert (again["rooms"], again["extensions"]) == ({}, {})
+    assert EXTENSION not in (await other.sync())["extensions"], "it did not ask"
+    new = await Client(bob, conn_id="new").sync(extensions=wish)
+    assert (new["rooms"], new["extensions"]) == ({}, {})
+
+
+async def test_f_13_sliding_sync_tells_nothing_of_rooms_that_were_joined_again(
+    forgetful: Homeserver,
+):
+    _, bob, room_id = await people(forgetful)
+    client, wish = Client(bob), {EXTENSION: {"enabled": True}}
+    await client.sync(extensions=wish)
+    await bob.leave(room_id)
+    await bob.join(room_id)
+    answer = await client.sync(extensions=wish)
+    assert EXTENSION not in answer["extensions"]
+    assert answer["rooms"][room_id]["membership"] == "join"
+
+
 async def test_f_13_what_was_forgotten_and_joined_again_is_joined(remembering: Homeserver):
     _, bob, room_id = await people(remembering)
     await bob.leave(room_id)
@@ -489,6 +713,16 @@ async def test_f_13_what_users_noted_about_a_room_is_dropped(remembering: Homese
     await ask_to_forget(bob, room_id)
     assert (await bob.call("GET", f"{path}/tags"))["tags"] == {}
     assert (await bob.request("GET", f"{path}/account_data/org.example")).status == 404
+
+
+async def test_f_13_push_rules_of_a_room_are_kept(remembering: Homeserver):
+    """They are the user's wishes and no history."""
+    _, bob, room_id = await people(remembering)
+    path = f"/pushrules/global/room/{quote(room_id, safe='')}"
+    await bob.call("PUT", path, {"actions": []})
+    await bob.leave(room_id)
+    await ask_to_forget(bob, room_id)
+    assert (await bob.call("GET", path))["actions"] == []
 
 
 # --- F-14: no moment in between -----------------------------------------------------------------

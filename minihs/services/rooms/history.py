@@ -53,6 +53,10 @@ FETCHES_FOR_TIME_MAX = 10  # Of a hundred events each.
 FETCHES_MAX = 3
 
 
+class RoomForgotten(Forbidden):
+    """The reader was in the room once, and has forgotten it. MSC4267#proposal."""
+
+
 class Reader(Protocol):
     """Who reads. `position` is one of the stream that is no older than the request."""
 
@@ -85,8 +89,8 @@ async def open_room(services: Services, reader: Reader, room_id: RoomId) -> Acce
     """Return how the reader may look at a room.
 
     Raises:
-        Forbidden: not at all: they never joined it, or have forgotten it, and it is not
-            world-readable; or it does not exist.
+        Forbidden: not at all: they never joined it, or have forgotten it (`RoomForgotten`), and it
+            is not world-readable; or it does not exist.
     """
     row = await event_reads.fetch_reader(services.db, room_id, reader.user_id)
     if row is None:
@@ -99,6 +103,8 @@ async def open_room(services: Services, reader: Reader, room_id: RoomId) -> Acce
         if left is not None:
             upto = place_after(left)
         elif not await _is_world_readable(services, row.state_id):
+            if row.forgotten:
+                raise RoomForgotten("You have forgotten this room.")
             raise Forbidden("You are not in this room, and it is not world-readable.")
     ignored = _ignored_users(row.ignored_json)
     return Access(room_id, row.room_nid, joined, row.state_id, upto, left, ignored)
@@ -314,6 +320,7 @@ async def _open_event(
 
     Raises:
         NotFound: there is none, or it is not for them: they cannot tell.
+        RoomForgotten: they could tell once.
     """
     refusal = NotFound("Event not found.")
     stored = await services.events.get(event_id)
@@ -321,6 +328,8 @@ async def _open_event(
         raise refusal
     try:
         access = await open_room(services, reader, room_id)
+    except RoomForgotten:
+        raise
     except Forbidden:
         raise refusal from None
     seen = await visible(services, reader.user_id, [stored], sticky=True)

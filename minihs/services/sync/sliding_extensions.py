@@ -1,5 +1,6 @@
 """Extensions of sliding sync: account data, receipts, typing notifications; none of MSC4186 itself.
 
+One is ours: which rooms were forgotten since (MSC4267).
 MSC4186#extensions
 """
 
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from minihs.protocol.unstable import FORGOTTEN_EXTENSION
 from minihs.services.sync.sliding_rooms import timeline_request
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import account_data, ephemeral
+from minihs.services.sync.v3 import list_forgotten
 from minihs.storage import sliding
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 ACCOUNT_DATA, RECEIPTS, TYPING = "account_data", "receipts", "typing"
 TO_DEVICE, E2EE = "to_device", "e2ee"
 TYPES = {RECEIPTS: "m.receipt", TYPING: "m.typing"}
-KNOWN = (ACCOUNT_DATA, RECEIPTS, TYPING, TO_DEVICE, E2EE)
+KNOWN = (ACCOUNT_DATA, RECEIPTS, TYPING, TO_DEVICE, E2EE, FORGOTTEN_EXTENSION)
 
 
 async def extensions(
@@ -44,6 +47,8 @@ async def extensions(
     if ACCOUNT_DATA in request.extensions:
         found[ACCOUNT_DATA] = await _account_data(services, request, connection, rooms, matches)
     found |= await _ephemeral(services, request, connection, rooms, matches, parts, changed)
+    if FORGOTTEN_EXTENSION in request.extensions:
+        found[FORGOTTEN_EXTENSION] = await _forgotten(services, request, rooms)
     has_news = any(found.values())
     # What is sent to devices, and their keys, come with end-to-end encryption: there is none yet.
     if TO_DEVICE in request.extensions:
@@ -51,6 +56,17 @@ async def extensions(
     if E2EE in request.extensions:
         found[E2EE] = {"device_one_time_keys_count": {}, "device_unused_fallback_key_types": []}
     return {name: answer for name, answer in found.items() if answer}, has_news
+
+
+async def _forgotten(services: Services, request: SlidingRequest, rooms: Rooms) -> Json:
+    """Return the rooms that the user has forgotten since the `pos`. Ours: MSC4267#proposal."""
+    found = await list_forgotten(services, request.user_id, request.since, rooms.upto)
+    gone: Json = {
+        room_id: {}
+        for room_id in found
+        if room_id not in rooms.rooms or rooms.rooms[room_id].membership in ("leave", "ban")
+    }
+    return {"rooms": gone} if gone else {}
 
 
 def _rooms_in_scope(

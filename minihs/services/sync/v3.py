@@ -26,7 +26,7 @@ from minihs.storage.event_writes import Membership
 from minihs.storage.stream_rows import ForgottenRoom
 
 if TYPE_CHECKING:
-    from minihs.protocol.identifiers import EventId
+    from minihs.protocol.identifiers import EventId, RoomId
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.spans import SyncRequest
@@ -219,30 +219,35 @@ async def _left_in_database(
 async def _forgotten_rooms(
     services: Services, request: SyncRequest, rooms: dict[str, RoomMembership], upto: int
 ) -> dict[str, Json]:
-    """Return the rooms that the user has forgotten since the client's position, here or elsewhere.
+    """Return the rooms that the user has forgotten since the client's position.
 
-    It is the only way for the user's other devices to hear of it. Ours: MSC4267#proposal leaves it
-    out.
+    Ours: MSC4267#proposal leaves it out.
     """
-    since = request.since
-    if since is None:
-        return {}
-    if services.follower.floor <= since:
-        items = services.follower.items_after(since)
-        found = [
-            item.room_id
-            for item in items
-            if isinstance(item, ForgottenRoom) and item.user_id == request.user_id
-        ]
-    else:
-        found = list(
-            await membership.list_forgotten_rooms(services.db, request.user_id, since, upto)
-        )
+    found = await list_forgotten(services, request.user_id, request.since, upto)
     return {
         room_id: {}
         for room_id in found
         if room_id not in rooms and request.filter.room.has_room(room_id)
     }
+
+
+async def list_forgotten(
+    services: Services, user_id: str, since: int | None, upto: int
+) -> list[RoomId]:
+    """Return the rooms that a user has forgotten in (since, upto], here or elsewhere.
+
+    It is the only way for the user's other devices to hear of it. Whoever begins has none to drop.
+    They may have come back to some of them since.
+    """
+    if since is None:
+        return []
+    if services.follower.floor > since:
+        return await membership.list_forgotten_rooms(services.db, user_id, since, upto)
+    return [
+        item.room_id
+        for item in services.follower.items_after(since)
+        if isinstance(item, ForgottenRoom) and item.user_id == user_id
+    ]
 
 
 async def _left_rooms(
