@@ -37,6 +37,7 @@ from minihs.api.client import (
     well_known,
 )
 from minihs.api.federation import events, joins, keys, queries, transactions, version
+from minihs.api.inspector import pages as inspector
 from minihs.protocol import unstable
 
 if TYPE_CHECKING:
@@ -196,6 +197,12 @@ ROUTES: list[Route] = [
     Route("GET", "/health", health.get_health, None, "anybody"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),
     Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),
+    Route("GET", "/_minihs/inspect", inspector.get_rooms, None, "anybody", "read"),
+    Route("GET", "/_minihs/inspect/style.css", inspector.get_stylesheet, None, "anybody", "read"),
+    Route("POST", "/_minihs/inspect/login", inspector.sign_in, None, "anybody", "login"),
+    Route("POST", "/_minihs/inspect/logout", inspector.sign_out, None, "anybody", "write"),
+    Route("GET", "/_minihs/inspect/rooms/{roomId}", inspector.get_room, None, "anybody", "read"),
+    Route("GET", "/_minihs/inspect/rooms/{roomId}/events/{eventId}", inspector.get_event, None, "anybody", "read"),
     # Server to server: events and states
     Route("GET", FEDERATION + "/event_auth/{roomId}/{eventId}", events.get_event_auth, "getEventAuth", "server_heard_in_room"),
     Route("GET", FEDERATION + "/backfill/{roomId}", events.backfill_room, "backfillRoom", "server_heard_in_room"),

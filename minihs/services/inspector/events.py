@@ -187,7 +187,7 @@ async def view_event(
 
 
 def _json_text(stored: StoredEvent) -> str:
-    """Return an event's JSON in lines. Numbers of old rooms that none can write stay as they are."""
+    """Return an event's JSON in lines; as it is, if numbers are in it that only old rooms have."""
     event = as_shown(stored)
     try:
         return orjson.dumps(event.pdu, option=orjson.OPT_INDENT_2).decode()
