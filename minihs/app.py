@@ -44,6 +44,7 @@ from minihs.services.rooms.notifications import Rulesets
 from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.sliding_memory import SlidingMemory
+from minihs.services.rooms.sticky_limits import StickyLimits
 from minihs.services.sync.views import Views
 from minihs.storage import account_data, facts, inspection, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
@@ -191,6 +192,7 @@ async def build_services(
             delivery=delivery,
             metrics=Metrics(),
         )
+            sticky_limits=StickyLimits(clock),
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
@@ -204,6 +206,7 @@ async def build_services(
         await tasks.close()
         await transactions.close()
         await key_ring.close()
+        follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         await transport.close()
         await db.close()
 

@@ -1082,13 +1082,25 @@ def upgrade() -> None:
             "position",
             sa.BigInteger(),
             nullable=True,
-            comment="When it became deliverable; null: it is soft-failed",
+            comment="When it became deliverable; null: it is soft-failed, or waits",
         ),
         sa.Column(
             "checked_state",
             sa.BigInteger(),
             nullable=True,
             comment="Of a soft-failed one: the current state that refused it",
+        ),
+        sa.Column(
+            "waits_for",
+            sa.Text(),
+            nullable=True,
+            comment="The server that sent too many at once: it waits its turn",
+        ),
+        sa.Column(
+            "told_from",
+            sa.BigInteger(),
+            nullable=True,
+            comment="Of a redaction: where the sticky event lay that it redacts; who had that is told",
         ),
         sa.PrimaryKeyConstraint("event_id", name=op.f("sticky_events_pkey")),
         comment="Events that are sticky now, or were until lately (MSC4354)",
@@ -1098,11 +1110,18 @@ def upgrade() -> None:
         "sticky_events",
         ["room_nid"],
         unique=False,
-        postgresql_where=sa.text("position IS NULL"),
+        postgresql_where=sa.text("position IS NULL AND waits_for IS NULL"),
     )
     op.create_index("sticky_events_position", "sticky_events", ["position"], unique=False)
     op.create_index("sticky_events_room", "sticky_events", ["room_nid", "position"], unique=False)
     op.create_index("sticky_events_until", "sticky_events", ["until_ms"], unique=False)
+    op.create_index(
+        "sticky_events_waiting",
+        "sticky_events",
+        ["waits_for", "room_nid", "until_ms"],
+        unique=False,
+        postgresql_where=sa.text("position IS NULL AND waits_for IS NOT NULL"),
+    )
     op.create_table(
         "stream",
         sa.Column(
@@ -1138,6 +1157,40 @@ def upgrade() -> None:
         comment="Threaded read receipts, as positions",
     )
     op.create_table(
+        "to_device_outbox",
+        sa.Column("server_name", sa.Text(), nullable=False, comment="The other server"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            autoincrement=False,
+            nullable=False,
+            comment="In the stream",
+        ),
+        sa.Column("json", sa.Text(), nullable=False, comment="The content of the EDU"),
+        sa.PrimaryKeyConstraint("server_name", "position", name=op.f("to_device_outbox_pkey")),
+        comment="Messages to devices that other servers have not taken yet",
+    )
+    op.create_index("to_device_outbox_position", "to_device_outbox", ["position"], unique=False)
+    op.create_table(
+        "to_device_sends",
+        sa.Column(
+            "scope",
+            sa.Text(),
+            nullable=False,
+            comment="Whose: the server, or device_nid and event type",
+        ),
+        sa.Column(
+            "txn_id",
+            sa.Text(),
+            nullable=False,
+            comment="The transaction id, or message_id of the server",
+        ),
+        sa.Column("sent_ms", sa.BigInteger(), nullable=False, comment="When"),
+        sa.PrimaryKeyConstraint("scope", "txn_id", name=op.f("to_device_sends_pkey")),
+        comment="Requests to send messages to devices: a repetition sends nothing",
+    )
+    op.create_index("to_device_sends_sent_ms", "to_device_sends", ["sent_ms"], unique=False)
+    op.create_table(
         "typing",
         sa.Column(
             "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
@@ -1160,6 +1213,22 @@ def upgrade() -> None:
         prefixes=["UNLOGGED"],
     )
     op.create_index("typing_position", "typing", ["position"], unique=False)
+    op.create_table(
+        "unignored",
+        sa.Column("user_id", sa.Text(), nullable=False, comment="Who ignores somebody no longer"),
+        sa.Column("sender", sa.Text(), nullable=False, comment="Whom"),
+        sa.Column(
+            "until_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="Until when anything may be sticky that was ignored",
+        ),
+        sa.Column("position", sa.BigInteger(), nullable=False, comment="In the stream"),
+        sa.PrimaryKeyConstraint("user_id", "sender", name=op.f("unignored_pkey")),
+        comment="Users who were ignored till lately: what of theirs is sticky is delivered (MSC4354)",
+    )
+    op.create_index("unignored_position", "unignored", ["position"], unique=False)
+    op.create_index("unignored_until", "unignored", ["until_ms"], unique=False)
     op.create_table(
         "user_interactive_sessions",
         sa.Column(
@@ -1271,6 +1340,30 @@ def upgrade() -> None:
         "sliding_states_device", "sliding_states", ["device_nid", "state_nid"], unique=False
     )
     op.create_table(
+        "to_device_messages",
+        sa.Column(
+            "device_nid", sa.BigInteger(), nullable=False, comment="The device that it is for"
+        ),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            autoincrement=False,
+            nullable=False,
+            comment="In the stream",
+        ),
+        sa.Column("sender", sa.Text(), nullable=False, comment="Who sent it"),
+        sa.Column("json", sa.Text(), nullable=False, comment="The event, as the client gets it"),
+        sa.ForeignKeyConstraint(
+            ["device_nid"],
+            ["devices.device_nid"],
+            name=op.f("to_device_messages_device_nid_fkey"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("device_nid", "position", name=op.f("to_device_messages_pkey")),
+        comment="Messages that devices of this server have not received yet",
+    )
+    op.create_index("to_device_messages_position", "to_device_messages", ["position"], unique=False)
+    op.create_table(
         "inspector_sessions",
         sa.Column(
             "session_hash",
@@ -1309,6 +1402,8 @@ def downgrade() -> None:
     op.drop_index("inspector_sessions_token_hash", table_name="inspector_sessions")
     op.drop_index("inspector_sessions_expires_ms", table_name="inspector_sessions")
     op.drop_table("inspector_sessions")
+    op.drop_index("to_device_messages_position", table_name="to_device_messages")
+    op.drop_table("to_device_messages")
     op.drop_index("sliding_states_device", table_name="sliding_states")
     op.drop_table("sliding_states")
     op.drop_index("refresh_tokens_device_nid", table_name="refresh_tokens")
@@ -1317,17 +1412,29 @@ def downgrade() -> None:
     op.drop_table("access_tokens")
     op.drop_index("user_interactive_sessions_created_ms", table_name="user_interactive_sessions")
     op.drop_table("user_interactive_sessions")
+    op.drop_index("unignored_until", table_name="unignored")
+    op.drop_index("unignored_position", table_name="unignored")
+    op.drop_table("unignored")
     op.drop_index("typing_position", table_name="typing")
     op.drop_table("typing")
+    op.drop_index("to_device_sends_sent_ms", table_name="to_device_sends")
+    op.drop_table("to_device_sends")
+    op.drop_index("to_device_outbox_position", table_name="to_device_outbox")
+    op.drop_table("to_device_outbox")
     op.drop_table("thread_reads")
     op.drop_table("stream")
+    op.drop_index(
+        "sticky_events_waiting",
+        table_name="sticky_events",
+        postgresql_where=sa.text("position IS NULL AND waits_for IS NOT NULL"),
+    )
     op.drop_index("sticky_events_until", table_name="sticky_events")
     op.drop_index("sticky_events_room", table_name="sticky_events")
     op.drop_index("sticky_events_position", table_name="sticky_events")
     op.drop_index(
         "sticky_events_held",
         table_name="sticky_events",
-        postgresql_where=sa.text("position IS NULL"),
+        postgresql_where=sa.text("position IS NULL AND waits_for IS NULL"),
     )
     op.drop_table("sticky_events")
     op.drop_table("states")

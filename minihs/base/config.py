@@ -107,6 +107,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rate_limits: Annotated[
         Literal["on", "off"], _option("Limit how often clients may do things.")
     ] = "on"
+    sticky_events_per_user_max: Annotated[
+        int,
+        _option(
+            "How many events of a user may be sticky at once in a room (MSC4354); 0: any number."
+        ),
+    ] = 500
     default_room_version: Annotated[
         str, _option("Version of rooms whose creator asks for none.")
     ] = "12"

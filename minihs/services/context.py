@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
     from minihs.services.server_keys import KeyRing
+    from minihs.services.rooms.sticky_limits import StickyLimits
     from minihs.services.sync.joined_rooms import SharedParts
     from minihs.services.sync.sliding_memory import SlidingMemory
     from minihs.services.sync.views import Views
@@ -72,6 +73,7 @@ class Services:
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]
+    sticky_limits: StickyLimits
     server_acls: BoundedCache[EventId, ServerAcl]
     delivery: Delivery
     metrics: Metrics

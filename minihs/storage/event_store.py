@@ -204,6 +204,12 @@ class EventStore:
             self.remember(stored)
         return {stored.event_id: stored for stored in loaded}
 
+    def note_accepted(self, event_id: EventId) -> None:
+        """Show, if it is in memory, a soft-failed event that has passed its checks (MSC4354)."""
+        stored = self._cache.get(event_id)
+        if stored is not None and stored.status == SOFT_FAILED:
+            stored.status = ACCEPTED
+
     async def find_by_transaction(
         self, room_id: str, device_nid: int, txn_id: str, scope: str
     ) -> EventId | None:

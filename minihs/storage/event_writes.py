@@ -297,6 +297,7 @@ _STATE = """
         last,
         unnest($66::text[], $67::text[], $68::bigint[]) AS new (event_id, redaction_id, room_nid)
       WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
+        AND e.event_id <> ALL($8::text[])  -- One that is written with it says so itself.
     ), threads_read AS (
       INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
       SELECT new.room_nid, new.user_id, new.thread_root, last.base + new.ordinal
@@ -309,17 +310,27 @@ _STATE = """
       INSERT INTO room_aliases (alias, room_id, creator)
       SELECT new.* FROM last, unnest($73::text[], $74::text[], $75::text[]) AS new
     ), sticky AS (
-      INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, position)
-      SELECT new.event_id, new.room_nid, new.sender, new.until_ms, last.base + new.ordinal
+      INSERT INTO sticky_events (
+        event_id, room_nid, sender, until_ms, position, waits_for, told_from
+      )
+      SELECT
+        new.event_id, new.room_nid, new.sender, new.until_ms,
+        CASE WHEN new.waits_for IS NULL THEN last.base + new.ordinal END, new.waits_for, s.position
       FROM
         last,
-        unnest($76::text[], $77::bigint[], $78::text[], $79::bigint[], $80::bigint[])
-          AS new (event_id, room_nid, sender, until_ms, ordinal)
-      ON CONFLICT (event_id) DO UPDATE SET position = excluded.position
+        unnest(
+          $76::text[], $77::bigint[], $78::text[], $79::bigint[], $80::bigint[], $85::text[],
+          $86::text[]
+        ) AS new (event_id, room_nid, sender, until_ms, ordinal, waits_for, instead_of)
+        LEFT JOIN sticky_events s ON s.event_id = new.instead_of AND s.room_nid = new.room_nid
+      -- Of what nobody has been sent, nobody is told that it was redacted.
+      WHERE new.instead_of IS NULL OR s.position IS NOT NULL
+      ON CONFLICT (event_id) DO UPDATE
+      SET position = excluded.position, waits_for = excluded.waits_for
     ), unstuck AS (
       DELETE FROM sticky_events s
-      USING last, unnest($66::text[]) AS redacted (event_id)
-      WHERE s.event_id = redacted.event_id
+      USING last, unnest($66::text[], $68::bigint[]) AS redacted (event_id, room_nid)
+      WHERE s.event_id = redacted.event_id AND s.room_nid = redacted.room_nid
     ), delayed AS (
       UPDATE delayed_events d
       SET finalised_ms = new.finalised_ms, event_id = new.event_id
@@ -538,14 +549,15 @@ def _state_arguments(
         [(r.alias[0], r.room_id, r.alias[1]) for r in batch.rooms.values() if r.alias is not None],
         3,
     )
-    arguments += _columns(
+    sticky = _columns(
         [
-            (w.sticky.event_id, w.room_nid, w.sticky.sender, w.sticky.until_ms, ordinal)
+            (s.event_id, w.room_nid, s.sender, s.until_ms, ordinal, s.waits_for, s.instead_of)
             for ordinal, w in enumerate(events, 1)
-            if w.sticky is not None
+            if (s := w.sticky) is not None
         ],
-        5,
+        7,
     )
+    arguments += sticky[:5]
     arguments += _columns(
         [
             (w.delayed.delay_id, w.delayed.due_ms, w.delayed.finalised_ms, w.stored.event_id)
@@ -554,6 +566,7 @@ def _state_arguments(
         ],
         4,
     )
+    arguments += sticky[5:]
     return arguments
 
 

@@ -307,7 +307,7 @@ class GroupCommitter:
             self._events.note_redaction(write.redacts, stored.event_id)
         items: list[tuple[int, StreamItem]] = [(position, stored)]
         items += [(position, m) for m in write.memberships if m.local]
-        if write.sticky is not None:
+        if write.sticky is not None and write.sticky.waits_for is None:
             items.append((position, write.sticky))
         return items
 

@@ -20,7 +20,10 @@ TAKE_LEASE = statement(
     VALUES ($1, $2, $4)
     ON CONFLICT (name) DO UPDATE
     SET holder = excluded.holder, until_ms = excluded.until_ms
-    WHERE old.holder = excluded.holder OR old.until_ms <= $3
+    WHERE
+      old.holder = excluded.holder OR old.until_ms <= $3
+      -- Nobody is given so much: the clock has been put back since, and they may be gone.
+      OR old.until_ms > $4 + 60000
     RETURNING true
     """,
 )

@@ -182,13 +182,42 @@ sticky_events = Table(
     _bigint("room_nid", "The room"),
     _text("sender", "Its sender"),
     _bigint("until_ms", "The moment its stickiness ends"),
-    _bigint("position", "When it became deliverable; null: it is soft-failed", null=True),
+    _bigint("position", "When it became deliverable; null: it is soft-failed, or waits", null=True),
     _bigint("checked_state", "Of a soft-failed one: the current state that refused it", null=True),
-    Index("sticky_events_held", "room_nid", postgresql_where=text("position IS NULL")),
+    _text("waits_for", "The server that sent too many at once: it waits its turn", null=True),
+    _bigint(
+        "told_from",
+        "Of a redaction: where the sticky event lay that it redacts; who had that is told",
+        null=True,
+    ),
+    Index(
+        "sticky_events_held",
+        "room_nid",
+        postgresql_where=text("position IS NULL AND waits_for IS NULL"),
+    ),
+    Index(
+        "sticky_events_waiting",
+        "waits_for",
+        "room_nid",
+        "until_ms",
+        postgresql_where=text("position IS NULL AND waits_for IS NOT NULL"),
+    ),
     Index("sticky_events_room", "room_nid", "position"),
     Index("sticky_events_position", "position"),
     Index("sticky_events_until", "until_ms"),
     comment="Events that are sticky now, or were until lately (MSC4354)",
+)
+
+unignored = Table(
+    "unignored",
+    metadata,
+    _text("user_id", "Who ignores somebody no longer", primary_key=True),
+    _text("sender", "Whom", primary_key=True),
+    _bigint("until_ms", "Until when anything may be sticky that was ignored"),
+    _bigint("position", "In the stream"),
+    Index("unignored_position", "position"),
+    Index("unignored_until", "until_ms"),
+    comment="Users who were ignored till lately: what of theirs is sticky is delivered (MSC4354)",
 )
 
 rejections = Table(
@@ -471,6 +500,43 @@ devices = Table(
     _text("last_seen_ip", "From where", null=True),
     Index("devices_user_id_device_id_key", "user_id", "device_id", unique=True),
     comment="Devices; a session belongs to one",
+)
+
+to_device_messages = Table(
+    "to_device_messages",
+    metadata,
+    Column(
+        "device_nid",
+        BigInteger,
+        ForeignKey("devices.device_nid", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The device that it is for",
+    ),
+    _bigint("position", "In the stream", primary_key=True, autoincrement=False),
+    _text("sender", "Who sent it"),
+    _text("json", "The event, as the client gets it"),
+    Index("to_device_messages_position", "position"),
+    comment="Messages that devices of this server have not received yet",
+)
+
+to_device_outbox = Table(
+    "to_device_outbox",
+    metadata,
+    _text("server_name", "The other server", primary_key=True),
+    _bigint("position", "In the stream", primary_key=True, autoincrement=False),
+    _text("json", "The content of the EDU"),
+    Index("to_device_outbox_position", "position"),
+    comment="Messages to devices that other servers have not taken yet",
+)
+
+to_device_sends = Table(
+    "to_device_sends",
+    metadata,
+    _text("scope", "Whose: the server, or device_nid and event type", primary_key=True),
+    _text("txn_id", "The transaction id, or message_id of the server", primary_key=True),
+    _bigint("sent_ms", "When"),
+    Index("to_device_sends_sent_ms", "sent_ms"),
+    comment="Requests to send messages to devices: a repetition sends nothing",
 )
 
 sliding_states = Table(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.storage.sql import statement
+from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -33,18 +34,60 @@ LIST_LIVE = statement(
     "sticky_events.list_live",
     """
     SELECT r.room_id, r.room_nid, s.event_id, s.sender, s.position
-    FROM unnest($1::text[], $2::bigint[]) AS asked (room_id, after)
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS asked (room_id, after, since)
     JOIN rooms r ON r.room_id = asked.room_id
     CROSS JOIN LATERAL (
       SELECT n.event_id, n.sender, n.position
       FROM sticky_events n
       WHERE
-        n.room_nid = r.room_nid AND n.position > asked.after AND n.position <= $3
-        AND n.until_ms > $4 AND NOT n.sender = ANY($5::text[])
+        n.room_nid = r.room_nid AND n.position > asked.after AND n.position <= $4
+        AND n.until_ms > $5 AND NOT n.sender = ANY($6::text[])
+        AND (n.told_from IS NULL OR n.told_from <= asked.since)
       ORDER BY n.position
-      LIMIT $6
+      LIMIT $7
     ) s
     ORDER BY s.position
+    """,
+)
+
+# Index sticky_events_room: of each room a range of positions.
+LIST_LIVE_OF_SENDERS = statement(
+    "sticky_events.list_live_of_senders",
+    """
+    SELECT r.room_id, r.room_nid, s.event_id, s.sender, s.position
+    FROM unnest($1::text[], $2::bigint[]) AS asked (room_id, upto)
+    JOIN rooms r ON r.room_id = asked.room_id
+    JOIN sticky_events s ON s.room_nid = r.room_nid
+    WHERE
+      s.position > $3 AND s.position <= asked.upto AND s.until_ms > $4
+      AND s.sender = ANY($5::text[]) AND s.told_from IS NULL
+    ORDER BY s.position
+    LIMIT $6
+    """,
+)
+
+# A scan: of what is sticky, or was until lately, there is never much.
+LIST_SENDERS_AMONG = statement(
+    "sticky_events.list_senders_among",
+    "SELECT DISTINCT sender FROM sticky_events WHERE sender = ANY($1::text[]) AND until_ms > $2",
+)
+
+# Primary key of unignored.
+LIST_UNIGNORED = statement(
+    "sticky_events.list_unignored",
+    "SELECT sender FROM unignored WHERE user_id = $1 AND position > $2 AND position <= $3",
+)
+
+# Index sticky_events_room.
+COUNT_LIVE = statement(
+    "sticky_events.count_live",
+    """
+    SELECT count(*), coalesce(min(s.until_ms), 0)
+    FROM rooms r
+    JOIN sticky_events s ON s.room_nid = r.room_nid
+    WHERE
+      r.room_id = $1 AND s.position IS NOT NULL AND s.sender = $2 AND s.until_ms > $3
+      AND s.told_from IS NULL
     """,
 )
 
@@ -66,9 +109,64 @@ LIST_HELD = statement(
     FROM sticky_events s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE
-      s.position IS NULL AND s.until_ms > $1 AND s.checked_state IS DISTINCT FROM r.state_id
+      s.position IS NULL AND s.waits_for IS NULL AND s.until_ms > $1
+      AND s.checked_state IS DISTINCT FROM r.state_id
     ORDER BY s.until_ms
     LIMIT $2
+    """,
+)
+
+# Index sticky_events_waiting, from one server and room to the next: of each those that end soonest.
+LIST_WAITING = statement(
+    "sticky_events.list_waiting",
+    """
+    WITH RECURSIVE pairs AS (
+      (
+        SELECT waits_for, room_nid
+        FROM sticky_events
+        WHERE position IS NULL AND waits_for IS NOT NULL
+        ORDER BY waits_for, room_nid
+        LIMIT 1
+      )
+      UNION ALL
+      SELECT n.waits_for, n.room_nid
+      FROM pairs p
+      CROSS JOIN LATERAL (
+        SELECT s.waits_for, s.room_nid
+        FROM sticky_events s
+        WHERE
+          s.position IS NULL AND s.waits_for IS NOT NULL
+          AND (s.waits_for, s.room_nid) > (p.waits_for, p.room_nid)
+        ORDER BY s.waits_for, s.room_nid
+        LIMIT 1
+      ) n
+    )
+    SELECT r.room_id, s.event_id, s.sender, s.until_ms
+    FROM pairs p
+    JOIN rooms r ON r.room_nid = p.room_nid
+    CROSS JOIN LATERAL (
+      SELECT n.event_id, n.sender, n.until_ms
+      FROM sticky_events n
+      WHERE
+        n.position IS NULL AND n.waits_for = p.waits_for AND n.room_nid = p.room_nid
+        AND n.until_ms > $1
+      ORDER BY n.until_ms
+      LIMIT $2
+    ) s
+    """,
+)
+
+# Index sticky_events_waiting.
+COUNT_WAITING = statement(
+    "sticky_events.count_waiting",
+    """
+    SELECT count(*)
+    FROM (
+      SELECT
+      FROM sticky_events
+      WHERE position IS NULL AND waits_for = $1 AND until_ms > $2
+      LIMIT $3
+    ) AS waiting
     """,
 )
 
@@ -112,7 +210,7 @@ LIST_OWN_LIVE = statement(
     FROM rooms r
     JOIN sticky_events s ON s.room_nid = r.room_nid
     WHERE r.room_id = $1 AND substr(s.sender, strpos(s.sender, ':') + 1) = $2
-      AND s.position <= $3 AND s.until_ms > $4
+      AND s.position <= $3 AND s.until_ms > $4 AND s.told_from IS NULL
     ORDER BY s.position
     """,
 )
@@ -133,27 +231,85 @@ DELETE_EXPIRED = statement(
     """,
 )
 
+# Index unignored_until.
+DELETE_UNIGNORED = statement(
+    "sticky_events.delete_unignored", "DELETE FROM unignored WHERE until_ms <= $1"
+)
+
 
 async def list_live(
     queries: Queries,
-    rooms: Sequence[tuple[str, int]],
+    rooms: Sequence[tuple[str, int, int]],
     upto: int,
     now_ms: int,
     *,
     ignored: Collection[str],
     limit: int,
 ) -> list[LiveStickyEvent]:
-    """Return the sticky events of each (room, after), oldest first, at most `limit` of a room."""
+    """Return the sticky events of each (room, after, since), at most `limit` of a room.
+
+    They come oldest first. Of those that have been redacted, the redactions are listed, if what
+    they redact lies before `since`, so that the client may have it.
+    """
     rows = await queries.fetch(
         LIST_LIVE,
-        [room_id for room_id, _ in rooms],
-        [after for _, after in rooms],
+        [room_id for room_id, _, _ in rooms],
+        [after for _, after, _ in rooms],
+        [since for _, _, since in rooms],
         upto,
         now_ms,
         list(ignored),
         limit,
     )
     return [LiveStickyEvent(*row) for row in rows]
+
+
+async def list_live_of_senders(
+    queries: Queries,
+    rooms: Sequence[tuple[str, int]],
+    after: int,
+    now_ms: int,
+    *,
+    senders: Collection[str],
+    limit: int,
+) -> list[LiveStickyEvent]:
+    """Return the sticky events of some senders after a position, up to that of each room."""
+    rows = await queries.fetch(
+        LIST_LIVE_OF_SENDERS,
+        [room_id for room_id, _ in rooms],
+        [upto for _, upto in rooms],
+        after,
+        now_ms,
+        list(senders),
+        limit,
+    )
+    return [LiveStickyEvent(*row) for row in rows]
+
+
+async def list_senders_among(queries: Queries, senders: Collection[str], now_ms: int) -> list[str]:
+    """Return those of some users of whom anything is sticky."""
+    return [row[0] for row in await queries.fetch(LIST_SENDERS_AMONG, list(senders), now_ms)]
+
+
+async def list_unignored(queries: Queries, user_id: str, after: int, upto: int) -> list[str]:
+    """Return whom a user has ceased to ignore in (after, upto]."""
+    return [row[0] for row in await queries.fetch(LIST_UNIGNORED, user_id, after, upto)]
+
+
+async def count_live(queries: Queries, room_id: str, sender: str, now_ms: int) -> tuple[int, int]:
+    """Return how many events of a user are sticky in a room, and when the first of them ends."""
+    rows = await queries.fetch(COUNT_LIVE, room_id, sender, now_ms)
+    return rows[0][0], rows[0][1]
+
+
+async def list_waiting(queries: Queries, now_ms: int, per_room: int) -> list[StickyEvent]:
+    """Return events that wait, `per_room` of each server and room: those that end soonest."""
+    return [StickyEvent(*row) for row in await queries.fetch(LIST_WAITING, now_ms, per_room)]
+
+
+async def count_waiting(queries: Queries, server_name: str, now_ms: int, limit: int) -> int:
+    """Return how many events of a server wait; it does not count further than `limit`."""
+    return int(str(await queries.fetchval(COUNT_WAITING, server_name, now_ms, limit)))
 
 
 async def list_own_live(
@@ -192,6 +348,11 @@ async def list_rooms_by_nid(queries: Queries, room_nids: Collection[int]) -> dic
 async def delete_expired(queries: Queries, now_ms: int, limit: int) -> int:
     """Forget up to `limit` events that are not sticky any more; return how many there were."""
     return int((await queries.execute(DELETE_EXPIRED, now_ms, limit)).split()[-1])
+
+
+async def delete_unignored(queries: Queries, now_ms: int) -> None:
+    """Forget who has ceased to ignore whom so long ago that nothing of then is sticky."""
+    await queries.execute(DELETE_UNIGNORED, now_ms)
 
 
 async def delete_of_sender(queries: Queries, sender: str) -> None:

@@ -1,7 +1,7 @@
 """Rows of the stream that are not events: values that the group committer writes.
 
 Each class is one table; `write` puts many rows of it, with the positions they got, in one
-statement. What a writer hands in and what the stream's follower hands out are the same values.
+statement. What a writer hands in is what the stream's follower hands out, but for what is large.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, RoomId, UserId
+    from minihs.protocol.identifiers import EventId, RoomId, ServerName, UserId
     from minihs.storage.database import Queries
 
 
@@ -53,12 +53,18 @@ class TypingWrite:
 
 @dataclass(frozen=True, slots=True)
 class StickyEvent:
-    """A sticky event becomes deliverable: it was accepted, or passed its checks later (MSC4354)."""
+    """A sticky event becomes deliverable: it was accepted, or passed its checks later (MSC4354).
+
+    `waits_for`: it does not yet, because this server sends too many. `instead_of`: it is the
+    redaction of a sticky event, and those who have been sent that are sent this.
+    """
 
     room_id: RoomId
     event_id: EventId
     sender: UserId
     until_ms: int
+    waits_for: ServerName | None = None
+    instead_of: EventId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,7 @@ READ_BY_RECEIPTS = statement(
       FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
         AS new (room_id, user_id, thread_id, event_id)
       JOIN rooms r ON r.room_id = new.room_id
+    | UnignoredUser
       JOIN events e ON e.event_id = new.event_id AND e.room_nid = r.room_nid
       WHERE e.position IS NOT NULL
     ), threads AS (

@@ -114,6 +114,16 @@ LIST_STICKY_EVENTS = statement(
 
 # Index memberships_forgotten.
 LIST_FORGOTTEN = statement(
+# Index unignored_position.
+LIST_UNIGNORED = statement(
+    "streams.list_unignored",
+    """
+    SELECT position, user_id, sender, until_ms
+    FROM unignored
+    WHERE position > $1 AND position <= $2
+    """,
+)
+
     "streams.list_forgotten",
     """
     SELECT m.forgotten_position, m.user_id, r.room_id
@@ -306,6 +316,8 @@ class StreamFollower:
     def _drop_oldest(self) -> None:
         """Let the window's oldest item go: from now on it must be asked of the database."""
         self.floor, item = self._window.popleft()
+            elif isinstance(positioned[1], StickyEvent):
+                self._events.note_accepted(positioned[1].event_id)
         room_id = _room_of(item)
         if room_id:
             room = self._rooms[room_id]

@@ -11,6 +11,7 @@ from minihs.services.rooms import (
     loose_ends,
     redact_on_ban,
     sticky_events,
+    sticky_limits,
 )
 from minihs.workers.runner import LeasedLoop
 
@@ -18,6 +19,7 @@ LOOPS = (
     LeasedLoop("typing-expiry", 5_000, typing_notifications.expire_overdue),
     LeasedLoop("deactivations", 600_000, deactivation.resume_deactivations),
     LeasedLoop("sticky-recheck", 1_000, sticky_events.recheck_soft_failed),
+    LeasedLoop("sticky-release", 1_000, sticky_limits.release_waiting),
     LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),
     LeasedLoop("sticky-expiry", 60_000, sticky_events.forget_expired),
     LeasedLoop("delayed-retention", 60_000, delayed_events.forget_finalised),

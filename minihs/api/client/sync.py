@@ -42,6 +42,8 @@ async def sync(request: Request) -> object:
                 request.query_flag(name) for name in unstable.USE_STATE_AFTER_PARAMETER.spellings
             ),
             backlogs={} if token is None else token.backlogs,
+            unignored=None if token is None else token.unignored,
+            to_device=None if token is None else token.to_device,
             timeout_ms=request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS),
         ),
     )

@@ -14,8 +14,9 @@ from minihs.base.errors import BadJson, Forbidden, InvalidParam, MatrixError, No
 from minihs.base.limits import ACCOUNT_DATA_BYTES_MAX
 from minihs.protocol import canonical_json
 from minihs.protocol.identifiers import IDENTIFIER_BYTES_MAX, RoomId, parse_room_id
-from minihs.storage import account_data, accounts
-from minihs.storage.stream_rows import AccountDataWrite
+from minihs.protocol.stickiness import STICKY_DURATION_MS_MAX
+from minihs.storage import account_data, accounts, sticky_events
+from minihs.storage.stream_rows import AccountDataWrite, UnignoredUser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
     from minihs.storage.database import Queries, Transaction
+    from minihs.storage.stream_rows import StreamRow
 
 TAG = "m.tag"
+IGNORED_USERS = "m.ignored_user_list"
 PUSH_RULES = "m.push_rules"
 SERVER_CONTROLLED = frozenset({"m.fully_read", PUSH_RULES})
 
@@ -92,7 +95,29 @@ async def write_account_data(
     text = canonical_json.encode(content).decode()
     if len(text) > ACCOUNT_DATA_BYTES_MAX:
         raise TooLarge(f"Account data may have {ACCOUNT_DATA_BYTES_MAX} bytes.")
-    await services.committer.commit_rows([AccountDataWrite(user_id, room_id, data_type, text)])
+    rows: list[StreamRow] = [AccountDataWrite(user_id, room_id, data_type, text)]
+    if data_type == IGNORED_USERS and not room_id:
+        rows += await _unignored(services, user_id, content)
+    await services.committer.commit_rows(rows)
+
+
+async def _unignored(
+    services: Services, user_id: UserId, content: Mapping[str, object]
+) -> list[UnignoredUser]:
+    """Return whom a user ignores no longer: what of theirs is sticky is owed to them (MSC4354)."""
+    before = await find_account_data(services.db, user_id, "", IGNORED_USERS)
+    gone = ignored_in(before or {}) - ignored_in(content)
+    if not gone:
+        return []
+    now_ms = services.clock.now_ms()
+    senders = await sticky_events.list_senders_among(services.db, gone, now_ms)
+    return [UnignoredUser(user_id, s, now_ms + STICKY_DURATION_MS_MAX) for s in senders]
+
+
+def ignored_in(content: Mapping[str, object]) -> frozenset[str]:
+    """Return whom an `m.ignored_user_list` names. Spec: client-server-api#ignoring-users."""
+    users = content.get("ignored_users")
+    return frozenset(u for u in users if "\0" not in u) if isinstance(users, dict) else frozenset()
 
 
 @contextlib.asynccontextmanager

@@ -79,6 +79,8 @@ async def _missed_pdus(
     ends = [found[-1][1] for found in (newest, removals, sticky) if len(found) == PDUS_MAX]
     upto_here = min(ends, default=upto)
     certain = {event_id for event_id, _, is_certain in newest if is_certain}
+    # What is sticky is owed to whoever is in the room now, since whenever they are.
+    certain |= {event_id for event_id, _ in sticky}
     removing = {event_id for event_id, _ in removals}
     found = {event_id: position for event_id, position, _ in newest}
     found |= dict(removals) | dict(sticky)

@@ -18,6 +18,7 @@ import orjson
 
 from minihs.base.errors import BadJson
 from minihs.protocol.identifiers import parse_room_id
+from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.services.federation.edus import receive_edus
 from minihs.services.rooms.receive import receive_pdus
 from minihs.storage import federation_transactions
@@ -43,6 +44,7 @@ async def receive_transaction(
 
     Raises:
         BadJson: it is not a transaction, or a larger one than there may be; nothing is done.
+        LimitExceeded: there are sticky events in it, and too many of the server's wait already.
 
     Spec: server-server-api#put_matrixfederationv1sendtxnid
     """
@@ -71,6 +73,8 @@ async def _receive_once(
     known = await federation_transactions.fetch_answer(services.db, origin, txn_id)
     if known is not None:
         return known
+    if any(isinstance(pdu, dict) and sticky_duration_ms(pdu) is not None for pdu in pdus):
+        await services.sticky_limits.check_room_for_more(services, origin)
     received_ms = services.clock.now_ms()
     results = await _receive_rooms(services, origin, pdus)
     await receive_edus(services, origin, edus)

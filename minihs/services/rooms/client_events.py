@@ -125,8 +125,9 @@ def client_event(
     if membership is not None:
         for name in _MEMBERSHIP_NAMES:
             unsigned = b'%b,"%b":"%b"' % (unsigned, name.encode(), membership.encode())
-    if stored.sticky_until_ms is not None and stored.redacted_by is None:
-        unsigned = _with_time_left(unsigned, stored, now_ms)
+    if left_ms := time_left_ms(stored, now_ms):
+        for key in _TTL_NAMES:
+            unsigned = b'%b,"%b":%d' % (unsigned, key, left_ms)
     if stored.txn_id is not None and reader is not None and _is_told(stored, reader):
         given = orjson.dumps(stored.txn_id)
         for key in _DELAY_ID_NAMES if stored.device_nid is None else _TRANSACTION_ID_NAMES:
@@ -144,15 +145,12 @@ def _is_told(stored: StoredEvent, reader: Reader) -> bool:
     return stored.device_nid == reader.device_nid
 
 
-def _with_time_left(unsigned: bytes, stored: StoredEvent, now_ms: int) -> bytes:
-    """Return `unsigned` with how long the event stays sticky. MSC4354#sync-api-changes."""
-    duration_ms = sticky_duration_ms(stored.event.pdu)
-    left_ms = min((stored.sticky_until_ms or 0) - now_ms, duration_ms or 0)
-    if left_ms <= 0:
-        return unsigned
-    for name in _TTL_NAMES:
-        unsigned = b'%b,"%b":%d' % (unsigned, name, left_ms)
-    return unsigned
+def time_left_ms(stored: StoredEvent, now_ms: int) -> int:
+    """Return how long an event stays sticky; 0: it does not. MSC4354#sync-api-changes."""
+    if stored.sticky_until_ms is None or stored.redacted_by is not None:
+        return 0
+    duration_ms = sticky_duration_ms(stored.event.pdu) or 0
+    return max(min(stored.sticky_until_ms - now_ms, duration_ms), 0)
 
 
 async def shown(

@@ -474,12 +474,16 @@ async def _carry_out(
             write.invite_states[user_id] = orjson.dumps(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
+            write.sticky = await _told_instead(services, head.room_id, event, event_id)
         case consequences.ForgetRoom(user_id):
             plan.rows.append(ForgottenRoom(user_id, head.room_id))
         case consequences.RedactStay(stay):
             plan.rows.append(stay)
         case consequences.RecordStickiness(until_ms):
-            write.sticky = StickyEvent(head.room_id, event.event_id, event.sender, until_ms)
+            waits_for = services.sticky_limits.waits_for(services, head.room_id, event.sender)
+            write.sticky = StickyEvent(
+                head.room_id, event.event_id, event.sender, until_ms, waits_for
+            )
         case consequences.MarkRead(user_id):
             write.read_by = user_id
         case consequences.CountUnread():
@@ -490,6 +494,28 @@ async def _carry_out(
             write.pushes = [Push(*d) for d in differing]
         case _:
             assert_never(effect)
+
+
+async def _told_instead(
+    services: Services, room_id: RoomId, redaction: Event, redacted_id: EventId
+) -> StickyEvent | None:
+    """Return the redaction of a sticky event in its place; None if the event was none.
+
+    For as long as it would have been sticky, whoever has been sent the event is told so, however
+    far away their timeline is. Ours: MSC4354#proposal leaves it to chance.
+    """
+    redacted = await services.events.get(redacted_id)
+    if redacted is None or redacted.event.room_id != room_id or redacted.sticky_until_ms is None:
+        return None
+    if redacted.redacted_by is not None or redacted.sticky_until_ms <= services.clock.now_ms():
+        return None
+    return StickyEvent(
+        room_id,
+        redaction.event_id,
+        redaction.sender,
+        redacted.sticky_until_ms,
+        instead_of=redacted_id,
+    )
 
 
 def _membership(room_id: RoomId, effect: consequences.SetMembership) -> Membership:

@@ -28,6 +28,7 @@ from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
+from minihs.protocol.stickiness import sticky_members
 from minihs.protocol.unstable import DEACTIVATED, ERASED
 from minihs.services.rooms import remote_membership
 from minihs.services.rooms.forget import forget_all_left_rooms
@@ -79,6 +80,7 @@ class MembershipChange:
     guest: bool = False
     more: Mapping[str, object] = field(default_factory=dict)
     via: Sequence[str] = ()
+    sticky_ms: int | None = None
     transaction: Origin | None = None
 
     @property
@@ -120,11 +122,17 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
         content = _content(change, profile)
         if change.membership == "join" and now != "join":
             predecessor = await _enter(services, head, change, now, content)
-        if stored is not None and _says_the_same(stored.event, change.sender, content):
+        if (
+            change.sticky_ms is None
+            and stored is not None
+            and _says_the_same(stored.event, change.sender, content)
+        ):
             return stored.event_id
         return EventDraft(
             room_id=change.room_id,
             sender=change.sender,
+        if change.sticky_ms:
+            await services.sticky_limits.check_own(services, change.room_id, change.sender)
             type="m.room.member",
             content=content,
             origin_server_ts=services.clock.now_ms(),
@@ -132,6 +140,7 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
         )
 
     if change.membership == "invite" and not services.is_local(change.user_id):
+            extra={} if change.sticky_ms is None else sticky_members(change.sticky_ms),
         return await remote_membership.invite(
             services, change.room_id, change.user_id, decide, change.transaction
         )

@@ -29,6 +29,7 @@ from minihs.protocol.event_auth import (
 )
 from minihs.protocol.events import Event
 from minihs.protocol.state_resolution import MissingEventsError
+from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.services.rooms import commit, early_redactions, missing, state
 from minihs.services.rooms.commit import HistoryWrite, Plan, PlannedEvent, Refusal
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
@@ -64,7 +65,8 @@ async def receive_pdus(
 
     Returns what is wrong with each, or None: it has been dealt with, be it by rejecting it or by
     waiting for a better occasion. PDUs of a room that we are not in are left alone, unless they
-    take back an invite.
+    take back an invite; but a room that somebody has made us leave, and whose servers go on telling
+    us of it, may turn out not to have accepted that.
 
     Raises:
         Unavailable: the database does not answer, or others were faster, time after time.
@@ -77,7 +79,7 @@ async def receive_pdus(
     async with building(services, room_id) as head:
         if head is None:
             return {}
-        room, here = Room.of(head), bool(head.local_members)
+        room, here = Room.of(head), await _is_followed(services, head)
         refusal = await _refusal_of_server(services, head, origin)
         ends, near = [end.event_id for end in head.extremities], head.state
     if refusal is not None or not here:
@@ -100,6 +102,17 @@ async def receive_pdus(
     if new:
         await _receive(services, receipt, ends, near)
     return results | {e: why for e, why in receipt.dropped.items() if e in results}
+
+
+async def _is_followed(services: Services, head: RoomHead) -> bool:
+    """Return whether what happens in a room is our business.
+
+    It is if we are in it, and also if others have put us out of it: whether they could, servers may
+    not have agreed about yet, and state resolution will tell.
+    """
+    return bool(head.local_members) or (
+        bool(head.extremities) and await memberships.were_we_put_out(services.db, head.room_id)
+    )
 
 
 async def _end_of_join(services: Services, room_id: RoomId) -> None:
@@ -332,7 +345,7 @@ class Judge:
         """
         services, receipt = self.services, self.receipt
         refusal = await _refusal_of_server(services, self.head, receipt.origin)
-        if refusal is not None or not self.head.local_members:
+        if refusal is not None or not await _is_followed(services, self.head):
             reason = refusal or "this server has left the room"
             receipt.dropped |= {event.event_id: reason for event in events}
             return None
@@ -366,7 +379,10 @@ class Judge:
             verdict = f"the state before it could not be resolved: {error}"
         if isinstance(verdict, str):  # That is no fault of the event; it may come again.
             logger.info("cannot judge %s from %s: %s", event.event_id, origin, verdict)
+            if sticky_duration_ms(event.pdu) is not None:  # Its loss must be told.
+                self.receipt.dropped[event.event_id] = f"cannot judge it: {verdict}"
             return
+        self.receipt.dropped.pop(event.event_id, None)
         if stored is None:
             await self.services.event_numbers.reserve(1)
         stored = StoredEvent(

@@ -49,6 +49,7 @@ async def send_message(
         NotFound, Forbidden, TooLarge, BadJson: see `send_event` and `redact_event`.
     """
     if event_type == "m.room.redaction":
+        LimitExceeded: the sender has too many sticky events in the room already.
         target = content.get("redacts")
         if not isinstance(target, str):
             raise BadJson("A redaction names the event that it redacts in `redacts`.")
@@ -62,7 +63,14 @@ async def send_message(
         origin_server_ts=services.clock.now_ms(),
         extra={} if sticky_ms is None else sticky_members(sticky_ms),
     )
-    return await send_event(services, draft, transaction=transaction)
+    if not sticky_ms:
+        return await send_event(services, draft, transaction=transaction)
+
+    async def decide(_head: RoomHead) -> EventDraft:
+        await services.sticky_limits.check_own(services, room_id, sender)
+        return draft
+
+    return await send_decided(services, room_id, decide, transaction=transaction)
 
 
 async def redact_event(
@@ -134,6 +142,7 @@ async def set_room_state(
     if event_type == "m.room.create":
         raise BadJson("A room is created only once.")
     key = (event_type, state_key)
+        LimitExceeded: the sender has too many sticky events in the room already.
 
     async def decide(head: RoomHead) -> EventDraft | EventId:
         stored = (await load_state_events(services, head.state, [key])).get(key)
@@ -153,6 +162,8 @@ async def set_room_state(
             content=content,
             origin_server_ts=services.clock.now_ms(),
             state_key=state_key,
+        if sticky_ms:
+            await services.sticky_limits.check_own(services, room_id, sender)
             extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 

@@ -15,7 +15,6 @@ from minihs.protocol.event_auth import EventAuthError, check_state_dependent, se
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.send import load_state_events
 from minihs.storage import sticky_events
-from minihs.storage.event_store import ACCEPTED
 from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ async def _recheck_room(services: Services, room_id: str, held: list[HeldStickyE
             check_state_dependent(known.event, {key: s.event for key, s in auth.items()})
         except EventAuthError:
             continue
-        known.status = ACCEPTED
         passed.append(StickyEvent(head.room_id, known.event_id, known.event.sender, event.until_ms))
     if passed:
         await services.committer.commit_rows(passed)
@@ -64,7 +62,11 @@ async def _recheck_room(services: Services, room_id: str, held: list[HeldStickyE
 
 
 async def forget_expired(services: Services) -> None:
-    """Forget events that are not sticky any more, in steps that block nobody."""
+    """Forget events that are not sticky any more, in steps that block nobody.
+
+    When an event ends is written down with it, so it does not matter whether the server ran.
+    """
     now_ms = services.clock.now_ms()
     while await sticky_events.delete_expired(services.db, now_ms, EXPIRED_AT_ONCE):
         pass
+    await sticky_events.delete_unignored(services.db, now_ms)

@@ -12,7 +12,7 @@ import orjson
 
 from minihs.protocol import canonical_json, unstable
 from minihs.protocol.filters import Filter, select_fields
-from minihs.services.rooms.client_events import as_shown, client_event
+from minihs.services.rooms.client_events import as_shown, client_event, time_left_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +57,10 @@ def event_json(
             client_event(stored, now_ms, with_room_id=False, reader=reader, membership=membership)
         )
     if filter_.event_format == "federation":
-        event: object = dict(as_shown(stored).pdu)
+        pdu = dict(as_shown(stored).pdu)
+        if left_ms := time_left_ms(stored, now_ms):
+            pdu["unsigned"] = unstable.STICKY_TTL.write(left_ms)
+        event: object = pdu
     else:
         event = canonical_json.decode(
             client_event(stored, now_ms, with_room_id=False, reader=reader, membership=membership)
@@ -95,9 +98,8 @@ def answer_json(
     knock: Mapping[str, Json],
     leave: Mapping[str, Json],
     forgotten: Mapping[str, Json],
-    account_data: Sequence[Json],
 ) -> Json:
-    """Return the whole answer; what is empty is left out."""
+    """Return the answer as far as it is about rooms; what is empty is left out."""
     answer: Json = {"next_batch": next_batch}
     sections = {
         "join": join,
@@ -109,6 +111,9 @@ def answer_json(
     rooms = {name: rooms for name, rooms in sections.items() if rooms}
     if rooms:
         answer["rooms"] = rooms
-    if account_data:
-        answer["account_data"] = {"events": account_data}
     return answer
+
+
+def events_json(name: str, events: Sequence[object]) -> Json:
+    """Return a section of the answer that has nothing but events; without any, nothing."""
+    return {name: {"events": events}} if events else {}

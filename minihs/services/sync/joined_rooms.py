@@ -17,7 +17,7 @@ from minihs.protocol import canonical_json, unstable
 from minihs.services.rooms import client_events
 from minihs.services.sync import assemble
 from minihs.services.sync.streams import ephemeral, state, sticky_events, summary, timeline
-from minihs.services.sync.streams.sticky_events import Shown
+from minihs.services.sync.streams.sticky_events import Shown, StickySection
 from minihs.storage import rooms
 from minihs.storage.event_store import StoredEvent
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.client_events import Reader
     from minihs.services.sync.assemble import Json
-    from minihs.services.sync.positions import StickyBacklog
     from minihs.services.sync.spans import Span, SyncRequest
     from minihs.services.sync.streams.timeline import Timeline
 
@@ -63,8 +62,8 @@ async def joined_rooms(
     spans: Sequence[Span],
     joined: Sequence[Span],
     account_data: set[str],
-) -> tuple[dict[str, Json], Mapping[int, StickyBacklog]]:
-    """Return the JSON of each joined room in which something happened, and what is left over.
+) -> tuple[dict[str, Json], StickySection]:
+    """Return the JSON of each joined room in which something happened, and what was sticky in it.
 
     `spans` are of the rooms in which something may have happened, `joined` of those in which sticky
     events may be owed; `account_data` are the rooms in which the reader's account data changed.
@@ -102,7 +101,7 @@ async def joined_rooms(
         part_json.setdefault("ephemeral", NO_EVENTS)
         part_json.setdefault("account_data", NO_EVENTS)
         part_json.setdefault("state_after" if request.use_state_after else "state", NO_EVENTS)
-    return parts, sticky.backlogs
+    return parts, sticky
 
 
 async def _add_sticky_events(

@@ -3,7 +3,10 @@
 `s123` is everything up to position 123. `s123_7-90-100-120.8-0` says besides that of the sticky
 events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none:
 their backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
-meanwhile: what those let through need not be repeated.
+meanwhile: what those let through need not be repeated. `s123_7-90_100-57` says that users are owed
+whom the client had ignored till after position 100: what they sent up to there that is sticky, of
+which those up to position 57 have been delivered. `s123_d90` says that of the messages to the device
+only those up to position 90 have been delivered.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from minihs.base.errors import InvalidParam
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TOKEN = re.compile(r"s([0-9]{1,19})(?:_([0-9.-]{0,8000}))?", re.ASCII)
+_TOKEN = re.compile(
+    r"s([0-9]{1,19})(?:_([0-9.-]{0,8000})(?:_([0-9]{1,18})-([0-9]{1,18}))?)?(?:_d([0-9]{1,18}))?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +42,50 @@ class StickyBacklog:
 
 
 @dataclass(frozen=True, slots=True)
+class Unignored:
+    """Sticky events of users who are ignored no longer, since a position after `since`.
+
+    They are owed those that lie up to `since`, of which those up to `upto` have been delivered.
+    """
+
+    since: int
+    upto: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SyncToken:
-    """How much a client has seen; `backlogs` by the room's number in the database."""
+    """How much a client has seen; `backlogs` by the room's number in the database.
+
+    `to_device` is up to where it has the messages to its device, if more of them were left.
+    """
 
     position: int
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
+    unignored: Unignored | None = None
+    to_device: int | None = None
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there is something that earlier answers had no place for."""
+        return bool(self.backlogs) or self.unignored is not None or self.to_device is not None
 
 
-def format_token(position: int, backlogs: Mapping[int, StickyBacklog] | None = None) -> str:
-    """Return the token of a position and of the backlogs that are left."""
-    if not backlogs:
-        return f"s{position}"
+def format_token(
+    position: int,
+    backlogs: Mapping[int, StickyBacklog] | None = None,
+    unignored: Unignored | None = None,
+    to_device: int | None = None,
+) -> str:
+    """Return the token of a position, and of what is left of backlogs and messages."""
+    messages = "" if to_device is None else f"_d{to_device}"
+    if not backlogs and unignored is None:
+        return f"s{position}{messages}"
     cursors = (
         "-".join(map(str, (nid, b.upto, *(n for span in b.shown for n in span))))
-        for nid, b in sorted(backlogs.items())
+        for nid, b in sorted((backlogs or {}).items())
     )
-    return f"s{position}_{'.'.join(cursors)}"
+    rest = "" if unignored is None else f"_{unignored.since}-{unignored.upto}"
+    return f"s{position}_{'.'.join(cursors)}{rest}{messages}"
 
 
 def parse_token(token: str, head: int) -> SyncToken:
@@ -72,4 +106,5 @@ def parse_token(token: str, head: int) -> SyncToken:
         nid, upto, *spans = map(int, parts)
         shown = tuple(zip(spans[::2], spans[1::2], strict=True))
         backlogs[nid] = StickyBacklog(upto, shown)
-    return SyncToken(position, backlogs)
+    unignored = Unignored(int(found[3]), int(found[4])) if found[3] else None
+    return SyncToken(position, backlogs, unignored, int(found[5]) if found[5] else None)

@@ -101,7 +101,7 @@ def _is_idle(request: SlidingRequest, view: UserView, position: Position, digest
         and position.digest == digest
         and (
             request.sticky is None
-            or (token is not None and not token.backlogs and view.changed_at <= token.position)
+            or (token is not None and not token.has_rest and view.changed_at <= token.position)
         )
     )
 

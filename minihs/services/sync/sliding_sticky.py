@@ -54,6 +54,7 @@ async def sticky(
     asked = replace(
         timeline_request(request, rooms.personal.ignored, 1, since),
         backlogs={} if wanted.token is None else wanted.token.backlogs,
+        unignored=None if wanted.token is None else wanted.token.unignored,
     )
     spans = [
         _span(room_id, since, rooms.upto, room.joined_at)
@@ -66,7 +67,7 @@ async def sticky(
     )
     others = [span for span in spans if span.room_id not in matches.matched]
     backlogs = {**await _unmatched(services, asked, others), **section.backlogs}
-    answer: Json = {"next_batch": format_token(rooms.upto, backlogs)}
+    answer: Json = {"next_batch": format_token(rooms.upto, backlogs, section.unignored)}
     of_rooms = await _written(services, request, rooms, section.events)
     if of_rooms:
         answer["rooms"] = of_rooms
@@ -103,7 +104,7 @@ async def _unmatched(
         return {}
     live = await sticky_events.list_live(
         services.db,
-        list(places.items()),
+        [(room_id, after, after) for room_id, after in places.items()],
         spans[0].upto,
         services.clock.now_ms(),
         ignored=asked.ignored,

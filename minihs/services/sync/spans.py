@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
-    from minihs.services.sync.positions import StickyBacklog
+    from minihs.services.sync.positions import StickyBacklog, Unignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Span:
 class SyncRequest:
     """Who syncs, and how. `since` is None for an initial sync.
 
-    `backlogs` are the sticky events that earlier answers had no place for.
+    `backlogs` and `unignored` are the sticky events that earlier answers had no place for; of the
+    messages to the device only those up to `to_device` were delivered, if that is not None.
     """
 
     requester: Requester
@@ -49,6 +50,8 @@ class SyncRequest:
     timeout_ms: int
     ignored: frozenset[str] = frozenset()
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
+    unignored: Unignored | None = None
+    to_device: int | None = None
 
     @property
     def user_id(self) -> UserId:

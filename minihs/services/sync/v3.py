@@ -19,7 +19,8 @@ from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.spans import Span
-from minihs.services.sync.streams import account_data, state, timeline
+from minihs.services.sync.streams import account_data, state, timeline, to_device
+from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
@@ -37,11 +38,15 @@ if TYPE_CHECKING:
 async def sync(services: Services, request: SyncRequest) -> Json:
     """Return what the client has not seen; wait for it, up to `timeout_ms`, if there is nothing."""
     deadline_ms = services.clock.monotonic_ms() + request.timeout_ms
+    view = await services.views.get(request.user_id)
+    await to_device.acknowledge(services, request.requester, view, _received(request))
     while True:
         view = await services.views.get(request.user_id)
         upto = services.follower.head
         since = request.since
-        if since is None or request.full_state or request.backlogs or view.changed_at > since:
+        is_rest = bool(request.backlogs) or request.unignored is not None
+        is_rest = is_rest or request.to_device is not None
+        if since is None or request.full_state or is_rest or view.changed_at > since:
             answer, has_news = await _collect(services, request, view, upto)
             if has_news or since is None or request.full_state:
                 return answer
@@ -95,11 +100,9 @@ async def _collect(
         if membership.membership == "join" and request.filter.room.has_room(room_id)
     ]
     spans = [span for span in joined if span.room_id in changed or span.room_id in data]
-    if in_window and not request.backlogs:
+    if in_window and not request.backlogs and not may_owe_unignored(services, request):
         joined = spans  # Nothing sticky can be owed where nothing happened.
-    join, backlogs = await joined_rooms(
-        services, request, spans, joined, data.keys() & rooms.keys()
-    )
+    join, sticky = await joined_rooms(services, request, spans, joined, data.keys() & rooms.keys())
     for room_id, part in join.items():
         if room_id in data:
             part["account_data"] = {"events": data[room_id]}
@@ -107,11 +110,17 @@ async def _collect(
     knock = await _shown_from_outside(services, request, rooms, "knock", "knock_state")
     leave = await _left_rooms(services, request, left)
     forgotten = await _forgotten_rooms(services, request, rooms, upto)
-    global_data = data.get("", [])
-    has_news = bool(join or invite or knock or leave or forgotten or global_data)
-    next_batch = format_token(upto, backlogs)
-    answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten, global_data)
-    return answer, has_news
+    messages = await to_device.read(services, request.requester, view, _received(request), upto)
+    next_batch = format_token(upto, sticky.backlogs, sticky.unignored, messages.left_after)
+    answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
+    answer |= assemble.events_json("account_data", data.get("", ()))
+    answer |= assemble.events_json("to_device", messages.events)
+    return answer, len(answer) > 1
+
+
+def _received(request: SyncRequest) -> int:
+    """Return up to where the client has the messages to its device."""
+    return request.since or 0 if request.to_device is None else request.to_device
 
 
 def _changed_in_window(

@@ -132,7 +132,7 @@ class Views:
                 self._touch(self._by_room.get(item.event.room_id), position, concerned)
             elif isinstance(item, Membership):
                 self._follow_membership(position, item, concerned)
-            elif isinstance(item, AccountDataWrite | ForgottenRoom):
+            elif isinstance(item, AccountDataWrite | ForgottenRoom | UnignoredUser):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
             else:

@@ -5,6 +5,9 @@ at the position at which they became deliverable. A client has had those up to i
 of a room that it joined since it has had none. What does not fit into one answer stays in the token
 as a backlog of the room, and rooms take turns, so that nobody's flood delays another room's call.
 
+Those of ignored users are left out before anything is counted. Whoever is ignored no longer is made
+up for: what the client passed over then, and is still sticky, comes now.
+
 MSC4354#sync-api-changes
 """
 
@@ -13,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.services.sync.positions import StickyBacklog
+from minihs.services.sync.positions import StickyBacklog, Unignored
 from minihs.services.sync.streams.timeline import passes
 from minihs.storage import sticky_events
-from minihs.storage.stream_rows import StickyEvent
+from minihs.storage.stream_rows import StickyEvent, UnignoredUser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +45,11 @@ EVENTS_PER_ROOM_MAX = 50  # While other rooms wait.
 
 @dataclass(frozen=True, slots=True)
 class StickySection:
-    """The sticky events to deliver, by room, and the backlogs that remain."""
+    """The sticky events to deliver, by room, and what remains: of rooms, of unignored users."""
 
     events: Mapping[str, Sequence[StoredEvent]]
     backlogs: Mapping[int, StickyBacklog]
+    unignored: Unignored | None = None
 
 
 NOTHING = StickySection({}, {})
@@ -73,18 +77,19 @@ async def read(
         for span in spans
         if span.is_new or span.room_id in backlogs or has_news(services, request, span)
     ]
-    if not wanted:
-        return NOTHING
-    upto = spans[0].upto
-    live = await sticky_events.list_live(
-        services.db,
-        [(span.room_id, after) for span, _, after in wanted],
-        upto,
-        services.clock.now_ms(),
-        ignored=request.ignored,
-        limit=limit + 1,
-    )
-    if not live:
+    upto = spans[0].upto if spans else 0
+    live: list[LiveStickyEvent] = []
+    if wanted:
+        live = await sticky_events.list_live(
+            services.db,
+            [(span.room_id, after, span.after) for span, _, after in wanted],
+            upto,
+            services.clock.now_ms(),
+            ignored=request.ignored,
+            limit=limit + 1,
+        )
+    owed = _owed_of_unignored(services, request)
+    if not live and owed is None:
         return NOTHING
     stored = await services.events.get_many([event.event_id for event in live])
     by_room: dict[str, list[LiveStickyEvent]] = {}
@@ -107,10 +112,14 @@ async def read(
             remaining[events[0].room_nid] = _left_over(
                 upto_now, backlog, span, shown.get(span.room_id)
             )
-    return StickySection(
-        {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()},
-        remaining,
-    )
+    found = {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()}
+    if owed is None:
+        return StickySection(found, remaining)
+    left = limit - sum(map(len, found.values()))
+    more, rest = await _of_unignored(services, request, spans, backlogs, owed, left)
+    for room_id, of_unignored in more.items():
+        found[room_id] = [*of_unignored, *found.get(room_id, ())]
+    return StickySection(found, remaining, rest)
 
 
 async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str, StickyBacklog]:
@@ -138,6 +147,73 @@ def has_news(services: Services, request: SyncRequest, span: Span) -> bool:
         if isinstance(item, StickyEvent) and position <= span.upto:
             return True
     return False
+
+
+def may_owe_unignored(services: Services, request: SyncRequest) -> bool:
+    """Return whether the reader may have ceased to ignore somebody since they synced last."""
+    return _owed_of_unignored(services, request) is not None
+
+
+def _owed_of_unignored(services: Services, request: SyncRequest) -> Unignored | None:
+    """Return what unignored users are owed, as far as memory tells; None: nothing for certain."""
+    since = request.since
+    if since is None or request.unignored is not None:
+        return request.unignored
+    if services.follower.floor > since or _unignored_in_window(services, request, since):
+        return Unignored(since)
+    return None
+
+
+def _unignored_in_window(services: Services, request: SyncRequest, since: int) -> set[str]:
+    return {
+        item.sender
+        for item in services.follower.items_after(since)
+        if isinstance(item, UnignoredUser) and item.user_id == request.user_id
+    }
+
+
+async def _of_unignored(
+    services: Services,
+    request: SyncRequest,
+    spans: Sequence[Span],
+    backlogs: Mapping[str, StickyBacklog],
+    owed: Unignored,
+    limit: int,
+) -> tuple[dict[str, list[StoredEvent]], Unignored | None]:
+    """Return what unignored users sent that the client passed over, and what is left of it."""
+    if services.follower.floor > owed.since:
+        senders = set(
+            await sticky_events.list_unignored(
+                services.db, request.user_id, owed.since, services.follower.head
+            )
+        )
+    else:
+        senders = _unignored_in_window(services, request, owed.since)
+    senders -= request.ignored
+    rooms = [
+        (span.room_id, min(owed.since, delivered_upto(span, backlogs.get(span.room_id))))
+        for span in spans
+        if not span.is_new
+    ]
+    if not senders or not rooms:
+        return {}, None
+    if limit <= 0:
+        return {}, owed
+    live = await sticky_events.list_live_of_senders(
+        services.db,
+        rooms,
+        owed.upto,
+        services.clock.now_ms(),
+        senders=senders,
+        limit=limit + 1,
+    )
+    stored = await services.events.get_many([event.event_id for event in live])
+    found: dict[str, list[StoredEvent]] = {}
+    for event in live[:limit]:
+        known = stored.get(event.event_id)
+        if known is not None and known.redacted_by is None:
+            found.setdefault(event.room_id, []).append(known)
+    return found, Unignored(owed.since, live[limit - 1].position) if len(live) > limit else None
 
 
 def _was_shown(
