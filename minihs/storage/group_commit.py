@@ -281,7 +281,7 @@ class GroupCommitter:
             items += self._take_place(write, position)
         for row in (r for u in units for r in u.rows):
             position += 1
-            items.append((position, row))
+            items.append((position, stream_rows.as_read(row)))
         self.counts.commits += 1
         self.counts.events += sum(len(unit.events) for unit in units)
         self.counts.rows += sum(len(unit.rows) for unit in units)

@@ -122,21 +122,68 @@ class ForgottenRoom:
 
 
 @dataclass(frozen=True, slots=True)
+class UnignoredUser:
+    """A local user ignores somebody no longer: what of theirs is sticky now is owed (MSC4354)."""
+
+    user_id: UserId
+    sender: str
+    until_ms: int
+    room_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceMessage:
+    """A message to a device of this server; `json` is the event as the client gets it."""
+
+    user_id: UserId
+    device_nid: int
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceSend:
+    """What one request sends to devices: to those here, and to other servers (name, EDU content).
+
+    A repetition, by `scope` and `txn_id`, sends nothing.
+    """
+
+    scope: str
+    txn_id: str
+    sender: UserId
+    sent_ms: int
+    messages: tuple[ToDeviceMessage, ...] = ()
+    outgoing: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceNews:
+    """The same for readers of the stream, who need not keep it in memory: who has something."""
+
+    devices: tuple[tuple[str, int], ...]
+    servers: tuple[str, ...]
+    room_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PurgedRoom:
     """A room that nobody here remembers is being deleted: nothing of it may stay in memory."""
 
     room_id: RoomId
 
 
-StreamRow = (
+PlainRow = (
     AccountDataWrite
     | ReceiptWrite
     | TypingWrite
     | StickyEvent
     | StayRedaction
     | ForgottenRoom
+    | UnignoredUser
     | PurgedRoom
 )
+StreamRow = PlainRow | ToDeviceSend
+ReadRow = PlainRow | ToDeviceNews
+"""What a row is for those who read the stream."""
 
 # Each writes a batch: the last of several rows with one key wins, as it comes last in the stream.
 WRITE_ACCOUNT_DATA = statement(
@@ -178,7 +225,6 @@ READ_BY_RECEIPTS = statement(
       FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
         AS new (room_id, user_id, thread_id, event_id)
       JOIN rooms r ON r.room_id = new.room_id
-    | UnignoredUser
       JOIN events e ON e.event_id = new.event_id AND e.room_nid = r.room_nid
       WHERE e.position IS NOT NULL
     ), threads AS (
@@ -301,6 +347,51 @@ DELETE_FORGOTTEN_DATA = statement(
     """,
 )
 
+# Primary key.
+WRITE_UNIGNORED = statement(
+    "stream_rows.write_unignored",
+    """
+    INSERT INTO unignored (user_id, sender, until_ms, position)
+    SELECT DISTINCT ON (user_id, sender) user_id, sender, until_ms, position
+    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
+      AS new (user_id, sender, until_ms, position)
+    ORDER BY user_id, sender, position DESC
+    ON CONFLICT (user_id, sender)
+    DO UPDATE SET until_ms = excluded.until_ms, position = excluded.position
+    """,
+)
+
+# Primary keys of to_device_sends and devices: a device that goes meanwhile gets nothing.
+WRITE_TO_DEVICE = statement(
+    "stream_rows.write_to_device",
+    """
+    WITH sends AS (
+      SELECT DISTINCT ON (scope, txn_id) scope, txn_id, sent_ms, sender, position
+      FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
+        AS new (scope, txn_id, sent_ms, sender, position)
+      ORDER BY scope, txn_id, position
+    ), fresh AS (
+      INSERT INTO to_device_sends (scope, txn_id, sent_ms)
+      SELECT scope, txn_id, sent_ms FROM sends
+      ON CONFLICT DO NOTHING
+      RETURNING scope, txn_id
+    ), chosen AS (
+      SELECT position, sender FROM sends JOIN fresh USING (scope, txn_id)
+    ), messages AS (
+      INSERT INTO to_device_messages (device_nid, position, sender, json)
+      SELECT d.device_nid, c.position, c.sender, new.json
+      FROM unnest($6::bigint[], $7::bigint[], $8::text[]) AS new (position, device_nid, json)
+      JOIN chosen c ON c.position = new.position
+      JOIN devices d ON d.device_nid = new.device_nid
+      FOR KEY SHARE OF d
+    )
+    INSERT INTO to_device_outbox (server_name, position, json)
+    SELECT new.server_name, c.position, new.json
+    FROM unnest($9::bigint[], $10::text[], $11::text[]) AS new (position, server_name, json)
+    JOIN chosen c ON c.position = new.position
+    """,
+)
+
 # Unique index rooms_room_id_key; primary key of room_purges.
 WRITE_PURGED = statement(
     "stream_rows.write_purged",
@@ -390,6 +481,47 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
         places = [r.room_id for _, r in forgotten], [r.user_id for _, r in forgotten]
         await queries.execute(WRITE_FORGOTTEN, *places, [p for p, _ in forgotten])
         await queries.execute(DELETE_FORGOTTEN_DATA, *places)
+    unignored = [(p, r) for p, r in rows if isinstance(r, UnignoredUser)]
+    if unignored:
+        await queries.execute(
+            WRITE_UNIGNORED,
+            [r.user_id for _, r in unignored],
+            [r.sender for _, r in unignored],
+            [r.until_ms for _, r in unignored],
+            [p for p, _ in unignored],
+        )
+    sends = [(p, r) for p, r in rows if isinstance(r, ToDeviceSend)]
+    if sends:
+        await _write_to_device(queries, sends)
     purged = [(p, r) for p, r in rows if isinstance(r, PurgedRoom)]
     if purged:
         await queries.execute(WRITE_PURGED, [r.room_id for _, r in purged], [p for p, _ in purged])
+
+
+async def _write_to_device(queries: Queries, sends: Sequence[tuple[int, ToDeviceSend]]) -> None:
+    messages = [(p, message) for p, r in sends for message in r.messages]
+    outgoing = [(p, name, json) for p, r in sends for name, json in r.outgoing]
+    await queries.execute(
+        WRITE_TO_DEVICE,
+        [r.scope for _, r in sends],
+        [r.txn_id for _, r in sends],
+        [r.sent_ms for _, r in sends],
+        [r.sender for _, r in sends],
+        [p for p, _ in sends],
+        [p for p, _ in messages],
+        [m.device_nid for _, m in messages],
+        [m.json for _, m in messages],
+        [p for p, _, _ in outgoing],
+        [name for _, name, _ in outgoing],
+        [json for _, _, json in outgoing],
+    )
+
+
+def as_read(row: StreamRow) -> ReadRow:
+    """Return what readers of the stream are handed for a row: what is large stays in its table."""
+    if isinstance(row, ToDeviceSend):
+        return ToDeviceNews(
+            tuple((m.user_id, m.device_nid) for m in row.messages),
+            tuple(name for name, _ in row.outgoing),
+        )
+    return row

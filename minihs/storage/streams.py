@@ -27,24 +27,26 @@ from minihs.storage.stream_rows import (
     AccountDataWrite,
     ForgottenRoom,
     PurgedRoom,
+    ReadRow,
     ReceiptWrite,
     StayRedaction,
     StickyEvent,
-    StreamRow,
+    ToDeviceNews,
     TypingWrite,
+    UnignoredUser,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from minihs.base.clock import Clock
     from minihs.base.tasks import TaskOwner
-    from minihs.storage.database import Database
+    from minihs.storage.database import Database, Row
     from minihs.storage.event_store import EventStore
 
 logger = logging.getLogger(__name__)
 
-StreamItem = StoredEvent | Membership | StreamRow
+StreamItem = StoredEvent | Membership | ReadRow
 Positioned = tuple[int, StreamItem]
 
 CHANNEL = "minihs"
@@ -112,8 +114,6 @@ LIST_STICKY_EVENTS = statement(
     """,
 )
 
-# Index memberships_forgotten.
-LIST_FORGOTTEN = statement(
 # Index unignored_position.
 LIST_UNIGNORED = statement(
     "streams.list_unignored",
@@ -124,6 +124,8 @@ LIST_UNIGNORED = statement(
     """,
 )
 
+# Index memberships_forgotten.
+LIST_FORGOTTEN = statement(
     "streams.list_forgotten",
     """
     SELECT m.forgotten_position, m.user_id, r.room_id
@@ -178,6 +180,22 @@ LIST_TYPING = statement(
     FROM typing t
     JOIN rooms r ON r.room_nid = t.room_nid
     WHERE t.position > $1 AND t.position <= $2
+    """,
+)
+
+
+# Indexes to_device_messages_position and to_device_outbox_position.
+LIST_TO_DEVICE = statement(
+    "streams.list_to_device",
+    """
+    SELECT m.position, d.user_id, m.device_nid, NULL AS server_name
+    FROM to_device_messages m
+    JOIN devices d ON d.device_nid = m.device_nid
+    WHERE m.position > $1 AND m.position <= $2
+    UNION ALL
+    SELECT position, NULL, NULL, server_name
+    FROM to_device_outbox
+    WHERE position > $1 AND position <= $2
     """,
 )
 
@@ -298,6 +316,8 @@ class StreamFollower:
                 self._rooms.setdefault(room_id, deque()).append(positioned)
             if isinstance(positioned[1], StayRedaction):
                 self._note_stay(positioned[0], positioned[1])
+            elif isinstance(positioned[1], StickyEvent):
+                self._events.note_accepted(positioned[1].event_id)
             elif isinstance(positioned[1], PurgedRoom):
                 self._events.drop_room(room_id)
         self.head = last
@@ -316,8 +336,6 @@ class StreamFollower:
     def _drop_oldest(self) -> None:
         """Let the window's oldest item go: from now on it must be asked of the database."""
         self.floor, item = self._window.popleft()
-            elif isinstance(positioned[1], StickyEvent):
-                self._events.note_accepted(positioned[1].event_id)
         room_id = _room_of(item)
         if room_id:
             room = self._rooms[room_id]
@@ -382,12 +400,15 @@ class StreamFollower:
             items.append((row[0], TypingWrite(row[1], tuple(row[2]), tuple(row[3]))))  # noqa: PERF401
         for row in await fetch(LIST_STICKY_EVENTS, after, upto):
             items.append((row[0], StickyEvent(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_UNIGNORED, after, upto):
+            items.append((row[0], UnignoredUser(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_STAY_REDACTIONS, after, upto):
             items.append((row[0], StayRedaction.of_row(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_FORGOTTEN, after, upto):
             items.append((row[0], ForgottenRoom(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_PURGED, after, upto):
             items.append((row[0], PurgedRoom(*row[1:])))  # noqa: PERF401
+        items += _to_device_news(await fetch(LIST_TO_DEVICE, after, upto))
         items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
         return items
 
@@ -433,6 +454,21 @@ FETCH_REDACTED = statement(
     "streams.fetch_redacted",
     "SELECT event_id FROM redactions WHERE redaction_id = $1 AND event_id = $2",
 )
+
+
+def _to_device_news(rows: Iterable[Row]) -> list[Positioned]:
+    """Return messages to devices: whatever was sent at once has one position."""
+    devices: dict[int, list[tuple[str, int]]] = {}
+    servers: dict[int, list[str]] = {}
+    for position, user_id, device_nid, server_name in rows:
+        if server_name is None:
+            devices.setdefault(position, []).append((user_id, device_nid))
+        else:
+            servers.setdefault(position, []).append(server_name)
+    return [
+        (p, ToDeviceNews(tuple(devices.get(p, ())), tuple(servers.get(p, ()))))
+        for p in {**devices, **servers}
+    ]
 
 
 def _room_of(item: StreamItem) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minihs.services.accounts import deactivation
+from minihs.services.encryption import to_device
 from minihs.services.ephemeral import typing_notifications
 from minihs.services.federation import transactions
 from minihs.services.rooms import (
@@ -26,4 +27,5 @@ LOOPS = (
     LeasedLoop("forgotten-rooms", 600_000, forget.purge_forgotten),
     LeasedLoop("loose-ends", 60_000, loose_ends.tie_loose_ends),
     LeasedLoop("old-transactions", 3_600_000, transactions.forget_old),
+    LeasedLoop("old-sends", 3_600_000, to_device.forget_old_sends),
 )

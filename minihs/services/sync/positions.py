@@ -5,8 +5,8 @@ events (MSC4354) of room 7 only those up to position 90 have been delivered, and
 their backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
 meanwhile: what those let through need not be repeated. `s123_7-90_100-57` says that users are owed
 whom the client had ignored till after position 100: what they sent up to there that is sticky, of
-which those up to position 57 have been delivered. `s123_d90` says that of the messages to the device
-only those up to position 90 have been delivered.
+which those up to position 57 have been delivered. `s123_d90` says that of the messages to the
+device only those up to position 90 have been delivered.
 """
 
 from __future__ import annotations

@@ -14,10 +14,15 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minihs.storage import membership
+from minihs.storage import membership, to_device
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
-from minihs.storage.stream_rows import AccountDataWrite, ForgottenRoom
+from minihs.storage.stream_rows import (
+    AccountDataWrite,
+    ForgottenRoom,
+    ToDeviceNews,
+    UnignoredUser,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,13 +44,25 @@ class RoomMembership:
     joined_at: int  # The position since which the user has been joined without a break.
 
 
+@dataclass(slots=True)
+class Inbox:
+    """Where the messages lie that wait for a device: none is before `first` or after `last`."""
+
+    first: int
+    last: int
+
+
 @dataclass(slots=True, eq=False)
 class UserView:
-    """The rooms of one user; `changed_at` is when anything last concerned them."""
+    """The rooms of one user; `changed_at` is when anything last concerned them.
+
+    `inboxes` are of those devices (by device_nid) for which messages may wait.
+    """
 
     user_id: str
     rooms: dict[str, RoomMembership]
     changed_at: int
+    inboxes: dict[int, Inbox] = field(default_factory=dict)
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
@@ -86,6 +103,7 @@ class Views:
         while True:
             async with self._db.snapshot() as tx:
                 position, rows = await membership.list_rooms_in_view(tx, user_id)
+                inboxes = await to_device.list_inboxes(tx, user_id)
             await self._follower.wait_for(position)
             if position >= self._follower.floor:
                 break
@@ -94,10 +112,17 @@ class Views:
             room_id: RoomMembership(kind, at, event_id, joined_at)
             for room_id, kind, at, event_id, joined_at in rows
         }
-        view = UserView(user_id, rooms, self._follower.head)
+        view = UserView(
+            user_id,
+            rooms,
+            self._follower.head,
+            {nid: Inbox(first, last) for nid, first, last in inboxes},
+        )
         for item in self._follower.items_after(position):
             if isinstance(item, Membership) and item.user_id == user_id:
                 self._apply(view, self._position_of(item), item)
+            elif isinstance(item, ToDeviceNews):
+                _fill(view, self._follower.head, item)
         if len(self._views) >= VIEWS_MAX:
             self._forget_some()
         self._views[user_id] = view
@@ -135,6 +160,12 @@ class Views:
             elif isinstance(item, AccountDataWrite | ForgottenRoom | UnignoredUser):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
+            elif isinstance(item, ToDeviceNews):
+                for user_id in {user_id for user_id, _ in item.devices}:
+                    view = self._views.get(user_id)
+                    if view is not None:
+                        _fill(view, position, item)
+                        self._touch({view}, position, concerned)
             else:
                 self._touch(self._by_room.get(item.room_id), position, concerned)
         for view in concerned:
@@ -182,3 +213,11 @@ class Views:
                         members.discard(view)
                         if not members:
                             del self._by_room[room_id]
+
+
+def _fill(view: UserView, position: int, news: ToDeviceNews) -> None:
+    """Note what of some messages is for devices of a view's user."""
+    for user_id, device_nid in news.devices:
+        if user_id == view.user_id:
+            inbox = view.inboxes.setdefault(device_nid, Inbox(position, position))
+            inbox.last = max(inbox.last, position)

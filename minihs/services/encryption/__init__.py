@@ -1,0 +1,1 @@
+"""What end-to-end encryption asks of a server."""
