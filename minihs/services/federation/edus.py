@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from minihs.base.errors import Forbidden
+from minihs.base.errors import BadJson, Forbidden, TooLarge
 from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.identifiers import (
     EventId,
@@ -23,6 +23,12 @@ from minihs.protocol.identifiers import (
     parse_room_id,
     parse_user_id,
     server_name_of,
+)
+from minihs.services.encryption.to_device import (
+    ID_CHARS_MAX,
+    DirectMessages,
+    read_messages,
+    receive_direct_messages,
 )
 from minihs.services.ephemeral import typing_notifications
 from minihs.services.rooms.server_acls import is_allowed
@@ -163,6 +169,33 @@ def _is_news(
     return stored.order > old.order
 
 
+# --- messages to devices -----------------------------------------------------------------------
+
+
+async def _receive_to_device(
+    services: Services, origin: ServerName, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """m.direct_to_device. Spec: server-server-api#send-to-device-messaging."""
+    received: list[DirectMessages] = []
+    for content in contents:
+        sender = _user_of(origin, content.get("sender"))
+        match content:
+            case {"type": str(kind), "message_id": str(message_id), "messages": messages} if (
+                sender is not None
+                and max(len(kind), len(message_id)) <= ID_CHARS_MAX
+                and "\0" not in kind + message_id
+            ):
+                try:
+                    found = read_messages(messages)
+                except (BadJson, TooLarge) as error:
+                    logger.debug("ignored a message to devices from %s: %s", origin, error)
+                    continue
+                received.append(DirectMessages(sender, kind, message_id, found))
+            case _:
+                logger.debug("ignored a message to devices from %s", origin)
+    await receive_direct_messages(services, origin, received)
+
+
 # --- whom to hear ------------------------------------------------------------------------------
 
 
@@ -179,9 +212,10 @@ async def _heard(services: Services, origin: ServerName, room_ids: set[RoomId]) 
     return {room_id for room_id, is_heard in zip(rooms, allowed, strict=True) if is_heard}
 
 
-# What is not here is ignored: presence, messages to devices, changes of devices and of keys have
-# nobody yet who would want to know.
+# What is not here is ignored: presence, changes of devices and of keys have nobody yet who would
+# want to know.
 HANDLERS: Final[dict[str, Handler]] = {
     "m.typing": _receive_typing,
     "m.receipt": _receive_receipts,
+    "m.direct_to_device": _receive_to_device,
 }
