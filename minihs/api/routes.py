@@ -32,6 +32,8 @@ from minihs.api.client import (
     sliding_sync,
     sync,
     typing_notifications,
+    third_party,
+    to_device,
     user_redaction,
     versions,
     well_known,
@@ -195,6 +197,8 @@ ROUTES: list[Route] = [
     Route("PUT", FEDERATION + "/send/{txnId}", transactions.send_transaction, "sendTransaction", "server"),
     # Operation
     Route("GET", "/health", health.get_health, None, "anybody"),
+    # Messages to devices
+    Route("PUT", V3 + "/sendToDevice/{eventType}/{txnId}", to_device.send_to_device, "sendToDevice", "user_or_guest", "write"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),
     Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),
     Route("GET", "/_minihs/inspect", inspector.get_rooms, None, "anybody", "read"),
