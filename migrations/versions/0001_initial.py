@@ -73,8 +73,21 @@ def upgrade() -> None:
             nullable=False,
             comment="Erasure was asked for",
         ),
+        sa.Column(
+            "parting_due_ms",
+            sa.BigInteger(),
+            nullable=True,
+            comment="When to go on letting a deactivated user leave; null: done",
+        ),
         sa.PrimaryKeyConstraint("user_id", name=op.f("accounts_pkey")),
         comment="Users of this server",
+    )
+    op.create_index(
+        "accounts_parting",
+        "accounts",
+        ["parting_due_ms"],
+        unique=False,
+        postgresql_where=sa.text("parting_due_ms IS NOT NULL"),
     )
     op.create_table(
         "appservice_rooms",
@@ -146,6 +159,12 @@ def upgrade() -> None:
             nullable=True,
             comment="For how long it will be sticky (MSC4354)",
         ),
+        sa.Column(
+            "sent_ms",
+            sa.BigInteger(),
+            nullable=True,
+            comment="The origin_server_ts that an application service wants",
+        ),
         sa.Column("delay_ms", sa.BigInteger(), nullable=False, comment="The delay"),
         sa.Column(
             "since_ms",
@@ -170,6 +189,12 @@ def upgrade() -> None:
         ),
         sa.Column("event_id", sa.Text(), nullable=True, comment="What it was sent as"),
         sa.Column("error", sa.Text(), nullable=True, comment="Why it could not be sent, as JSON"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=True,
+            comment="When its owner was told that it was sent, or could not be",
+        ),
         sa.PrimaryKeyConstraint("delay_id", name=op.f("delayed_events_pkey")),
         comment="Delayed events (MSC4140): scheduled ones, and for a while what became of them",
     )
@@ -207,6 +232,13 @@ def upgrade() -> None:
         ["user_id", "finalised_ms"],
         unique=False,
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
+    )
+    op.create_index(
+        "delayed_events_user_position",
+        "delayed_events",
+        ["user_id", "position"],
+        unique=False,
+        postgresql_where=sa.text("position IS NOT NULL"),
     )
     op.create_table(
         "delivery_shards",
@@ -1523,6 +1555,11 @@ def downgrade() -> None:
     op.drop_table("destinations")
     op.drop_table("delivery_shards")
     op.drop_index(
+        "delayed_events_user_position",
+        table_name="delayed_events",
+        postgresql_where=sa.text("position IS NOT NULL"),
+    )
+    op.drop_index(
         "delayed_events_user_finalised",
         table_name="delayed_events",
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
@@ -1551,6 +1588,11 @@ def downgrade() -> None:
     op.drop_table("appservices")
     op.drop_index("appservice_rooms_room_nid", table_name="appservice_rooms")
     op.drop_table("appservice_rooms")
+    op.drop_index(
+        "accounts_parting",
+        table_name="accounts",
+        postgresql_where=sa.text("parting_due_ms IS NOT NULL"),
+    )
     op.drop_table("accounts")
     op.drop_index("account_data_user_position", table_name="account_data")
     op.drop_index("account_data_position", table_name="account_data")

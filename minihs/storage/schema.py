@@ -477,6 +477,10 @@ accounts = Table(
     _text("appservice_id", "The application service that made it", null=True),
     _bigint("deactivated_ms", "When it was deactivated", null=True),
     _flag("erased", "Erasure was asked for"),
+    _bigint(
+        "parting_due_ms", "When to go on letting a deactivated user leave; null: done", null=True
+    ),
+    Index("accounts_parting", "parting_due_ms", postgresql_where=text("parting_due_ms IS NOT NULL")),
     comment="Users of this server",
 )
 
@@ -695,6 +699,7 @@ delayed_events = Table(
     _text("state_key", "State key of a state event", null=True),
     _text("content", "The event's content, canonical JSON"),
     _bigint("sticky_ms", "For how long it will be sticky (MSC4354)", null=True),
+    _bigint("sent_ms", "The origin_server_ts that an application service wants", null=True),
     _bigint("delay_ms", "The delay"),
     _bigint("since_ms", "When it was scheduled, or restarted last"),
     _bigint("due_ms", "since_ms + delay_ms"),
@@ -704,6 +709,7 @@ delayed_events = Table(
     _bigint("finalised_ms", "When it was sent, cancelled, or could not be sent", null=True),
     _text("event_id", "What it was sent as", null=True),
     _text("error", "Why it could not be sent, as JSON", null=True),
+    _bigint("position", "When its owner was told that it was sent, or could not be", null=True),
     Index("delayed_events_due", "due_ms", postgresql_where=text("finalised_ms IS NULL")),
     Index(
         "delayed_events_user_due",
@@ -721,6 +727,12 @@ delayed_events = Table(
         "user_id",
         "finalised_ms",
         postgresql_where=text("finalised_ms IS NOT NULL"),
+    ),
+    Index(
+        "delayed_events_user_position",
+        "user_id",
+        "position",
+        postgresql_where=text("position IS NOT NULL"),
     ),
     Index(
         "delayed_events_transaction_key",
