@@ -77,13 +77,13 @@ def upgrade() -> None:
             "parting_due_ms",
             sa.BigInteger(),
             nullable=True,
-            comment="When to go on letting a deactivated user leave; null: done",
+            comment="When to go on with a deactivation; null: it is done",
         ),
         sa.PrimaryKeyConstraint("user_id", name=op.f("accounts_pkey")),
         comment="Users of this server",
     )
     op.create_index(
-        "accounts_parting",
+        "accounts_parting_due",
         "accounts",
         ["parting_due_ms"],
         unique=False,
@@ -1589,7 +1589,7 @@ def downgrade() -> None:
     op.drop_index("appservice_rooms_room_nid", table_name="appservice_rooms")
     op.drop_table("appservice_rooms")
     op.drop_index(
-        "accounts_parting",
+        "accounts_parting_due",
         table_name="accounts",
         postgresql_where=sa.text("parting_due_ms IS NOT NULL"),
     )

@@ -477,10 +477,12 @@ accounts = Table(
     _text("appservice_id", "The application service that made it", null=True),
     _bigint("deactivated_ms", "When it was deactivated", null=True),
     _flag("erased", "Erasure was asked for"),
-    _bigint(
-        "parting_due_ms", "When to go on letting a deactivated user leave; null: done", null=True
+    _bigint("parting_due_ms", "When to go on with a deactivation; null: it is done", null=True),
+    Index(
+        "accounts_parting_due",
+        "parting_due_ms",
+        postgresql_where=text("parting_due_ms IS NOT NULL"),
     ),
-    Index("accounts_parting", "parting_due_ms", postgresql_where=text("parting_due_ms IS NOT NULL")),
     comment="Users of this server",
 )
 
