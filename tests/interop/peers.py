@@ -189,6 +189,7 @@ def _synapse_configuration(
         "bcrypt_rounds": 4,
         "caches": {"sync_response_cache_duration": "0s"},  # What is asked again is asked anew.
         "allow_public_rooms_over_federation": True,
+        "room_list_publication_rules": [{"action": "allow"}],
         "federation": {
             "destination_min_retry_interval": "1s",
             "destination_max_retry_interval": "2s",
@@ -329,6 +330,14 @@ class Account:
 
         async def is_so() -> bool:
             return await self.membership(room_id, of) == membership
+
+        await eventually(is_so)
+
+    async def is_put_out(self, room_id: str) -> None:
+        """Wait until our server knows that we are no longer in a room."""
+
+        async def is_so() -> bool:
+            return room_id not in (await self.call("GET", "/joined_rooms"))["joined_rooms"]
 
         await eventually(is_so)
 
