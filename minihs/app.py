@@ -34,8 +34,11 @@ from minihs.protocol.signatures import (
     read_signing_key,
     write_signing_key,
 )
+from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
 from minihs.remote.http import HttpTransport
+from minihs.services.appservices import registry
+from minihs.services.appservices.registration import load_registrations
 from minihs.services.context import Services
 from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.federation.delivery import Delivery
@@ -86,6 +89,7 @@ def check_config(config: Config) -> None:
         if not (config.tls_cert and config.tls_key):
             raise ConfigError("federation_listen needs tls_cert and tls_key")
 
+    load_registrations(config.registration_files, config.server_name)
 
 def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
     """Return the server's signing key; make it when there is none."""
@@ -148,6 +152,7 @@ async def build_services(
     transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
     try:
+    appservice_remote = AppserviceRemote(clock, is_transaction_open=is_transaction_open)
         await _check_database(db, config)
         events = EventStore(db, EVENT_CACHE_BYTES)
         states = StateStore(db, Numbers(db, "state_numbers"))
@@ -193,6 +198,11 @@ async def build_services(
             metrics=Metrics(),
         )
             sticky_limits=StickyLimits(clock),
+            appservices=registry.Appservices(
+                load_registrations(config.registration_files, config.server_name),
+                appservice_remote,
+                db,
+            ),
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
@@ -203,6 +213,7 @@ async def build_services(
         yield services
     finally:
         await handshakes.close()
+        await registry.begin(services.appservices, db, clock.now_ms())
         await tasks.close()
         await transactions.close()
         await key_ring.close()
@@ -210,6 +221,7 @@ async def build_services(
         await transport.close()
         await db.close()
 
+        await appservice_remote.close()
 
 def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
     """Return the bound sockets of the plain and the TLS listener, to be shared by all workers."""

@@ -95,5 +95,6 @@ def families(services: Services) -> list[Family]:
         *found,
         *services.metrics.families(),
         *services.delivery.families(),
+        *services.appservices.families(),
         *process_families(),
     ]

@@ -61,6 +61,18 @@ class Signed:
     content: object
 
 
+def access_token(http: web.Request) -> str | None:
+    """Return the access token of a request, empty if it is none; None: there is not any.
+
+    Spec: client-server-api#using-access-tokens
+    """
+    header = http.headers.get("Authorization")
+    if header is None:
+        return http.query.get("access_token")
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 async def read_body(http: web.Request, bytes_max: int, clock: Clock) -> bytes:
     """Return the raw body, decompressed.
 
@@ -123,6 +135,11 @@ class Request:
         if self._signed is None:
             raise LookupError("this route does not authenticate servers")
         return self._signed.origin
+
+    @property
+    def access_token(self) -> str | None:
+        """The access token, on routes where it need not be a user's; None: there is none."""
+        return access_token(self.http)
 
     @property
     def ip(self) -> str:

@@ -13,6 +13,7 @@ from minihs.api import admin, health, metrics
 from minihs.api.client import (
     account,
     account_data,
+    appservices,
     capabilities,
     delayed_events,
     devices,
@@ -134,6 +135,15 @@ ROUTES: list[Route] = [
     Route("POST", unstable.PATH_SLIDING_SYNC.stable, sliding_sync.sliding_sync, None, "user_or_guest", "read"),
     Route("POST", unstable.PATH_SLIDING_SYNC.unstable, sliding_sync.unstable_sliding_sync, None, "user_or_guest", "read"),
     # Rooms: making, sending, membership
+    # Application services, and the networks that they bridge to
+    Route("POST", "/_matrix/client/v1/appservice/{appserviceId}/ping", appservices.ping_appservice, "pingAppservice", "user_or_guest", "write"),
+    Route("PUT", V3 + "/directory/list/appservice/{networkId}/{roomId}", appservices.update_appservice_room_directory_visibility, "updateAppserviceRoomDirectoryVisibility", "user", "write"),
+    Route("GET", V3 + "/thirdparty/protocols", third_party.get_protocols, "getProtocols", "user", "costly"),
+    Route("GET", V3 + "/thirdparty/protocol/{protocol}", third_party.get_protocol_metadata, "getProtocolMetadata", "user", "costly"),
+    Route("GET", V3 + "/thirdparty/location/{protocol}", third_party.query_location_by_protocol, "queryLocationByProtocol", "user", "costly"),
+    Route("GET", V3 + "/thirdparty/user/{protocol}", third_party.query_user_by_protocol, "queryUserByProtocol", "user", "costly"),
+    Route("GET", V3 + "/thirdparty/location", third_party.query_location_by_alias, "queryLocationByAlias", "user", "costly"),
+    Route("GET", V3 + "/thirdparty/user", third_party.query_user_by_id, "queryUserByID", "user", "costly"),
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/redact/{eventId}/{txnId}", room_events.redact_event, "redactEvent", "user", "write"),

@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from minihs.api.rate_limits import RateLimiter
-from minihs.api.requests import Answer, Request, Signed, read_body
+from minihs.api.requests import Answer, Request, Signed, access_token, read_body
 from minihs.api.router import Router
 from minihs.api.routes import R0, ROUTES, V3, Route
 from minihs.base import logs
@@ -30,8 +30,10 @@ from minihs.base.errors import (
 )
 from minihs.base.limits import BODY_BYTES_MAX, SERVER_BODY_BYTES_MAX
 from minihs.base.metrics import stopwatch
+from minihs.protocol import unstable
 from minihs.protocol.canonical_json import decode_lenient
 from minihs.services.accounts.authentication import Requester, authenticate
+from minihs.services.appservices.identity import act_as
 from minihs.services.federation.authentication import read_claim, verify_claim
 from minihs.services.rooms.server_acls import require_allowed
 
@@ -141,13 +143,24 @@ class _Server:
                 await require_allowed(self._services, parameters["roomId"], signed.origin)
             return await route.handler(Request(self._services, http, parameters, None, signed))
         requester = await self._requester(http, route)
-        if self._limiter is not None and route.limit != "none":
+        if (
+            self._limiter is not None
+            and route.limit != "none"
+            and not self._is_unlimited(http, requester)
+        ):
             who = requester.user_id if requester is not None else (http.remote or "")
             self._limiter.check(route.limit, who)
         if requester is not None and http.method == "GET":
             # What one process has told a user, every other must know when they read it.
             await self._services.follower.wait_for(requester.position)
         return await route.handler(Request(self._services, http, parameters, requester))
+
+    def _is_unlimited(self, http: web.Request, requester: Requester | None) -> bool:
+        """Return whether it is an application service that asks, which may as often as it likes."""
+        if requester is not None:
+            return not requester.rate_limited
+        services = self._services.appservices
+        return bool(services) and services.of_token(access_token(http)) is not None
 
     async def _signed(self, http: web.Request) -> Signed:
         """Return the server that makes the request, and the body that it signed."""
@@ -166,12 +179,16 @@ class _Server:
     async def _requester(self, http: web.Request, route: Route) -> Requester | None:
         if route.access == "anybody":
             return None
-        header = http.headers.get("Authorization")
-        if header is not None:
-            scheme, _, token = header.partition(" ")
-            given: str | None = token.strip() if scheme.lower() == "bearer" else ""
-        else:
-            given = http.query.get("access_token")
+        given = access_token(http)
+        service = self._services.appservices.of_token(given)
+        if service is not None:
+            device_id = unstable.APPSERVICE_DEVICE_ID_PARAMETER.either(http.query)
+            return await act_as(
+                self._services,
+                service,
+                http.query.get("user_id"),
+                None if device_id is None else str(device_id),
+            )
         try:
             requester = await authenticate(self._services, given, http.remote or "")
         except MissingToken:

@@ -168,6 +168,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return [name for text in self.trusted_key_servers.split(",") if (name := text.strip())]
 
     @property
+    def registration_files(self) -> list[Path]:
+        """The files of `appservice_files`."""
+        return [Path(name) for text in self.appservice_files.split(",") if (name := text.strip())]
+
+    @property
     def signing_key_file(self) -> Path:
         """Where the signing key is, or will be."""
         return Path(self.signing_key_path or Path(self.data_dir) / "signing.key")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minihs.protocol.server_acl import ServerAcl
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
+    from minihs.services.appservices.registry import Appservices
     from minihs.services.ephemeral.typing_notifications import TypingRooms
     from minihs.services.federation.delivery import Delivery
     from minihs.services.rooms.heads import RoomHeads
@@ -78,6 +79,7 @@ class Services:
     delivery: Delivery
     metrics: Metrics
 
+    appservices: Appservices
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""
         return user_id.partition(":")[2] == self.server_name

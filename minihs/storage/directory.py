@@ -74,11 +74,18 @@ LIST_PUBLISHED_ROOMS = statement(
     "directory.list_published_rooms",
     """
     SELECT r.room_id, r.state_id, counted.joined_count
+    WITH listed AS (
+      SELECT room_nid FROM rooms WHERE published AND $1::text IS NULL
+      UNION
+      SELECT room_nid
+      FROM appservice_rooms
+      WHERE $2::boolean OR service_id || '|' || network_id = $1
+    )
     FROM rooms r
     JOIN (
       SELECT m.room_nid, count(*) AS joined_count
       FROM memberships m
-      JOIN rooms p ON p.room_nid = m.room_nid AND p.published
+      JOIN listed l ON l.room_nid = m.room_nid
       WHERE m.membership = 'join'
       GROUP BY m.room_nid
     ) AS counted ON counted.room_nid = r.room_nid
@@ -164,9 +171,16 @@ async def fetch_published(queries: Queries, room_id: str) -> bool | None:
     return published if isinstance(published, bool) else None
 
 
-async def list_published_rooms(queries: Queries) -> list[PublishedRoom]:
-    """Return the rooms of the directory that somebody is in, those with most members first."""
-    return [PublishedRoom(*row) for row in await queries.fetch(LIST_PUBLISHED_ROOMS)]
+async def list_published_rooms(
+    queries: Queries, network: str | None = None, *, all_networks: bool = False
+) -> list[PublishedRoom]:
+    """Return the rooms of the directory that somebody is in, those with most members first.
+
+    `network` is an instance of a network that an application service bridges to, None: none of
+    them; `all_networks`: those of all come in addition.
+    """
+    rows = await queries.fetch(LIST_PUBLISHED_ROOMS, network, all_networks)
+    return [PublishedRoom(*row) for row in rows]
 
 
 async def list_rooms(queries: Queries, room_ids: Sequence[str]) -> list[PublishedRoom]:

@@ -25,7 +25,6 @@ class TokenOwner:
     device_nid: int
     admin: bool
     guest: bool
-    appservice_id: str | None
     deactivated: bool
     expires_ms: int | None
     last_seen_ms: int | None
@@ -40,7 +39,7 @@ AUTHENTICATE = statement(
     "sessions.authenticate",
     """
     SELECT
-      t.token_hash, d.user_id, d.device_id, d.device_nid, a.admin, a.guest, a.appservice_id,
+      t.token_hash, d.user_id, d.device_id, d.device_nid, a.admin, a.guest,
       a.deactivated_ms IS NOT NULL AS deactivated, t.expires_ms, d.last_seen_ms, t.retires,
       s.position
     FROM stream s

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 
 from minihs import app
 from minihs.base.metrics import SharedFigures
-from minihs.workers import delayed_events, federation_delivery, housekeeping, runner
+from minihs.workers import (
+    appservice_delivery,
+    delayed_events,
+    federation_delivery,
+    housekeeping,
+    runner,
+)
 
 if TYPE_CHECKING:
     from minihs.base.config import Config
@@ -61,6 +67,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
         async with app.serve(services, sockets):
             runner.start(services, housekeeping.LOOPS)
             federation_delivery.start(services)
+            appservice_delivery.start(services)
             delayed_events.start(services)
             if inherited is None:
                 logger.info("%s answers at http://%s", config.server_name, config.listen)

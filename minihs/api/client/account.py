@@ -31,7 +31,9 @@ async def get_token_owner(request: Request) -> object:
     Spec: client-server-api#get_matrixclientv3accountwhoami
     """
     requester = request.requester
-    answer: dict[str, object] = {"user_id": requester.user_id, "device_id": requester.device_id}
+    answer: dict[str, object] = {"user_id": requester.user_id}
+    if requester.device_id:
+        answer["device_id"] = requester.device_id
     if requester.guest:
         answer["is_guest"] = True
     return answer

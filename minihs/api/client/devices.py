@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minihs.api.requests import Answer
 from minihs.services.accounts import devices
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ async def update_device(request: Request) -> object:
     Spec: client-server-api#put_matrixclientv3devicesdeviceid
     """
     body = await request.json(DeviceUpdate)
-    await devices.rename_device(
+    is_new = await devices.rename_device(
         request.services, request.requester, request.path["deviceId"], body.display_name
     )
-    return {}
+    return Answer({}, 201 if is_new else 200)
 
 
 async def delete_device(request: Request) -> object:

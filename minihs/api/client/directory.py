@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from minihs.api.requests import Request
 
 
-NO_ROOMS = {"chunk": [], "total_room_count_estimate": 0}  # No bridge publishes rooms here.
-
-
 class AliasTarget(msgspec.Struct):
     """Body of PUT /directory/room/{roomAlias}."""
 
@@ -51,8 +48,13 @@ async def set_room_alias(request: Request) -> object:
     Spec: client-server-api#put_matrixclientv3directoryroomroomalias
     """
     body = await request.json(AliasTarget)
+    requester = request.requester
     await directory.set_alias(
-        request.services, request.requester.user_id, request.path["roomAlias"], body.room_id
+        request.services,
+        requester.user_id,
+        request.path["roomAlias"],
+        body.room_id,
+        by_service=requester.appservice_id,
     )
     return {}
 
@@ -73,7 +75,11 @@ async def delete_room_alias(request: Request) -> object:
     """
     requester = request.requester
     await directory.delete_alias(
-        request.services, requester.user_id, request.path["roomAlias"], admin=requester.admin
+        request.services,
+        requester.user_id,
+        request.path["roomAlias"],
+        admin=requester.admin,
+        by_service=requester.appservice_id,
     )
     return {}
 
@@ -142,13 +148,14 @@ async def _list_public_rooms(request: Request, search: PublicRooms) -> object:
 
 async def list_local_public_rooms(request: Request, search: PublicRooms) -> object:
     """Return a page of this server's directory, whoever asks."""
-    if search.third_party_instance_id is not None and not search.include_all_networks:
-        return NO_ROOMS
+    all_networks = search.include_all_networks is True
     wanted = search.filter or RoomFilter()
     query = DirectoryQuery(
         limit=search.limit,
         since=search.since,
         search_term=wanted.generic_search_term or "",
         room_types=wanted.room_types,
+        network=None if all_networks else search.third_party_instance_id,
+        all_networks=all_networks,
     )
     return await directory.list_public_rooms(request.services, query)

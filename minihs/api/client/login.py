@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minihs.api.client.registration import session_answer
+from minihs.api.client.registration import APPLICATION_SERVICE, session_answer
 from minihs.api.client.well_known import client_information
 from minihs.base.errors import BadJson, MatrixError, MissingParam
 from minihs.services.accounts import login as logins
 from minihs.services.accounts import sessions
 from minihs.services.accounts.sessions import ClientDevice
+from minihs.services.appservices import identity
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -38,8 +39,10 @@ async def get_login_flows(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3login
     """
-    del request
-    return {"flows": [{"type": "m.login.password"}]}
+    types = ["m.login.password"]
+    if request.services.appservices:
+        types.append(APPLICATION_SERVICE)
+    return {"flows": [{"type": name} for name in types]}
 
 
 async def login(request: Request) -> object:
@@ -52,16 +55,20 @@ async def login(request: Request) -> object:
         body = msgspec.convert(fields, Login)
     except msgspec.ValidationError as error:
         raise BadJson(str(error)) from None
-    if body.type != "m.login.password":
-        raise MatrixError("This server knows no such login type.")
-    if body.password is None:
-        raise MissingParam("password is missing.")
     device = ClientDevice(
         body.device_id, body.initial_device_display_name, body.refresh_token, request.ip
     )
-    user_id, session = await logins.log_in_with_password(
-        request.services, fields, body.password, device
-    )
+    if body.type == APPLICATION_SERVICE:
+        service = identity.required_service(request.services, request.access_token)
+        user_id, session = await identity.log_in(request.services, service, fields, device)
+    elif body.type != "m.login.password":
+        raise MatrixError("This server knows no such login type.")
+    elif body.password is None:
+        raise MissingParam("password is missing.")
+    else:
+        user_id, session = await logins.log_in_with_password(
+            request.services, fields, body.password, device
+        )
     answer = session_answer(user_id, session)
     well_known = client_information(request.services.config)
     if well_known is not None:

@@ -9,6 +9,7 @@ import msgspec
 from minihs.base.errors import InvalidParam
 from minihs.services.accounts import registration
 from minihs.services.accounts.sessions import ClientDevice
+from minihs.services.appservices import identity
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from minihs.services.accounts.sessions import Session
 
 
-class Registration(msgspec.Struct):
-    """Body of POST /register, without `auth`."""
+APPLICATION_SERVICE = "m.login.application_service"
 
+
+class Registration(msgspec.Struct):
+    """Body of POST /register, without `auth`. `type` is given by application services only."""
+
+    type: str | None = None
     username: str | None = None
     password: str | None = None
     device_id: str | None = None
@@ -40,6 +45,14 @@ async def register(request: Request) -> object:
         body.device_id, body.initial_device_display_name, body.refresh_token, request.ip
     )
     session: Session | None
+    if body.type == APPLICATION_SERVICE:
+        user_id, session = await identity.register(
+            request.services,
+            identity.required_service(request.services, request.access_token),
+            body.username,
+            None if body.inhibit_login else device,
+        )
+        return session_answer(user_id, session)
     if kind == "guest":
         user_id, session = await registration.register_guest(request.services, device)
         return session_answer(user_id, session)

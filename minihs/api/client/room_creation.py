@@ -25,7 +25,10 @@ async def create_room(request: Request) -> object:
     Spec: client-server-api#post_matrixclientv3createroom
     """
     options = await request.json(create.RoomOptions)
-    room_id = await create.create_room(request.services, request.requester.user_id, options)
+    requester = request.requester
+    room_id = await create.create_room(
+        request.services, requester.user_id, options, by_service=requester.appservice_id
+    )
     return {"room_id": room_id}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.api.client import delayed_events
+from minihs.api.client.appservices import massaged_ts
 from minihs.api.client.sticky_events import sticky_duration_ms
 from minihs.protocol import unstable
 from minihs.services.rooms import room_events
@@ -33,6 +34,7 @@ async def send_message(request: Request) -> object:
         await request.json_object(),
         transaction,
         sticky_ms=sticky_duration_ms(request),
+        sent_ms=massaged_ts(request),
     )
     return {"event_id": event_id}
 
@@ -74,6 +76,7 @@ async def set_room_state_with_key(request: Request) -> object:
         await request.json_object(),
         guest=requester.guest,
         sticky_ms=sticky_duration_ms(request),
+        sent_ms=massaged_ts(request),
     )
     return {"event_id": event_id}
 

@@ -14,7 +14,6 @@ from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts import openid, profile
 from minihs.services.federation import hierarchy
 from minihs.services.rooms import directory
-from minihs.services.rooms.directory import DirectoryQuery
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -51,12 +50,12 @@ async def get_public_rooms(request: Request) -> object:
 
     Spec: server-server-api#get_matrixfederationv1publicrooms
     """
-    if request.query("third_party_instance_id") and not request.query_flag("include_all_networks"):
-        return client_directory.NO_ROOMS
-    limit = request.query("limit")
-    query = DirectoryQuery(
-        limit=None if limit is None else request.query_integer("limit", 0),
+    given = request.query("limit") is not None
+    search = client_directory.PublicRooms(
+        limit=request.query_integer("limit", 0) if given else None,
         since=request.query("since"),
+        include_all_networks=request.query_flag("include_all_networks"),
+        third_party_instance_id=request.query("third_party_instance_id") or None,
     )
     return await directory.list_public_rooms(request.services, query)
 

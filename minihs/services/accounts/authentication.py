@@ -23,7 +23,11 @@ LAST_SEEN_TASK = "note that a device was seen"
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who makes a request. `position` is the stream's when the token was read."""
+    """Who makes a request. `position` is the stream's when the token was read.
+
+    `appservice_id` is that of the application service which acts as the user, None: users
+    themselves. It may name no device: `device_id` is empty then, and `device_nid` no device's.
+    """
 
     user_id: UserId
     device_id: str
@@ -32,6 +36,7 @@ class Requester:
     guest: bool
     appservice_id: str | None
     position: int
+    rate_limited: bool = True
 
 
 def hash_token(token: str) -> str:
@@ -68,6 +73,6 @@ async def authenticate(services: Services, token: str | None, ip: str) -> Reques
         owner.device_nid,
         owner.admin,
         owner.guest,
-        owner.appservice_id,
+        None,
         owner.position,
     )

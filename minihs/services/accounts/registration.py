@@ -42,7 +42,7 @@ async def register_user(
 
     Raises:
         Forbidden: registration is closed.
-        InvalidUsername, UserInUse: the name cannot be had.
+        InvalidUsername, UserInUse, Exclusive: the name cannot be had.
         UserInteractiveAuthRequired: stages are missing.
         MissingParam, InvalidParam, WeakPassword: there is no password, or no acceptable one.
     """
@@ -50,6 +50,7 @@ async def register_user(
     if not flows:
         raise Forbidden("Registration is closed on this server.")
     user_id = await choose_user_id(services, username)
+    services.appservices.check_user(user_id, None)
     if device is not None:
         sessions.check_device(device)
     if password is not None:
@@ -138,11 +139,11 @@ async def check_name_available(services: Services, username: str) -> None:
 
     Raises:
         Forbidden: registration is closed.
-        InvalidUsername, UserInUse: the name cannot be had.
+        InvalidUsername, UserInUse, Exclusive: the name cannot be had.
     """
     if not _flows(services.config):
         raise Forbidden("Registration is closed on this server.")
-    await choose_user_id(services, username)
+    services.appservices.check_user(await choose_user_id(services, username), None)
 
 
 async def is_registration_token_valid(services: Services, token: str) -> bool:

@@ -19,7 +19,7 @@ from minihs.storage.event_store import ACCEPTED, StoredEvent
 from minihs.storage.stream_rows import AccountDataWrite, ReceiptWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from minihs.protocol.identifiers import RoomId, UserId
     from minihs.services.context import Services
@@ -29,6 +29,9 @@ FULLY_READ = "m.fully_read"
 RECEIPT_TYPES = ("m.read", "m.read.private")
 MARKER_TYPES = (*RECEIPT_TYPES, FULLY_READ)
 MAIN, UNTHREADED = "main", ""
+Receipt = tuple[str, str, str, str, int]
+"""Event, type, user, thread (empty: none) and time."""
+
 RELATIONS_MAX = 3  # Spec: client-server-api#threaded-read-receipts
 
 
@@ -117,3 +120,19 @@ def _related_to(stored: StoredEvent) -> EventId | None:
             return EventId(event_id)
         case _:
             return None
+
+
+def receipt_content(receipts: Iterable[Receipt]) -> dict[str, dict[str, dict[str, object]]]:
+    """Return the content of an `m.receipt` event: event -> type -> user -> receipt.
+
+    Where a user has several receipts of a type on one event, the unthreaded one is told.
+    Spec: client-server-api#receipts
+    """
+    content: dict[str, dict[str, dict[str, object]]] = {}
+    for event_id, receipt_type, user_id, thread_id, ts_ms in receipts:
+        users = content.setdefault(event_id, {}).setdefault(receipt_type, {})
+        if not thread_id:
+            users[user_id] = {"ts": ts_ms}
+        elif user_id not in users:
+            users[user_id] = {"ts": ts_ms, "thread_id": thread_id}
+    return content

@@ -113,11 +113,14 @@ class RoomPlan:
     profile: Content = field(default_factory=dict)
 
 
-async def create_room(services: Services, creator: UserId, options: RoomOptions) -> RoomId:
-    """Make a room as its creator wants it; return its id.
+async def create_room(
+    services: Services, creator: UserId, options: RoomOptions, *, by_service: str | None = None
+) -> RoomId:
+    """Make a room as its creator wants it; return its id. `by_service` acts as the creator, if any.
 
     Raises:
         UnsupportedRoomVersion, RoomInUse, InvalidRoomState, InvalidParam, BadJson: see the passage.
+        Exclusive: the alias is reserved by an application service.
         NotFound, Forbidden: somebody cannot be invited.
     """
     version = ROOM_VERSIONS.get(options.room_version or services.config.default_room_version)
@@ -126,7 +129,7 @@ async def create_room(services: Services, creator: UserId, options: RoomOptions)
     invited = await _check_invites(services, creator, options)
     if len(options.initial_state or ()) > INITIAL_STATE_EVENTS_MAX:
         raise InvalidParam(f"initial_state may have {INITIAL_STATE_EVENTS_MAX} events.")
-    alias = await _check_alias(services, options)
+    alias = await _check_alias(services, options, by_service)
     events = initial_events(options, version, creator, alias)
     for event in events:
         if event.key == (CANONICAL_ALIAS, ""):
@@ -350,7 +353,9 @@ async def _check_invites(services: Services, creator: UserId, options: RoomOptio
     return list(invited)
 
 
-async def _check_alias(services: Services, options: RoomOptions) -> RoomAlias | None:
+async def _check_alias(
+    services: Services, options: RoomOptions, by_service: str | None
+) -> RoomAlias | None:
     """Return the alias that the room is to have, which must be free."""
     name = options.room_alias_name
     if name is None:
@@ -358,6 +363,7 @@ async def _check_alias(services: Services, options: RoomOptions) -> RoomAlias | 
     alias = parse_room_alias(f"#{name}:{services.server_name}")
     if alias is None or ":" in name or not name or name.startswith("#"):
         raise InvalidParam("room_alias_name is not the local part of an alias.")
+    services.appservices.check_alias(alias, by_service)
     if await fetch_alias(services.db, alias) is not None:
         raise RoomInUse(f"The alias {alias} is taken.")
     return alias

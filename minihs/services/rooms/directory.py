@@ -62,13 +62,15 @@ class DirectoryQuery:
     """Which rooms of the directory are asked for.
 
     `search_term` is looked for in name, topic and canonical alias; `room_types` (None: all) may
-    list None for rooms without a type.
+    list None for rooms without a type. `network`, `all_networks`: see `list_published_rooms`.
     """
 
     limit: int | None = None
     since: str | None = None
     search_term: str = ""
     room_types: Sequence[str | None] | None = None
+    network: str | None = None
+    all_networks: bool = False
 
 
 # --- aliases ---------------------------------------------------------------------------------
@@ -92,6 +94,7 @@ async def find_room(
 async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[ServerName]]:
     """Return the room that an alias points to, and servers to join it through, ours first.
 
+    If it is not there an application service may make it.
     Spec: client-server-api#get_matrixclientv3directoryroomroomalias
 
     Raises:
@@ -103,6 +106,8 @@ async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[Ser
         return await _resolve_remote_alias(services, alias)
     found = await directory.fetch_alias(services.db, alias)
     if found is None:
+    if found is None and await services.appservices.make_alias(alias):
+        found = await directory.fetch_alias(services.db, alias)
         raise NotFound(f"Room alias {alias} not found.")
     servers = await directory.list_servers_in_room(services.db, found[0])
     return found[0], sorted(servers, key=lambda name: name != services.server_name)
@@ -128,14 +133,19 @@ async def _resolve_remote_alias(
     return room_id, list(dict.fromkeys(known or [server]))
 
 
-async def set_alias(services: Services, user_id: UserId, text: str, room_id: str) -> None:
+async def set_alias(
+    services: Services, user_id: UserId, text: str, room_id: str, *, by_service: str | None = None
+) -> None:
     """Let an alias of this server point to a room that the user is in.
 
     Spec: client-server-api#put_matrixclientv3directoryroomroomalias
+    `by_service` is the application service that asks for it: it need not be in the room.
 
     Raises:
         InvalidParam: it is no alias of this server.
         Forbidden: the user is not in the room.
+        Exclusive: it is reserved by an application service, or not in a namespace of the one that
+            asks.
         MatrixError: 409: it exists already.
     """
     alias = _parse_alias(text)
@@ -143,15 +153,27 @@ async def set_alias(services: Services, user_id: UserId, text: str, room_id: str
         raise InvalidParam(f"Aliases of {server_name_of(alias)} are not made here.")
     if parse_room_id(room_id) is None:
         raise InvalidParam("room_id is not a room id.")
-    await require_joined(services, room_id, user_id)
+    services.appservices.check_alias(alias, by_service)
+    if by_service is None:
+        await require_joined(services, room_id, user_id)
+    else:
+        await load_known_room(services, room_id)
     if not await directory.insert_alias(services.db, alias, room_id, user_id):
         raise MatrixError(f"Room alias {alias} already exists.", status=409)
 
 
-async def delete_alias(services: Services, user_id: UserId, text: str, *, admin: bool) -> None:
+async def delete_alias(
+    services: Services,
+    user_id: UserId,
+    text: str,
+    *,
+    admin: bool,
+    by_service: str | None = None,
+) -> None:
     """Remove an alias, and its mention in the room's canonical alias event where the user may.
 
-    Its creator may, administrators may, and whoever may change the canonical alias of the room.
+    Its creator may, administrators may, and whoever may change the canonical alias of the room;
+    and an application service whose it is.
     Spec: client-server-api#delete_matrixclientv3directoryroomroomalias
 
     Raises:
@@ -164,10 +186,12 @@ async def delete_alias(services: Services, user_id: UserId, text: str, *, admin:
         raise NotFound(f"Room alias {alias} not found.")
     room_id, creator = found
     head = await load_head(services, room_id)
+    if not admin:
+        services.appservices.check_alias(alias, by_service)
     may_rename = head is not None and (await standing_of(services, head, user_id)).may_send(
         CANONICAL_ALIAS, is_state=True
     )
-    if not (may_rename or admin or creator == user_id):
+    if not (may_rename or admin or by_service is not None or creator == user_id):
         raise Forbidden("You may not delete this alias.")
     await directory.delete_alias(services.db, alias, room_id)
     if head is None or not may_rename:
@@ -266,7 +290,9 @@ async def list_public_rooms(services: Services, query: DirectoryQuery) -> dict[s
     limit = PAGE_LIMIT_MAX if query.limit is None else min(query.limit, PAGE_LIMIT_MAX)
     if limit < 1:
         raise InvalidParam("limit must be positive.")
-    rooms = await directory.list_published_rooms(services.db)
+    rooms = await directory.list_published_rooms(
+        services.db, query.network, all_networks=query.all_networks
+    )
     total = len(rooms)
     backwards, edge = _read_token(query.since)
     if edge is not None:

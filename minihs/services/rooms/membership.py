@@ -67,7 +67,9 @@ class MembershipChange:
     `content` is what the event says beside its membership and the user's profile. `only_from`: the
     memberships that the user must have at present (None: any). `once`: nothing is sent when the
     user has that membership already. `more` is what the server adds, and no client may. `via` are
-    servers through which the room may be entered.
+    servers through which the room may be entered. `sticky_ms`: for how long the event is sticky,
+    if it is made here: events that other servers' templates make are not (MSC4354). `sent_ms` is
+    when it claims to be made, None: now.
     """
 
     room_id: RoomId
@@ -80,7 +82,7 @@ class MembershipChange:
     guest: bool = False
     more: Mapping[str, object] = field(default_factory=dict)
     via: Sequence[str] = ()
-    sticky_ms: int | None = None
+    sent_ms: int | None = None
     transaction: Origin | None = None
 
     @property
@@ -135,7 +137,7 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
             await services.sticky_limits.check_own(services, change.room_id, change.sender)
             type="m.room.member",
             content=content,
-            origin_server_ts=services.clock.now_ms(),
+            origin_server_ts=services.clock.now_ms() if change.sent_ms is None else change.sent_ms,
             state_key=change.user_id,
         )
 
@@ -251,6 +253,8 @@ async def set_member_event(
     *,
     guest: bool = False,
     transaction: Origin | None = None,
+    sticky_ms: int | None = None,
+    sent_ms: int | None = None,
 ) -> EventId:
     """Change a membership as `PUT .../state/m.room.member/{userId}` asks; return the event.
 
@@ -270,7 +274,7 @@ async def set_member_event(
         services,
         MembershipChange(
             room_id, sender, target, membership, content, only_from,
-            guest=guest, transaction=transaction,
+            guest=guest, sticky_ms=sticky_ms, sent_ms=sent_ms, transaction=transaction,
         ),
     )  # fmt: skip
 

@@ -39,10 +39,12 @@ async def send_message(
     transaction: Origin,
     *,
     sticky_ms: int | None = None,
+    sent_ms: int | None = None,
 ) -> EventId:
     """Send a message event; return its id, or that of the first request with this transaction.
 
-    A redaction names its target in `content.redacts`, whatever the room version.
+    A redaction names its target in `content.redacts`, whatever the room version. `sent_ms` is when
+    it claims to have been sent: now, unless an application service says otherwise.
     Spec: client-server-api#put_matrixclientv3roomsroomidsendeventtypetxnid
 
     Raises:
@@ -54,13 +56,15 @@ async def send_message(
         if not isinstance(target, str):
             raise BadJson("A redaction names the event that it redacts in `redacts`.")
         others = {key: value for key, value in content.items() if key != "redacts"}
-        return await redact_event(services, sender, room_id, target, others, transaction)
+        return await redact_event(
+            services, sender, room_id, target, others, transaction, sent_ms=sent_ms
+        )
     draft = EventDraft(
         room_id=room_id,
         sender=sender,
         type=event_type,
         content=content,
-        origin_server_ts=services.clock.now_ms(),
+        origin_server_ts=services.clock.now_ms() if sent_ms is None else sent_ms,
         extra={} if sticky_ms is None else sticky_members(sticky_ms),
     )
     if not sticky_ms:
@@ -80,6 +84,8 @@ async def redact_event(
     event_id: str,
     content: Mapping[str, object],
     transaction: Origin | None,
+    *,
+    sent_ms: int | None = None,
 ) -> EventId:
     """Redact an event of one's own, or with the power for it anybody's; return the redaction.
 
@@ -108,7 +114,7 @@ async def redact_event(
             sender=sender,
             type="m.room.redaction",
             content=content,
-            origin_server_ts=services.clock.now_ms(),
+            origin_server_ts=services.clock.now_ms() if sent_ms is None else sent_ms,
             redacts=event_id,  # type: ignore[arg-type]  # an event id of a client
         )
 
@@ -125,10 +131,12 @@ async def set_room_state(
     *,
     guest: bool = False,
     sticky_ms: int | None = None,
+    sent_ms: int | None = None,
     transaction: Origin | None = None,
 ) -> EventId:
     """Set an entry of a room's state; return the event, the present one if nothing would change.
 
+    `sent_ms` is as for messages.
     Spec: client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
 
     Raises:
@@ -137,8 +145,9 @@ async def set_room_state(
     """
     if event_type == "m.room.member":
         return await set_member_event(
-            services, sender, room_id, state_key, content, guest=guest, transaction=transaction
-        )
+            services, sender, room_id, state_key, content,
+            guest=guest, sticky_ms=sticky_ms, sent_ms=sent_ms, transaction=transaction,
+        )  # fmt: skip
     if event_type == "m.room.create":
         raise BadJson("A room is created only once.")
     key = (event_type, state_key)
@@ -160,7 +169,7 @@ async def set_room_state(
             sender=sender,
             type=event_type,
             content=content,
-            origin_server_ts=services.clock.now_ms(),
+            origin_server_ts=services.clock.now_ms() if sent_ms is None else sent_ms,
             state_key=state_key,
         if sticky_ms:
             await services.sticky_limits.check_own(services, room_id, sender)

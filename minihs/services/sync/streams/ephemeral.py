@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.services.ephemeral.receipts import Receipt, receipt_content
 from minihs.storage import timelines
 from minihs.storage.stream_rows import ReceiptWrite, TypingWrite
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from minihs.services.context import Services
     from minihs.services.sync.spans import Span, SyncRequest
-
-# event, type, user, thread, time
-Receipt = tuple[str, str, str, str, int]
 
 
 def read_window(services: Services, request: SyncRequest, span: Span) -> list[dict[str, object]]:
@@ -72,19 +70,3 @@ def _events(
         user_ids = [u for u in typing if u not in request.ignored]
         events.append({"type": "m.typing", "content": {"user_ids": user_ids}})
     return events
-
-
-def receipt_content(receipts: Iterable[Receipt]) -> dict[str, dict[str, dict[str, object]]]:
-    """Return the content of an `m.receipt` event: event -> type -> user -> receipt.
-
-    Where a user has several receipts of a type on one event, the unthreaded one is told.
-    Spec: client-server-api#receipts
-    """
-    content: dict[str, dict[str, dict[str, object]]] = {}
-    for event_id, receipt_type, user_id, thread_id, ts_ms in receipts:
-        users = content.setdefault(event_id, {}).setdefault(receipt_type, {})
-        if not thread_id:
-            users[user_id] = {"ts": ts_ms}
-        elif user_id not in users:
-            users[user_id] = {"ts": ts_ms, "thread_id": thread_id}
-    return content

@@ -1,0 +1,250 @@
+"""Delivery to application services: each gets what concerns it, in transactions, in order.
+
+The stream is the outbox. A service has a position in it; what follows is read, and what concerns it
+makes a transaction, which is written down before it is sent. A service that does not take it is
+sent the same again, after a pause that doubles, until it does: nothing overtakes it. Then the
+position is moved.
+
+One process delivers to all services, by a lease; when it dies another goes on with what is written
+down. Without any service nothing here runs.
+
+Spec: application-service-api#pushing-events
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from minihs.base.limits import APPSERVICE_TRANSACTION_TIMEOUT_MS
+from minihs.remote.appservices import V1
+from minihs.remote.transport import RemoteError
+from minihs.services.appservices.interest import MEMBER, Interest
+from minihs.services.appservices.transactions import body_of
+from minihs.storage import appservices, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from minihs.services.appservices.registration import Registration
+    from minihs.services.context import Services
+    from minihs.storage.appservices import ServiceRow
+    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.streams import Positioned
+
+logger = logging.getLogger(__name__)
+
+LEASE = "appservice-delivery"
+LEASE_MS = 10_000
+READ_POSITIONS_MAX = 1_000
+UNSAVED_POSITIONS_MAX = 1_000  # So much at most is read again after a crash.
+BACK_OFF_MS = 1_000
+BACK_OFF_MS_MAX = 300_000
+PAUSE_AFTER_ERROR_MS = 1_000
+
+
+class _Queue:
+    """One application service as it is served: `pending` is the transaction it has not taken."""
+
+    def __init__(self, service: Registration, row: ServiceRow) -> None:
+        self.service = service
+        self.interest = Interest(service)
+        self.position = self.saved = row.position
+        self.txn_id = row.txn_id
+        self.pending = row.txn_body
+        self.upto = row.txn_upto or row.position
+        self.failures = row.failures
+        self.retry_at_ms = row.retry_at_ms
+        self.news = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class AppserviceDelivery:
+    """What this process owes to application services, if it is the one that delivers."""
+
+    def __init__(self, services: Services, holder: str) -> None:
+        self._services = services
+        self._holder = holder
+        self._queues: dict[str, _Queue] = {}
+        self._until_ms = 0
+
+    def follow(self, _items: Sequence[Positioned]) -> None:
+        """Look at the stream soon: something has been committed."""
+        for queue in self._queues.values():
+            queue.news.set()
+
+    def reset(self) -> None:
+        """Do the same: what the process has not seen is read from the tables."""
+        self.follow(())
+
+    # --- who delivers ----------------------------------------------------------------------------
+
+    async def hold(self) -> None:
+        """Take or renew the lease, and begin to serve, or cease, as it was had or not.
+
+        To be done every few seconds: a lease lasts `LEASE_MS`.
+        """
+        services = self._services
+        now_ms = services.clock.now_ms()
+        until_ms = now_ms + LEASE_MS
+        if not await jobs.take_lease(services.db, LEASE, self._holder, now_ms, until_ms):
+            await self._stop()
+            return
+        had_lapsed, self._until_ms = self._until_ms <= now_ms, until_ms
+        if not self._queues:
+            await self._begin()
+        if had_lapsed:
+            self.follow(())
+        await self._save(UNSAVED_POSITIONS_MAX)
+        await self._wake_due(now_ms)
+
+    async def give_back(self) -> None:
+        """Cease to serve, note how far everybody is, and let others deliver: this process ends."""
+        had = bool(self._queues)
+        await self._stop(save=True)
+        if had:
+            await jobs.delete_lease(self._services.db, LEASE, self._holder)
+
+    async def _begin(self) -> None:
+        """Go on where whoever delivered before has stopped."""
+        listening = {service.id: service for service in self._services.appservices.listening}
+        for row in await appservices.list_services(self._services.db, list(listening)):
+            queue = _Queue(listening[row.service_id], row)
+            self._queues[row.service_id] = queue
+            name = f"delivery to application service {row.service_id}"
+            queue.task = self._services.tasks.spawn(name, self._serve(queue))
+
+    async def _stop(self, *, save: bool = False) -> None:
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if save:
+            await self._save(0)
+        self._queues.clear()
+
+    async def _save(self, more_than: int) -> None:
+        """Note how far those are that had nothing to be sent."""
+        moved = {
+            service_id: queue.position
+            for service_id, queue in self._queues.items()
+            if queue.pending is None and queue.position - queue.saved > more_than
+        }
+        if moved:
+            await appservices.save_positions(self._services.db, moved)
+            for service_id, position in moved.items():
+                self._queues[service_id].saved = position
+
+    async def _wake_due(self, now_ms: int) -> None:
+        """Try those whose pause has ended, perhaps sooner than was planned: see `ping`."""
+        failing = [service_id for service_id, queue in self._queues.items() if queue.failures]
+        if not failing:
+            return
+        for service_id in await appservices.list_due(self._services.db, failing, now_ms):
+            queue = self._queues.get(service_id)
+            if queue is not None:
+                queue.retry_at_ms = min(queue.retry_at_ms, now_ms)
+                queue.news.set()
+
+    # --- serving one -----------------------------------------------------------------------------
+
+    async def _serve(self, queue: _Queue) -> None:
+        """Send a service one transaction after the other for as long as there is something."""
+        clock = self._services.clock
+        while True:
+            queue.news.clear()
+            try:
+                while await self._send_next(queue):
+                    pass
+            except Exception:
+                logger.exception("cannot serve %s; trying again", queue.service.id)
+                await clock.sleep_ms(PAUSE_AFTER_ERROR_MS)
+                queue.news.set()
+            await queue.news.wait()
+
+    async def _send_next(self, queue: _Queue) -> bool:
+        """Send the next transaction; False: there is none, or it must wait."""
+        now_ms = self._services.clock.now_ms()
+        if now_ms >= self._until_ms or now_ms < queue.retry_at_ms:
+            return False
+        if queue.pending is None and not await self._prepare(queue):
+            return False
+        path = f"/transactions/{queue.txn_id}"
+        answer = await self._services.appservices.remote.request(
+            queue.service,
+            "PUT",
+            V1 + path,
+            legacy=path,
+            content=(queue.pending or "").encode(),
+            timeout_ms=APPSERVICE_TRANSACTION_TIMEOUT_MS,
+        )
+        if isinstance(answer, RemoteError):
+            await self._note_failed(queue, answer)
+            return False
+        await appservices.end_transaction(self._services.db, queue.service.id, queue.txn_id)
+        if queue.failures:
+            logger.info("application service %s takes transactions again", queue.service.id)
+        self._services.appservices.count(queue.service.id, "delivered")
+        queue.position = queue.saved = queue.upto
+        queue.pending, queue.failures, queue.retry_at_ms = None, 0, 0
+        return True
+
+    async def _prepare(self, queue: _Queue) -> bool:
+        """Write down the next transaction; False: there is nothing to send."""
+        services = self._services
+        while queue.position < (head := services.follower.head):
+            upto = min(head, queue.position + READ_POSITIONS_MAX)
+            found = await queue.interest.read(services, queue.position, upto)
+            if not found.events and not found.ephemeral:
+                queue.position = found.upto
+                continue
+            await self._make_users(queue.service, found.events)
+            body = await body_of(services, queue.service, found.events, found.ephemeral)
+            text = body.decode()
+            txn_id = await appservices.begin_transaction(
+                services.db, queue.service.id, queue.txn_id, found.upto, text
+            )
+            if txn_id is None:
+                raise RuntimeError("another process delivers to the same application service")
+            queue.txn_id, queue.upto, queue.pending = txn_id, found.upto, text
+            return True
+        return False
+
+    async def _make_users(self, service: Registration, events: Sequence[StoredEvent]) -> None:
+        """Let a service make those of its users who are spoken of, and are not there.
+
+        Spec: application-service-api#get_matrixappv1usersuserid
+        """
+        registry = self._services.appservices
+        named = {
+            user_id
+            for stored in events
+            if stored.event.type == MEMBER
+            and (user_id := stored.event.state_key) is not None
+            and user_id != stored.event.sender
+            and service in registry.of_user(user_id)
+        }
+        if not named:
+            return
+        for user_id in await appservices.list_unknown_users(self._services.db, named):
+            await registry.make_user(service, user_id)
+
+    async def _note_failed(self, queue: _Queue, error: RemoteError) -> None:
+        """Leave a service alone for a while: twice as long each time, give or take a fifth."""
+        services = self._services
+        queue.failures += 1
+        pause_ms = min(BACK_OFF_MS << min(queue.failures - 1, 16), BACK_OFF_MS_MAX)
+        pause_ms = services.randomness.between(pause_ms * 4 // 5, pause_ms * 6 // 5)
+        queue.retry_at_ms = services.clock.now_ms() + pause_ms
+        services.appservices.count(queue.service.id, "failed")
+        logger.log(
+            logging.WARNING if queue.failures == 1 else logging.DEBUG,
+            "application service %s; trying again in %.0f s",
+            error.describe(),
+            pause_ms / 1_000,
+        )
+        await appservices.mark_failed(
+            services.db, queue.service.id, queue.txn_id, queue.failures, queue.retry_at_ms
+        )
+        services.clock.call_later_ms(pause_ms, queue.news.set)

@@ -1,0 +1,100 @@
+"""What a transaction to an application service says, as JSON.
+
+Spec: application-service-api#put_matrixappv1transactionstxnid
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from minihs.protocol.unstable import APPSERVICE_EPHEMERAL
+from minihs.services.ephemeral.receipts import receipt_content
+from minihs.services.rooms.client_events import client_event, prepare
+from minihs.storage import timelines
+from minihs.storage.stream_rows import ReceiptWrite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from minihs.services.appservices.interest import Ephemeral
+    from minihs.services.appservices.registration import Registration
+    from minihs.services.context import Services
+    from minihs.storage.event_store import StoredEvent
+
+MEMBER = "m.room.member"
+OUTSIDE = {"invite": "invite_room_state", "knock": "knock_room_state"}
+
+
+async def body_of(
+    services: Services,
+    service: Registration,
+    events: Sequence[StoredEvent],
+    ephemeral: Sequence[Ephemeral],
+) -> bytes:
+    """Return the body of a transaction."""
+    await prepare(services, events)
+    now_ms = services.clock.now_ms()
+    shown = [
+        await _with_stripped_state(
+            services, service, stored, client_event(stored, now_ms, with_room_id=True)
+        )
+        for stored in events
+    ]
+    parts = [b'"events":[%b]' % b",".join(shown)]
+    if ephemeral:
+        told = orjson.dumps(ephemeral_events(ephemeral, now_ms))
+        parts += [b'"%b":%b' % (name.encode(), told) for name in APPSERVICE_EPHEMERAL.written]
+    return b"{%b}" % b",".join(parts)
+
+
+async def _with_stripped_state(
+    services: Services, service: Registration, stored: StoredEvent, shown: bytes
+) -> bytes:
+    """Add what those outside are shown of a room to an invite or knock of the service's users.
+
+    Spec: client-server-api#mroommember
+    """
+    event = stored.event
+    name = OUTSIDE.get(str(event.content.get("membership"))) if event.type == MEMBER else None
+    if name is None or event.state_key is None:
+        return shown
+    if service not in services.appservices.of_user(event.state_key):
+        return shown
+    states = await timelines.list_invite_states(services.db, event.state_key, [event.room_id])
+    stripped = states.get(event.room_id)
+    if stripped is None:
+        return shown
+    # The event ends with its `unsigned`, which has at least an age: both braces are put back.
+    return b'%b,"%b":%b}}' % (shown[:-2], name.encode(), stripped.encode())
+
+
+def ephemeral_events(items: Iterable[Ephemeral], now_ms: int) -> list[dict[str, object]]:
+    """Return receipts and typing notifications as a service is told them: each with its room.
+
+    Who is long done typing when the service is told does not type.
+    Spec: application-service-api#pushing-ephemeral-data
+    """
+    receipts: dict[str, list[tuple[str, str, str, str, int]]] = {}
+    typing: dict[str, list[str]] = {}
+    for item in items:
+        if isinstance(item, ReceiptWrite):
+            receipts.setdefault(item.room_id, []).append(
+                (item.event_id, item.receipt_type, item.user_id, item.thread_id, item.ts_ms)
+            )
+        else:
+            typing[item.room_id] = [
+                user_id
+                for user_id, until_ms in zip(item.user_ids, item.expires_ms, strict=True)
+                if until_ms > now_ms
+            ]
+    told: list[dict[str, object]] = [
+        {"type": "m.receipt", "room_id": room_id, "content": receipt_content(given)}
+        for room_id, given in receipts.items()
+    ]
+    told += [
+        {"type": "m.typing", "room_id": room_id, "content": {"user_ids": user_ids}}
+        for room_id, user_ids in typing.items()
+    ]
+    return told
