@@ -2,8 +2,8 @@
 
 Of ordinary events it is the newest of each room, and those by which we put its users out of a room:
 the other server sees what it lacks before the newest, and asks for it. Of sticky events it is every
-one that still is (MSC4354#federation-behaviour). Of receipts it is the newest of each user. What
-nobody would miss later (typing) is not made up for.
+one that still is (MSC4354#federation-behaviour), and of messages to devices too. Of receipts it is
+the newest of each user. What nobody would miss later (typing) is not made up for.
 
 Spec: server-server-api#transactions, server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -19,15 +19,23 @@ from minihs.services.federation.destination import (
     position_of,
     txn_id_of,
 )
-from minihs.services.federation.outgoing_edus import OutgoingEdu, OutgoingReceipt, pack
+from minihs.services.federation.outgoing_edus import (
+    OutgoingMessage,
+    OutgoingReceipt,
+    pack,
+)
 from minihs.services.federation.recipients import was_joined, was_removed
-from minihs.storage import destinations
+from minihs.storage import destinations, to_device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
 
 RECEIPTS_MAX = 500  # The newest.
+MESSAGES_MAX = 50  # Of the EDUs of a transaction,
+MESSAGES_BYTES_MAX = 2 * 1_048_576  # with so many bytes, unless a single one is larger.
 
 
 async def to_repeat(services: Services, destination: Destination) -> Transaction | None:
@@ -46,22 +54,47 @@ async def to_repeat(services: Services, destination: Destination) -> Transaction
     return destination.repeat
 
 
-async def missed_by(services: Services, destination: Destination, upto: int) -> Transaction:
+async def messages_owed(services: Services, destination: Destination) -> list[OutgoingMessage]:
+    """Return the next messages to devices that a destination has not taken, oldest first.
+
+    After a transaction that was refused they come one by one.
+    """
+    newest = destination.messages_at
+    if not newest:
+        return []
+    rows = await to_device.list_owed(services.db, destination.name, MESSAGES_MAX)
+    if not rows and destination.messages_at == newest:
+        destination.messages_at = 0
+    if rows and rows[0][0] <= destination.careful_upto:
+        return [OutgoingMessage(*rows[0])]
+    messages: list[OutgoingMessage] = []
+    size = 0
+    for position, json in rows:
+        size += len(json)
+        if messages and size > MESSAGES_BYTES_MAX:
+            break
+        messages.append(OutgoingMessage(position, json))
+    return messages
+
+
+async def missed_by(
+    services: Services, destination: Destination, upto: int, messages: Sequence[OutgoingMessage]
+) -> Transaction:
     """Return the next transaction that makes up for what a destination has missed.
 
-    Its `upto` says how far; where that is `upto` nothing is left. It may be empty.
+    The messages are in it. Its `upto` says how far; where that is `upto` nothing is left. It may be
+    empty.
     """
     after = destination.position
     owed, upto_here = await _missed_pdus(services, destination, after, upto)
-    edus: list[dict[str, object]] = []
-    used: list[OutgoingEdu] = []
+    receipts: list[OutgoingReceipt] = []
     if upto_here == upto and not destination.refuses_edus:
         missed = await destinations.list_receipts(
             services.db, destination.name, after, upto, services.server_name, RECEIPTS_MAX
         )
         receipts = [OutgoingReceipt(*receipt) for receipt in reversed(missed)]
-        edus, used, _ = pack(receipts, services.clock.now_ms())
-    return Transaction(txn_id_of(owed, used), owed, edus, upto_here)
+    edus, used, _ = pack(receipts, services.clock.now_ms(), messages)
+    return Transaction(txn_id_of(owed, [*messages, *used]), owed, edus, upto_here, messages)
 
 
 async def _missed_pdus(

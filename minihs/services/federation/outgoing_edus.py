@@ -1,6 +1,7 @@
-"""EDUs that we send: typing notifications and read receipts, packed for a transaction.
+"""EDUs that we send: messages to devices, typing notifications, receipts; packed for a transaction.
 
-What came later about the same thing replaces what has not been sent yet.
+Of messages every one is sent. Of the rest, what came later about the same thing replaces what has
+not been sent yet.
 
 Spec: server-server-api#edus
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from minihs.protocol import canonical_json
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from minihs.storage.stream_rows import ReceiptWrite
 
@@ -50,18 +53,39 @@ class OutgoingReceipt:
         return "m.receipt", r.room_id, r.user_id, r.thread_id
 
 
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message to devices; `json` is the EDU's content.
+
+    Spec: server-server-api#send-to-device-messaging
+    """
+
+    position: int
+    json: str
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What it is about: itself."""
+        return ("m.direct_to_device",)
+
+
 OutgoingEdu: TypeAlias = TypingNotification | OutgoingReceipt
 
 
 def pack(
-    edus: Iterable[OutgoingEdu], now_ms: int
+    edus: Iterable[OutgoingEdu], now_ms: int, messages: Sequence[OutgoingMessage] = ()
 ) -> tuple[list[dict[str, object]], list[OutgoingEdu], list[OutgoingEdu]]:
     """Return the EDUs of a transaction, what they are made of, and what is left for the next.
+
+    All of the messages are among the first, and none among the others.
 
     Receipts share an EDU wherever they can: in one, a user has one receipt in a room. Who no longer
     types by now was never news.
     """
-    packed: list[dict[str, object]] = []
+    packed: list[dict[str, object]] = [
+        {"edu_type": "m.direct_to_device", "content": canonical_json.decode(message.json)}
+        for message in messages
+    ]
     receipts: list[dict[str, dict[str, dict[str, dict[str, object]]]]] = []
     used: list[OutgoingEdu] = []
     left: list[OutgoingEdu] = []
