@@ -15,6 +15,8 @@ newest event of each room (it fetches the others itself). So a server that is do
 * **Several processes.** Destinations are in shards by a hash of their names, and processes share
   the shards by leases: see `shares_of`.
 
+* **Messages to devices** are rows of their own, deleted when their server has taken them: of those
+  none is lost, however long a server is away. Their ids tell the receiver which it has had.
 Spec: server-server-api#transactions
 """
 
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING
 from minihs.base.batching import Batcher
 from minihs.base.metrics import Family, labels
 from minihs.remote.transport import RemoteError
-from minihs.services.federation.catch_up import missed_by, to_repeat
+from minihs.services.federation.catch_up import messages_owed, missed_by, to_repeat
 from minihs.services.federation.destination import (
     PDUS_MAX,
     SHARDS,
@@ -43,7 +45,7 @@ from minihs.services.federation.destination import (
 )
 from minihs.services.federation.outgoing_edus import pack
 from minihs.services.federation.recipients import Recipients
-from minihs.storage import destinations, jobs
+from minihs.storage import destinations, jobs, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from minihs.services.federation.recipients import Share
     from minihs.storage.database import Database
     from minihs.storage.destinations import DestinationRow
+    from minihs.services.federation.outgoing_edus import OutgoingMessage
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.streams import Positioned
 
@@ -233,6 +236,7 @@ class Delivery:
             if first is None or first > since or share.is_backlog:
                 destination.pdus += share.pdus
             else:  # It is read again: see `_take_over`.
+            destination.messages_at = max(destination.messages_at, share.messages_at)
                 destination.pdus += [s for s in share.pdus if position_of(s) > since]
             for edu in share.edus:
                 destination.edus.pop(edu.subject, None)
@@ -288,10 +292,22 @@ class Delivery:
         if not destination.behind:
             first = destination.first_owed()
             destination.position = self._recipients.position if first is None else first - 1
+        await self._note_messages(services, self._shards)
             destination.behind = True
         sent = destination.under_way.pdus if destination.under_way is not None else ()
         self._note_missed((*sent, *destination.pdus))
         destination.pdus.clear()
+    async def _note_messages(self, services: Services, shards: Mapping[int, int]) -> None:
+        """Find out who is owed messages to devices, among the destinations of some shards."""
+        for name, position in (await to_device.list_servers_owed(services.db)).items():
+            shard = shard_of(name)
+            if shard in shards:
+                destination = self._destinations.get(name)
+                if destination is None:
+                    destination = Destination(name, shard, shards[shard])
+                    self._destinations[name] = destination
+                destination.messages_at = max(destination.messages_at, position)
+
         destination.edus.clear()
         destination.is_saved = False
 
@@ -361,10 +377,14 @@ class Delivery:
         if not self._is_ours(destination) or self._clock.now_ms() >= self._lease_until_ms:
             return
         transaction = await to_repeat(services, destination)
-        if transaction is None and destination.behind:
-            transaction = await self._catch_up(services, destination)
-        elif transaction is None:
-            transaction = self._take(destination)
+        if transaction is None:
+            messages = await messages_owed(services, destination)
+            if messages and messages[0].position <= destination.careful_upto:
+                transaction = _only(destination, messages)
+            elif destination.behind:
+                transaction = await self._catch_up(services, destination, messages)
+            else:
+                transaction = self._take(destination, messages)
         if transaction is None:
             return
         destination.under_way = transaction
@@ -384,26 +404,30 @@ class Delivery:
         destination.under_way = None
         await self._save(destination)
 
-    def _take(self, destination: Destination) -> Transaction | None:
+    def _take(
+        self, destination: Destination, messages: Sequence[OutgoingMessage]
+    ) -> Transaction | None:
         """Return the next transaction out of a destination's queue, or None."""
         destination.pdus.sort(key=position_of)
         pdus = destination.pdus[: destination.pdus_max]
         del destination.pdus[: destination.pdus_max]
         if destination.refuses_edus:
             destination.edus.clear()
-        packed, used, left = pack(destination.edus.values(), self._clock.now_ms())
+        packed, used, left = pack(destination.edus.values(), self._clock.now_ms(), messages)
         destination.edus = {edu.subject: edu for edu in left}
         if not pdus and not packed:
             return None
         upto = position_of(pdus[-1]) if pdus else destination.position
-        return Transaction(txn_id_of(pdus, used), pdus, packed, upto)
+        return Transaction(txn_id_of(pdus, [*messages, *used]), pdus, packed, upto, messages)
 
-    async def _catch_up(self, services: Services, destination: Destination) -> Transaction | None:
+    async def _catch_up(
+        self, services: Services, destination: Destination, messages: Sequence[OutgoingMessage]
+    ) -> Transaction | None:
         """Return the next transaction for somebody who is behind; None: they are no longer."""
         while True:
             await self._save_missed(services)
             upto = self._recipients.position
-            transaction = await missed_by(services, destination, upto)
+            transaction = await missed_by(services, destination, upto, messages)
             if transaction.pdus or transaction.edus:
                 return transaction
             destination.position = max(destination.position, transaction.upto)
@@ -412,8 +436,12 @@ class Delivery:
                 return None
 
     # --- outcomes --------------------------------------------------------------------------------
+            await self._note_taken(services, destination, transaction)
 
     def _note_delivered(
+            if _is_single_message(transaction):
+                logger.error("%s; giving up on a message to devices", answer.describe())
+                await self._note_taken(services, destination, transaction)
         self, destination: Destination, transaction: Transaction, answer: Mapping[str, object]
     ) -> None:
         _log_refused_pdus(destination.name, answer)
@@ -439,7 +467,13 @@ class Delivery:
         """
         self.transactions_failed += 1
         destination.repeat, destination.repeat_id, destination.repeat_positions = None, None, ()
-        if transaction.edus:
+        if _is_single_message(transaction):
+            return
+        if transaction.messages:
+            logger.warning("%s; trying messages to devices one by one", error.describe())
+            destination.careful_upto = transaction.messages[-1].position
+            destination.put_back()
+        elif transaction.edus:
             logger.warning("%s; trying without EDUs", error.describe())
             destination.refuses_edus = True
             destination.put_back()
@@ -467,6 +501,16 @@ class Delivery:
         now_ms = self._clock.now_ms()
         pause_ms_max = 1_000 * services.config.federation_max_backoff_seconds
         pause_ms = min(BACK_OFF_MS << min(destination.failures - 1, 32), pause_ms_max)
+    async def _note_taken(
+        self, services: Services, destination: Destination, transaction: Transaction
+    ) -> None:
+        """Delete the messages to devices that a server has taken, or never will."""
+        positions = [message.position for message in transaction.messages]
+        if positions:
+            await to_device.delete_taken(services.db, destination.name, positions)
+            if destination.messages_at <= positions[-1]:
+                destination.messages_at = 0
+
         pause_ms = services.randomness.between(pause_ms * 4 // 5, pause_ms * 6 // 5)
         pause_ms = min(max(pause_ms, error.retry_after_ms or 0), pause_ms_max)
         logger.log(
@@ -605,3 +649,16 @@ def _log_refused_pdus(server_name: str, answer: Mapping[str, object]) -> None:
                 logger.info("%s did not take %s: %s", server_name, event_id, message[:200])
             case _:
                 pass
+            await self._note_messages(services, gained)
+        for destination in list(self._destinations.values()):
+            self._wake(services, destination)
+def _only(destination: Destination, messages: Sequence[OutgoingMessage]) -> Transaction:
+    """Return a transaction of messages to devices and nothing else."""
+    edus, _, _ = pack((), 0, messages)
+    return Transaction(txn_id_of((), messages), (), edus, destination.position, messages)
+
+
+def _is_single_message(transaction: Transaction) -> bool:
+    return len(transaction.messages) == len(transaction.edus) == 1 and not transaction.pdus
+
+

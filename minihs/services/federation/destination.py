@@ -18,7 +18,7 @@ from minihs.storage.destinations import DestinationRow
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from minihs.services.federation.outgoing_edus import OutgoingEdu
+    from minihs.services.federation.outgoing_edus import OutgoingEdu, OutgoingMessage
     from minihs.storage.event_store import StoredEvent
 
 PDUS_MAX = 50  # Spec: server-server-api#transactions
@@ -27,12 +27,16 @@ SHARDS = 16
 
 @dataclass(slots=True)
 class Transaction:
-    """What is sent at once. A repetition has the same id. `upto` is what it makes up for."""
+    """What is sent at once. A repetition has the same id. `upto` is what it makes up for.
+
+    `messages` are those to devices that are among its EDUs.
+    """
 
     txn_id: str
     pdus: Sequence[StoredEvent]
     edus: Sequence[dict[str, object]]
     upto: int
+    messages: Sequence[OutgoingMessage] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +44,11 @@ class Destination:
     """A server that we send to; see `destinations.DestinationRow` for what is kept of it.
 
     `pdus` and `edus` (by what they are about) are its queue, empty while it is `behind`. `repeat`,
-    or at first only its id and positions, must be sent before anything else.
+    or at first only its id and positions, must be sent before anything else. `begun_ms` is when its
+    last transaction began; the next one comes no sooner than `pace_ms` after that.
+
+    Messages to devices are not in the queue but in the database: `messages_at` is the newest one's
+    position, 0 if there is none. Those up to `careful_upto` are sent one by one.
     """
 
     name: str
@@ -56,6 +64,8 @@ class Destination:
     repeat_positions: tuple[int, ...] = ()
     pdus: list[StoredEvent] = field(default_factory=list)
     edus: dict[tuple[str, ...], OutgoingEdu] = field(default_factory=dict)
+    messages_at: int = 0
+    careful_upto: int = 0
     pdus_max: int = PDUS_MAX
     refuses_edus: bool = False
     is_busy: bool = False
@@ -81,7 +91,7 @@ class Destination:
     @property
     def has_news(self) -> bool:
         """Whether there is anything to do for it."""
-        return self.behind or bool(self.pdus) or bool(self.edus)
+        return self.behind or bool(self.pdus) or bool(self.edus) or self.messages_at > 0
 
     def first_owed(self) -> int | None:
         """Return the position of the first PDU that it has not confirmed, of those at hand."""
@@ -115,7 +125,7 @@ def body_of(transaction: Transaction, origin: str, now_ms: int) -> bytes:
     )
 
 
-def txn_id_of(pdus: Iterable[StoredEvent], edus: Iterable[OutgoingEdu]) -> str:
+def txn_id_of(pdus: Iterable[StoredEvent], edus: Iterable[OutgoingEdu | OutgoingMessage]) -> str:
     """Return the id of a transaction: it follows from what is in it.
 
     So the same one, built again after a crash, has the same id; and no other one has it.

@@ -31,7 +31,7 @@ from minihs.services.federation.outgoing_edus import (
 from minihs.storage import destinations, state_reads, sticky_events
 from minihs.storage.event_store import ACCEPTED, StoredEvent
 from minihs.storage.state import EMPTY_STATE_ID
-from minihs.storage.stream_rows import ReceiptWrite, TypingWrite
+from minihs.storage.stream_rows import ReceiptWrite, ToDeviceNews, TypingWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -65,7 +65,8 @@ class RoomServers:
 class Share:
     """What some servers are owed, all of them the same; a PDU by its position in the stream.
 
-    `is_backlog`: these are events of before, which the servers are owed since now.
+    `is_backlog`: these are events of before, which the servers are owed since now. Messages to
+    devices lie in the database, the newest one at position `messages_at`.
     """
 
     servers: Collection[str]
@@ -73,6 +74,7 @@ class Share:
     edus: list[OutgoingEdu] = field(default_factory=list)
     is_backlog: bool = False
 
+    messages_at: int = 0
 
 @dataclass(frozen=True, slots=True)
 class _Change:
@@ -123,6 +125,8 @@ class Recipients:
             elif isinstance(item, ReceiptWrite) and (room := rooms.get(item.room_id)) is not None:
                 self._hold_receipt(services, position, item, room)
         return done + list(shares.values())
+            elif isinstance(item, ToDeviceNews) and item.servers:
+                done.append(Share(item.servers, messages_at=position))
 
     async def _read_event(
         self,
