@@ -12,11 +12,11 @@ newest event of each room (it fetches the others itself). So a server that is do
   before any other.
 * **Back-off** doubles with each failure, up to `federation_max_backoff_seconds`. It is in the
   database, and ends with a success or with the first request that comes from the server.
+* **Messages to devices** are rows of their own, deleted when their server has taken them: of those
+  none is lost, however long a server is away. Their ids tell the receiver which it has had.
 * **Several processes.** Destinations are in shards by a hash of their names, and processes share
   the shards by leases: see `shares_of`.
 
-* **Messages to devices** are rows of their own, deleted when their server has taken them: of those
-  none is lost, however long a server is away. Their ids tell the receiver which it has had.
 Spec: server-server-api#transactions
 """
 
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
     from minihs.base.clock import Clock
     from minihs.services.context import Services
+    from minihs.services.federation.outgoing_edus import OutgoingMessage
     from minihs.services.federation.recipients import Share
     from minihs.storage.database import Database
     from minihs.storage.destinations import DestinationRow
-    from minihs.services.federation.outgoing_edus import OutgoingMessage
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.streams import Positioned
 
@@ -227,6 +227,7 @@ class Delivery:
                 before = self._recipients.position if first is None else first - 1
                 destination = Destination(name, shard, max(before, shards[shard]))
                 self._destinations[name] = destination
+            destination.messages_at = max(destination.messages_at, share.messages_at)
             if destination.behind:
                 missed = True
                 if share.is_backlog and first is not None and first <= destination.position:
@@ -236,7 +237,6 @@ class Delivery:
             if first is None or first > since or share.is_backlog:
                 destination.pdus += share.pdus
             else:  # It is read again: see `_take_over`.
-            destination.messages_at = max(destination.messages_at, share.messages_at)
                 destination.pdus += [s for s in share.pdus if position_of(s) > since]
             for edu in share.edus:
                 destination.edus.pop(edu.subject, None)
@@ -283,20 +283,11 @@ class Delivery:
                 self._destinations[name] = destination
             self._fall_behind(destination)
         self._recipients.begin_at(head)
+        await self._note_messages(services, self._shards)
         await self._save_all()
         for destination in list(self._destinations.values()):
             self._wake(services, destination)
 
-    def _fall_behind(self, destination: Destination) -> None:
-        """Forget a destination's queue: it will be caught up. It must be saved afterwards."""
-        if not destination.behind:
-            first = destination.first_owed()
-            destination.position = self._recipients.position if first is None else first - 1
-        await self._note_messages(services, self._shards)
-            destination.behind = True
-        sent = destination.under_way.pdus if destination.under_way is not None else ()
-        self._note_missed((*sent, *destination.pdus))
-        destination.pdus.clear()
     async def _note_messages(self, services: Services, shards: Mapping[int, int]) -> None:
         """Find out who is owed messages to devices, among the destinations of some shards."""
         for name, position in (await to_device.list_servers_owed(services.db)).items():
@@ -308,6 +299,15 @@ class Delivery:
                     self._destinations[name] = destination
                 destination.messages_at = max(destination.messages_at, position)
 
+    def _fall_behind(self, destination: Destination) -> None:
+        """Forget a destination's queue: it will be caught up. It must be saved afterwards."""
+        if not destination.behind:
+            first = destination.first_owed()
+            destination.position = self._recipients.position if first is None else first - 1
+            destination.behind = True
+        sent = destination.under_way.pdus if destination.under_way is not None else ()
+        self._note_missed((*sent, *destination.pdus))
+        destination.pdus.clear()
         destination.edus.clear()
         destination.is_saved = False
 
@@ -396,8 +396,12 @@ class Delivery:
         if not self._is_ours(destination):
             return
         if not isinstance(answer, RemoteError):
+            await self._note_taken(services, destination, transaction)
             self._note_delivered(destination, transaction, answer)
         elif answer.kind == "refused" and answer.status in _UNACCEPTABLE:
+            if _is_single_message(transaction):
+                logger.error("%s; giving up on a message to devices", answer.describe())
+                await self._note_taken(services, destination, transaction)
             self._note_unacceptable(destination, transaction, answer)
         else:
             self._note_failed(services, destination, transaction, answer)
@@ -436,12 +440,8 @@ class Delivery:
                 return None
 
     # --- outcomes --------------------------------------------------------------------------------
-            await self._note_taken(services, destination, transaction)
 
     def _note_delivered(
-            if _is_single_message(transaction):
-                logger.error("%s; giving up on a message to devices", answer.describe())
-                await self._note_taken(services, destination, transaction)
         self, destination: Destination, transaction: Transaction, answer: Mapping[str, object]
     ) -> None:
         _log_refused_pdus(destination.name, answer)
@@ -457,6 +457,16 @@ class Delivery:
         destination.last_success_ms = self._clock.now_ms()
         destination.repeat, destination.repeat_id, destination.repeat_positions = None, None, ()
         self._paused.pop(destination.name, None)
+
+    async def _note_taken(
+        self, services: Services, destination: Destination, transaction: Transaction
+    ) -> None:
+        """Delete the messages to devices that a server has taken, or never will."""
+        positions = [message.position for message in transaction.messages]
+        if positions:
+            await to_device.delete_taken(services.db, destination.name, positions)
+            if destination.messages_at <= positions[-1]:
+                destination.messages_at = 0
 
     def _note_unacceptable(
         self, destination: Destination, transaction: Transaction, error: RemoteError
@@ -501,16 +511,6 @@ class Delivery:
         now_ms = self._clock.now_ms()
         pause_ms_max = 1_000 * services.config.federation_max_backoff_seconds
         pause_ms = min(BACK_OFF_MS << min(destination.failures - 1, 32), pause_ms_max)
-    async def _note_taken(
-        self, services: Services, destination: Destination, transaction: Transaction
-    ) -> None:
-        """Delete the messages to devices that a server has taken, or never will."""
-        positions = [message.position for message in transaction.messages]
-        if positions:
-            await to_device.delete_taken(services.db, destination.name, positions)
-            if destination.messages_at <= positions[-1]:
-                destination.messages_at = 0
-
         pause_ms = services.randomness.between(pause_ms * 4 // 5, pause_ms * 6 // 5)
         pause_ms = min(max(pause_ms, error.retry_after_ms or 0), pause_ms_max)
         logger.log(
@@ -631,6 +631,9 @@ class Delivery:
                 self._shards = {s: max(since, position) for s, since in self._shards.items()}
                 self._recipients.begin_at(start)
             self._shards |= gained
+            await self._note_messages(services, gained)
+        for destination in list(self._destinations.values()):
+            self._wake(services, destination)
         self._news.set()
 
 
@@ -641,17 +644,6 @@ async def _write(db: Database, rows: Sequence[DestinationRow]) -> dict[Destinati
     return dict.fromkeys(rows, True)
 
 
-def _log_refused_pdus(server_name: str, answer: Mapping[str, object]) -> None:
-    results = answer.get("pdus")
-    for event_id, result in results.items() if isinstance(results, dict) else ():
-        match result:
-            case {"error": str(message)}:
-                logger.info("%s did not take %s: %s", server_name, event_id, message[:200])
-            case _:
-                pass
-            await self._note_messages(services, gained)
-        for destination in list(self._destinations.values()):
-            self._wake(services, destination)
 def _only(destination: Destination, messages: Sequence[OutgoingMessage]) -> Transaction:
     """Return a transaction of messages to devices and nothing else."""
     edus, _, _ = pack((), 0, messages)
@@ -662,3 +654,11 @@ def _is_single_message(transaction: Transaction) -> bool:
     return len(transaction.messages) == len(transaction.edus) == 1 and not transaction.pdus
 
 
+def _log_refused_pdus(server_name: str, answer: Mapping[str, object]) -> None:
+    results = answer.get("pdus")
+    for event_id, result in results.items() if isinstance(results, dict) else ():
+        match result:
+            case {"error": str(message)}:
+                logger.info("%s did not take %s: %s", server_name, event_id, message[:200])
+            case _:
+                pass

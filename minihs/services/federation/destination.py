@@ -44,11 +44,7 @@ class Destination:
     """A server that we send to; see `destinations.DestinationRow` for what is kept of it.
 
     `pdus` and `edus` (by what they are about) are its queue, empty while it is `behind`. `repeat`,
-    or at first only its id and positions, must be sent before anything else. `begun_ms` is when its
-    last transaction began; the next one comes no sooner than `pace_ms` after that.
-
-    Messages to devices are not in the queue but in the database: `messages_at` is the newest one's
-    position, 0 if there is none. Those up to `careful_upto` are sent one by one.
+    or at first only its id and positions, must be sent before anything else.
     """
 
     name: str

@@ -73,8 +73,8 @@ class Share:
     pdus: list[StoredEvent] = field(default_factory=list)
     edus: list[OutgoingEdu] = field(default_factory=list)
     is_backlog: bool = False
-
     messages_at: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class _Change:
@@ -124,9 +124,9 @@ class Recipients:
                     _share(shares, item.room_id, room).edus += edus
             elif isinstance(item, ReceiptWrite) and (room := rooms.get(item.room_id)) is not None:
                 self._hold_receipt(services, position, item, room)
-        return done + list(shares.values())
             elif isinstance(item, ToDeviceNews) and item.servers:
                 done.append(Share(item.servers, messages_at=position))
+        return done + list(shares.values())
 
     async def _read_event(
         self,
