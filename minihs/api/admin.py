@@ -57,12 +57,22 @@ async def register_with_shared_secret(request: Request) -> object:
     return {**session_answer(user_id, session), "home_server": request.services.server_name}
 
 
+async def get_deactivation(request: Request) -> object:
+    """GET /_synapse/admin/v1/deactivate/{userId}: ours, how far a deactivation has come."""
+    _require_admin(request)
+    return await deactivation.deactivation_progress(request.services, request.path["userId"])
+
+
 async def deactivate_account(request: Request) -> object:
     """POST /_synapse/admin/v1/deactivate/{userId}."""
-    if not request.requester.admin:
-        raise Forbidden("Only administrators may do this.")
+    _require_admin(request)
     body = await request.json(Deactivation)
     await deactivation.deactivate_by_admin(
         request.services, request.path["userId"], erase=body.erase
     )
     return {"id_server_unbind_result": "success"}
+
+
+def _require_admin(request: Request) -> None:
+    if not request.requester.admin:
+        raise Forbidden("Only administrators may do this.")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from minihs.protocol.identifiers import UserId
     from minihs.storage.database import Queries, Transaction
 
@@ -66,27 +64,56 @@ DEACTIVATE = statement(
     SET
       deactivated_ms = coalesce(deactivated_ms, $2),
       password_hash = NULL,
-      erased = erased OR $3
+      erased = erased OR $3,
+      parting_due_ms = $4
     WHERE user_id = $1
     """,
 )
 
-# A scan of accounts, every few minutes in one process. Then memberships_user_id.
-UNFINISHED_DEACTIVATIONS = statement(
-    "accounts.unfinished_deactivations",
+# Index accounts_parting_due.
+CLAIM_PARTING = statement(
+    "accounts.claim_parting",
     """
-    SELECT a.user_id, a.erased
-    FROM accounts a
-    WHERE
-      a.deactivated_ms IS NOT NULL
-      AND EXISTS (
-        SELECT FROM memberships m
-        WHERE
-          m.user_id = a.user_id
-          AND (m.membership IN ('join', 'invite', 'knock') OR NOT m.forgotten)
-      )
+    UPDATE accounts
+    SET parting_due_ms = $2
+    WHERE user_id = (
+      SELECT user_id
+      FROM accounts
+      WHERE parting_due_ms <= $1
+      ORDER BY parting_due_ms
+      LIMIT 1
+      FOR UPDATE SKIP LOCKED
+    )
+    RETURNING user_id, erased, deactivated_ms
     """,
 )
+
+# Primary key, here and in what follows.
+SET_PARTING_DUE = statement(
+    "accounts.set_parting_due",
+    """
+    UPDATE accounts SET parting_due_ms = $2 WHERE user_id = $1 AND parting_due_ms IS NOT NULL
+    """,
+)
+
+FETCH_PARTING = statement(
+    "accounts.fetch_parting",
+    """
+    SELECT user_id, erased, deactivated_ms, parting_due_ms
+    FROM accounts
+    WHERE user_id = $1 AND deactivated_ms IS NOT NULL
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """A deactivated user, who leaves their rooms; `due_ms` is None once that is done."""
+
+    user_id: UserId
+    erased: bool
+    deactivated_ms: int
+    due_ms: int | None
 
 
 async def insert_account(
@@ -127,14 +154,25 @@ async def mark_rehashed(queries: Queries, user_id: str, old_hash: str, new_hash:
     await queries.execute(REPLACE_PASSWORD_HASH, user_id, old_hash, new_hash)
 
 
-async def mark_deactivated(queries: Queries, user_id: str, now_ms: int, *, erase: bool) -> None:
-    """Deactivate an account and forget its password."""
-    await queries.execute(DEACTIVATE, user_id, now_ms, erase)
+async def mark_deactivated(
+    queries: Queries, user_id: str, now_ms: int, *, erase: bool, parting_due_ms: int
+) -> None:
+    """Deactivate an account and forget its password; note when to look after the rest."""
+    await queries.execute(DEACTIVATE, user_id, now_ms, erase, parting_due_ms)
 
 
-async def list_unfinished_deactivations(queries: Queries) -> Sequence[tuple[UserId, bool]]:
-    """Return deactivated users who are still in rooms, and whether they asked for erasure.
+async def claim_parting(queries: Queries, now_ms: int, until_ms: int) -> Parting | None:
+    """Return a deactivated user whose rest is due, for whoever asks alone until a moment."""
+    row = await queries.fetchrow(CLAIM_PARTING, now_ms, until_ms)
+    return None if row is None else Parting(row[0], row[1], row[2], until_ms)
 
-    Or who have left rooms and not forgotten them.
-    """
-    return [(row[0], row[1]) for row in await queries.fetch(UNFINISHED_DEACTIVATIONS)]
+
+async def mark_parting_due(queries: Queries, user_id: str, due_ms: int | None) -> None:
+    """Note when to go on with a deactivation that is not done; None: it is."""
+    await queries.execute(SET_PARTING_DUE, user_id, due_ms)
+
+
+async def fetch_parting(queries: Queries, user_id: str) -> Parting | None:
+    """Return a user who has been deactivated, or None."""
+    row = await queries.fetchrow(FETCH_PARTING, user_id)
+    return None if row is None else Parting(*row)

@@ -18,7 +18,7 @@ from minihs.workers.runner import LeasedLoop
 
 LOOPS = (
     LeasedLoop("typing-expiry", 5_000, typing_notifications.expire_overdue),
-    LeasedLoop("deactivations", 600_000, deactivation.resume_deactivations),
+    LeasedLoop("deactivations", 2_000, deactivation.resume_deactivations),
     LeasedLoop("sticky-recheck", 1_000, sticky_events.recheck_soft_failed),
     LeasedLoop("sticky-release", 1_000, sticky_limits.release_waiting),
     LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from minihs.protocol.identifiers import UserId
+from minihs.base.errors import Unavailable
+from minihs.protocol.identifiers import RoomId, UserId
 from minihs.services.accounts import deactivation
 from minihs.services.rooms import membership
 from minihs.storage import accounts, devices
@@ -114,10 +115,21 @@ async def test_a_5_an_invite_of_another_server_is_rejected_and_says_so(
     assert await member(carol, room_id, bob) == GONE
 
 
-async def test_a_6_it_does_not_matter_who_deactivates(hs1: Homeserver, alice: User, bob: User):
+@pytest.mark.parametrize("how", ["the user", "an administrator", "the command line"])
+async def test_a_6_it_does_not_matter_who_deactivates(
+    hs1: Homeserver, alice: User, bob: User, how: str
+):
     room_id = await alice.create_room()
     await bob.join(room_id)
-    await deactivation.deactivate_by_admin(hs1.services, bob.user_id, erase=False)
+    match how:
+        case "the user":
+            await deactivate(bob)
+        case "an administrator":
+            admin = await admin_of(hs1)
+            path = f"/_synapse/admin/v1/deactivate/{quote(bob.user_id)}"
+            await admin.call("POST", path, {"erase": False})
+        case _:
+            await deactivation.deactivate_by_admin(hs1.services, bob.user_id, erase=False)
     assert await member(alice, room_id, bob) == GONE
 
 
@@ -240,7 +252,26 @@ async def test_an_administrator_may_keep_it_to_the_server(federation: Federation
     await bob.join(room_id)
     await deactivate(bob, erase=True)
     assert await member(alice, room_id, bob) == {"membership": "leave"}
-    assert await accounts.list_unfinished_deactivations(server.services.db) == []
+
+
+async def pass_time(server: Homeserver, duration_ms: int) -> None:
+    """Let time pass, and the loop look after deactivations."""
+    server.clock.advance_ms(duration_ms)  # type: ignore[attr-defined]  # a clock of the test's own
+    await deactivation.resume_deactivations(server.services)
+
+
+async def admin_of(server: Homeserver) -> User:
+    admin = await server.register("admin")
+    await server.services.db.execute(
+        "UPDATE accounts SET admin = true WHERE user_id = $1", admin.user_id
+    )
+    return admin
+
+
+async def progress(admin: User, user: User) -> tuple[object, ...]:
+    """Return how many rooms are left, whether it is done, and whether it was given up."""
+    told = await admin.call("GET", f"/_synapse/admin/v1/deactivate/{quote(user.user_id)}")
+    return told["rooms_left"], told["done"], told["given_up"]
 
 
 async def test_after_a_crash_the_remaining_leaves_say_so_too(
@@ -264,8 +295,57 @@ async def test_after_a_crash_the_remaining_leaves_say_so_too(
         await deactivate(bob)
     contents = [await member(alice, room_id, bob) for room_id in rooms]
     assert [content["membership"] for content in contents].count("leave") == 2
-    await deactivation.resume_deactivations(hs1.services)
+    admin = await admin_of(hs1)
+    assert await progress(admin, bob) == (2, False, False)
+    await pass_time(hs1, deactivation.RETRY_MIN_MS)
     assert [await member(alice, room_id, bob) for room_id in rooms] == [GONE] * 4
+    assert await progress(admin, bob) == (0, True, False)
+    asked = await alice.request("GET", f"/_synapse/admin/v1/deactivate/{quote(bob.user_id)}")
+    assert asked.status == 403
+
+
+async def test_a_room_that_cannot_be_left_is_tried_less_and_less_and_then_given_up(
+    hs1: Homeserver, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    tries = 0
+
+    async def fail(*_: object, **_kw: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("not now")
+
+    admin = await admin_of(hs1)
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "change_membership", fail)
+        await deactivate(bob)
+        for hours, expected in ((1, 2), (1, 3), (1, 3), (1, 4), (20 * 24, 5), (11 * 24, 6)):
+            await pass_time(hs1, hours * 3_600_000)
+            assert tries == expected, hours
+    assert await progress(admin, bob) == (1, False, True)
+    await pass_time(hs1, 86_400_000)
+    assert await member(alice, room_id, bob) != GONE, "given up"
+    path = f"/_synapse/admin/v1/deactivate/{quote(bob.user_id)}"
+    await admin.call("POST", path, {})
+    assert await member(alice, room_id, bob) == GONE, "unless the administrator asks again"
+
+
+async def test_who_comes_back_by_a_request_that_was_under_way_leaves_again(
+    hs1: Homeserver, alice: User, bob: User
+):
+    room_id = await alice.create_room()
+    await deactivate(bob)
+    change = membership.MembershipChange(
+        RoomId(room_id), UserId(bob.user_id), UserId(bob.user_id), "join"
+    )
+    await membership.change_membership(hs1.services, change)
+    assert (await member(alice, room_id, bob))["membership"] == "join"
+    await pass_time(hs1, deactivation.SETTLED_MS)
+    assert await member(alice, room_id, bob) == GONE
+    parting = await accounts.fetch_parting(hs1.services.db, bob.user_id)
+    assert parting is not None
+    assert parting.due_ms is None
 
 
 async def test_who_is_locked_out_cannot_come_back_in_between(
@@ -275,7 +355,7 @@ async def test_who_is_locked_out_cannot_come_back_in_between(
     room_id, services = await alice.create_room(), hs1.services
     await bob.join(room_id)
     async with services.db.transaction() as tx:
-        await accounts.mark_deactivated(tx, UserId(bob.user_id), 1, erase=False)
+        await accounts.mark_deactivated(tx, UserId(bob.user_id), 1, erase=False, parting_due_ms=1)
         await devices.delete_devices_except(tx, UserId(bob.user_id), None)
     answer = await bob.request("POST", f"/rooms/{quote(room_id)}/leave", {})
     assert answer.status == 401

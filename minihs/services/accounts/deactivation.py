@@ -1,7 +1,10 @@
-"""Deactivating an account: a list of steps, each of which may be taken again.
+"""Deactivating an account: first the user is locked out, then they leave.
 
-First the user is locked out, durably. What is not done then (the server stopped, a room's servers
-could not be reached) is found and done by `resume_deactivations`, which is called now and then.
+One transaction locks them out for good, cancels what they had scheduled, and drops what serves
+nobody any more. It also notes when to look after the rest: the leaves, each of which says why
+(MSC3759). That is begun at once, beside the request. If the process dies, or a room cannot be left,
+`resume_deactivations` goes on, in whatever process; and it looks again a while after everything was
+done, as a request may have been under way when its user was locked out.
 
 Spec: client-server-api#account-deactivation
 """
@@ -14,8 +17,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.clock import time_limit
-from minihs.base.errors import InvalidParam, NotFound, Unavailable
+from minihs.base.errors import InvalidParam, NotFound
 from minihs.protocol.identifiers import parse_user_id
+from minihs.protocol.membership import INSIDE
 from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
 from minihs.services.rooms import membership
 from minihs.storage import (
@@ -27,19 +31,24 @@ from minihs.storage import (
     profiles,
     sticky_events,
 )
+from minihs.storage import membership as memberships
+from minihs.storage.accounts import Parting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
 
-    Step = Callable[[Services, UserId, bool], Awaitable[None]]
-
 logger = logging.getLogger(__name__)
 
-ANSWER_MS = 5_000
+ANSWER_MS = 2_000
+CLAIM_MS = 10_000  # Whoever is at it says so more often.
+SETTLED_MS = 60_000  # No request that was under way takes longer.
+RETRY_MIN_MS = 60_000
+RETRY_MAX_MS = 86_400_000
+TRIED_FOR_MS = 30 * 86_400_000
 
 
 async def deactivate_own_account(
@@ -52,6 +61,7 @@ async def deactivate_own_account(
 ) -> None:
     """Deactivate the requester's account once they have proved who they are.
 
+    The users of an application service, which acts for them, have nothing to prove it with.
     Spec: client-server-api#post_matrixclientv3accountdeactivate
 
     Raises:
@@ -62,7 +72,6 @@ async def deactivate_own_account(
         await authorize(services, operation, auth)
     await deactivate(services, requester.user_id, erase=erase)
 
-    The users of an application service, which acts for them, have nothing to prove it with.
 
 async def deactivate_by_admin(services: Services, user: str, *, erase: bool) -> None:
     """Deactivate anybody's account; doing so twice is the same as once.
@@ -80,56 +89,85 @@ async def deactivate_by_admin(services: Services, user: str, *, erase: bool) -> 
 
 
 async def deactivate(services: Services, user_id: UserId, *, erase: bool) -> None:
-    """Lock a user out, then take every further step; what cannot be done now is done later.
-
-    Raises:
-        Unavailable: the user could not even be locked out.
-    """
+    """Lock a user out, and let them leave; what cannot be done now is done later."""
+    now_ms = services.clock.now_ms()
     async with services.db.transaction() as tx:
-        await accounts.mark_deactivated(tx, user_id, services.clock.now_ms(), erase=erase)
+        await accounts.mark_deactivated(
+            tx, user_id, now_ms, erase=erase, parting_due_ms=now_ms + CLAIM_MS
+        )
         await devices.delete_devices_except(tx, user_id, None)
-        await delayed_events.cancel_all(tx, user_id, services.clock.now_ms())
+        await delayed_events.cancel_all(tx, user_id, now_ms)
+        await account_data.delete_all_account_data(tx, user_id)
+        await filters.delete_all_filters(tx, user_id)
+        if erase:
+            await profiles.delete_profile(tx, user_id)
+            await sticky_events.delete_of_sender(tx, user_id)
     # Whoever is in thousands of rooms is not kept waiting until they have left the last of them.
-    task = services.tasks.spawn(f"deactivation of {user_id}", _finish(services, user_id, erase))
+    parting = Parting(user_id, erase, now_ms, now_ms + CLAIM_MS)
+    task = services.tasks.spawn(f"deactivation of {user_id}", _part(services, parting))
     with contextlib.suppress(TimeoutError):
         async with time_limit(services.clock, ANSWER_MS):
             await asyncio.shield(task)
 
 
 async def resume_deactivations(services: Services) -> None:
-    """Finish deactivations that were interrupted."""
-    for user_id, erase in await accounts.list_unfinished_deactivations(services.db):
-        await _finish(services, user_id, erase)
+    """Go on with deactivations that were interrupted, or are to be looked at again."""
+    while True:
+        now_ms = services.clock.now_ms()
+        parting = await accounts.claim_parting(services.db, now_ms, now_ms + CLAIM_MS)
+        if parting is None:
+            return
+        await _part(services, parting)
 
 
-async def _finish(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
-    try:
-        for step in STEPS:
-            await step(services, user_id, erase)
-    except Unavailable as error:
-        logger.warning("the deactivation of %s goes on later: %s", user_id, error)
+async def _part(services: Services, parting: Parting) -> None:
+    """Let a deactivated user leave, and note when to look again.
 
-
-async def _forget_personal_data(
-    services: Services,
-    user_id: UserId,
-    erase: bool,  # noqa: FBT001
-) -> None:
-    """Account data and filters serve nobody any more.
-
-    The profile goes if erasure was asked for, and what is delivered for as long as it is sticky.
+    Each leave says why (MSC3759#proposal).
     """
-    async with services.db.transaction() as tx:
-        await account_data.delete_all_account_data(tx, user_id)
-        await filters.delete_all_filters(tx, user_id)
-        if erase:
-            await profiles.delete_profile(tx, user_id)
-            await sticky_events.delete_of_sender(tx, user_id)
+
+    async def go_on() -> None:
+        due_ms = services.clock.now_ms() + CLAIM_MS
+        await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
+
+    due_ms: int | None = parting.deactivated_ms + SETTLED_MS
+    try:
+        await membership.leave_for_good(
+            services, parting.user_id, erased=parting.erased, go_on=go_on
+        )
+    except Exception as error:  # Whatever it was: the user is locked out, and must leave in time.
+        due_ms = _next_try(services, parting, error)
+    else:
+        if parting.deactivated_ms + SETTLED_MS <= services.clock.now_ms():
+            due_ms = None
+    await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
 
 
-async def _leave_rooms(services: Services, user_id: UserId, erase: bool) -> None:  # noqa: FBT001
-    """Each leave says why (MSC3759#proposal). Last, as it is by rooms that a resumer finds work."""
-    await membership.leave_for_good(services, user_id, erased=erase)
+def _next_try(services: Services, parting: Parting, error: Exception) -> int | None:
+    """Return when to try again; None: it has failed for so long that it will not succeed."""
+    now_ms = services.clock.now_ms()
+    passed_ms = now_ms - parting.deactivated_ms
+    if passed_ms > TRIED_FOR_MS:
+        logger.error("the deactivation of %s is given up: %s", parting.user_id, error)
+        return None
+    logger.warning("the deactivation of %s goes on later", parting.user_id, exc_info=error)
+    return now_ms + min(max(passed_ms, RETRY_MIN_MS), RETRY_MAX_MS)
 
 
-STEPS: tuple[Step, ...] = (_forget_personal_data, _leave_rooms)
+async def deactivation_progress(services: Services, user: str) -> dict[str, object]:
+    """Return how far a deactivation has come: the rooms that are left, and whether it is done.
+
+    Raises:
+        NotFound: there is no such account, or it has not been deactivated.
+    """
+    parting = await accounts.fetch_parting(services.db, user)
+    if parting is None:
+        raise NotFound("There is no such deactivated account.")
+    rooms = await memberships.list_rooms(services.db, user, sorted(INSIDE))
+    return {
+        "user_id": user,
+        "erased": parting.erased,
+        "rooms_left": len(rooms),
+        "done": not rooms,
+        "given_up": bool(rooms) and parting.due_ms is None,
+    }

@@ -80,6 +80,7 @@ class MembershipChange:
     only_from: frozenset[str] | None = None
     once: bool = False
     guest: bool = False
+    sticky_ms: int | None = None
     more: Mapping[str, object] = field(default_factory=dict)
     via: Sequence[str] = ()
     sent_ms: int | None = None
@@ -130,19 +131,19 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
             and _says_the_same(stored.event, change.sender, content)
         ):
             return stored.event_id
+        if change.sticky_ms:
+            await services.sticky_limits.check_own(services, change.room_id, change.sender)
         return EventDraft(
             room_id=change.room_id,
             sender=change.sender,
-        if change.sticky_ms:
-            await services.sticky_limits.check_own(services, change.room_id, change.sender)
             type="m.room.member",
             content=content,
             origin_server_ts=services.clock.now_ms() if change.sent_ms is None else change.sent_ms,
             state_key=change.user_id,
+            extra={} if change.sticky_ms is None else sticky_members(change.sticky_ms),
         )
 
     if change.membership == "invite" and not services.is_local(change.user_id):
-            extra={} if change.sticky_ms is None else sticky_members(change.sticky_ms),
         return await remote_membership.invite(
             services, change.room_id, change.user_id, decide, change.transaction
         )
@@ -252,9 +253,9 @@ async def set_member_event(
     content: Mapping[str, object],
     *,
     guest: bool = False,
-    transaction: Origin | None = None,
     sticky_ms: int | None = None,
     sent_ms: int | None = None,
+    transaction: Origin | None = None,
 ) -> EventId:
     """Change a membership as `PUT .../state/m.room.member/{userId}` asks; return the event.
 
@@ -279,12 +280,18 @@ async def set_member_event(
     )  # fmt: skip
 
 
-async def leave_for_good(services: Services, user_id: UserId, *, erased: bool) -> None:
+async def leave_for_good(
+    services: Services,
+    user_id: UserId,
+    *,
+    erased: bool,
+    go_on: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Let a deactivated user leave every room, reject every invite and retract every knock.
 
     May be called again where it was interrupted. The leaves say why, unless the server's
     administrator is against it. As nobody can ask any more to forget those rooms, they are
-    forgotten.
+    forgotten. `go_on` is called after every few rooms.
     MSC3759#proposal
 
     Raises:
@@ -300,7 +307,7 @@ async def leave_for_good(services: Services, user_id: UserId, *, erased: bool) -
         why = DEACTIVATED.write(True) | ({ERASED: True} if erased else {})  # noqa: FBT003  # a value
 
     rooms = await memberships.list_rooms(services.db, user_id, sorted(INSIDE))
-    failed = await _in_each_room(rooms, leave)
+    failed = await _in_each_room(rooms, leave, go_on)
     await forget_all_left_rooms(services, user_id)
     if failed:
         raise Unavailable(f"{len(failed)} rooms could not be left.")
@@ -336,7 +343,9 @@ async def list_joined_rooms(services: Services, user_id: UserId) -> list[RoomId]
 
 
 async def _in_each_room(
-    rooms: Sequence[RoomId], work: Callable[[RoomId], Awaitable[None]]
+    rooms: Sequence[RoomId],
+    work: Callable[[RoomId], Awaitable[None]],
+    go_on: Callable[[], Awaitable[None]] | None = None,
 ) -> list[RoomId]:
     """Do something in many rooms, a few at a time; return the rooms where the server failed.
 
@@ -354,6 +363,8 @@ async def _in_each_room(
                 failed.append(room_id)
             elif isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
                 raise outcome
+        if go_on is not None:
+            await go_on()
     return failed
 
 
