@@ -249,6 +249,7 @@ ROUTES: list[Route] = [
     # Administration, as tools know it
     Route("GET", "/_synapse/admin/v1/register", admin.get_registration_nonce, None, "anybody", "register"),
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),
+    Route("GET", "/_synapse/admin/v1/deactivate/{userId}", admin.get_deactivation, None, "user", "read"),
     Route("POST", "/_synapse/admin/v1/deactivate/{userId}", admin.deactivate_account, None, "user", "write"),
 ]
 # fmt: on
