@@ -10,7 +10,7 @@ import pytest
 from minihs.protocol.event_assembly import EventDraft
 from minihs.services.federation import delivery as delivery_module
 from minihs.services.rooms.send import send_event
-from tests.helpers.deliveries import Peer, begin, handed_out, pass_time, settled
+from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
 from tests.helpers.remote_members import put_event, put_member
 from tests.helpers.waiting import until
@@ -64,6 +64,25 @@ async def test_messages_arrive_in_order_one_transaction_at_a_time(
     assert evil.taken[0].origin == "hs1"
 
 
+async def test_in_a_flood_events_gather_and_go_together(
+    hs1: Homeserver, alice: User, evil: Peer, clock: ManualClock
+):
+    room_id = await alice.create_room()
+    await put_member(hs1.services, room_id, evil.user)
+    for n in range(delivery_module.UNPACED + 1):
+        await alice.say(room_id, str(n))
+        await until(lambda n=n: len(evil.bodies) == n + 1)
+    before = len(evil.taken)
+    for text in ("these", "go", "together"):
+        await alice.say(room_id, text)
+    await settled(hs1.services)
+    assert len(evil.taken) == before
+    clock.advance_ms(delivery_module.PACE_MS * len(evil.taken))
+    await settled(hs1.services)
+    assert len(evil.taken) == before + 1
+    assert evil.bodies[-3:] == ["these", "go", "together"]
+
+
 async def test_rooms_are_merged_in_the_order_in_which_things_happened(
     hs1: Homeserver, alice: User, evil: Peer
 ):
@@ -87,6 +106,7 @@ async def test_nothing_is_sent_where_nobody_else_is(hs1: Homeserver, alice: User
     await until(lambda: evil.bodies)
     await settled(hs1.services)
     assert [pdu["room_id"] for pdu in evil.pdus] == [shared]
+    await hs1.services.delivery.hold_shards(hs1.services, HOLDER)
     assert await hs1.services.db.fetchval("SELECT count(*) FROM destinations") == 1
 
 

@@ -44,7 +44,8 @@ class Destination:
     """A server that we send to; see `destinations.DestinationRow` for what is kept of it.
 
     `pdus` and `edus` (by what they are about) are its queue, empty while it is `behind`. `repeat`,
-    or at first only its id and positions, must be sent before anything else.
+    or at first only its id and positions, must be sent before anything else. `begun_ms` is when its
+    last transaction began; the next one comes no sooner than `pace_ms` after that.
     """
 
     name: str
@@ -64,6 +65,9 @@ class Destination:
     careful_upto: int = 0
     pdus_max: int = PDUS_MAX
     refuses_edus: bool = False
+    begun_ms: int = 0
+    pace_ms: int = 0
+    has_timer: bool = False
     is_busy: bool = False
     is_saved: bool = True
     under_way: Transaction | None = None
