@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoomOverview:
-    """A room of the list. `sticky` are live and deliverable, `held` live and soft-failed."""
+    """A room of the list. `sticky` are live and deliverable, `held` live and held back."""
 
     room_nid: int
     room_id: RoomId
@@ -38,13 +38,19 @@ class RoomOverview:
 
 @dataclass(frozen=True, slots=True)
 class StickyRow:
-    """A live sticky event. `position` is None while it is held back as soft-failed."""
+    """A live sticky event. `position` is None while it is held back.
+
+    `waits_for` is then the server that sent too many; None: it is soft-failed. `told_from`: it is
+    the redaction of one, and tells whoever had what lay at that position.
+    """
 
     event_id: EventId
     sender: str
     until_ms: int
     position: int | None
     checked_state: int | None
+    waits_for: str | None
+    told_from: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ LIST_ROOMS = statement(
     ) AS members
     CROSS JOIN LATERAL (
       SELECT
-        count(*) FILTER (WHERE n.position IS NOT NULL) AS deliverable,
+        count(*) FILTER (WHERE n.position IS NOT NULL AND n.told_from IS NULL) AS deliverable,
         count(*) FILTER (WHERE n.position IS NULL) AS held
       FROM sticky_events n
       WHERE n.room_nid = r.room_nid AND n.until_ms > $2
@@ -130,7 +136,7 @@ LIST_ROOMS = statement(
 LIST_STICKY = statement(
     "inspector.list_sticky",
     """
-    SELECT event_id, sender, until_ms, position, checked_state
+    SELECT event_id, sender, until_ms, position, checked_state, waits_for, told_from
     FROM sticky_events
     WHERE room_nid = $1 AND until_ms > $2
     ORDER BY position DESC
@@ -247,9 +253,7 @@ async def list_rooms(
     return [RoomOverview(*row) for row in await queries.fetch(LIST_ROOMS, after_nid, now_ms, limit)]
 
 
-async def list_sticky(
-    queries: Queries, room_nid: int, now_ms: int, limit: int
-) -> list[StickyRow]:
+async def list_sticky(queries: Queries, room_nid: int, now_ms: int, limit: int) -> list[StickyRow]:
     """Return a room's live sticky events: first those that are held back, then the newest."""
     return [StickyRow(*row) for row in await queries.fetch(LIST_STICKY, room_nid, now_ms, limit)]
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import orjson
 import pytest
+from typing_extensions import override
 
 from minihs.api.inspector import graph, pages, rendering
 from minihs.base.clock import ManualClock
@@ -391,6 +392,41 @@ async def test_sticky_events_with_time_left_and_who_has_them(inspected: Inspecte
         assert text in page.text
 
 
+@pytest.mark.spec("MSC4354#rate-limits")
+async def test_sticky_events_that_wait_say_for_whom(inspected: InspectedRoom) -> None:
+    await inspected.homeserver.services.db.execute(
+        "UPDATE sticky_events SET position = NULL, waits_for = $2 WHERE event_id = $1",
+        inspected.remote_sticky_id,
+        GARDEN,
+    )
+    view = await view_of(inspected)
+    sticky = {event["event_id"]: event for event in view["sticky_events"]}
+    waiting = sticky[inspected.remote_sticky_id]
+    assert (waiting["position"], waiting["waits_for"], waiting["refusal"]) == (None, GARDEN, None)
+    assert sticky[inspected.held_id]["waits_for"] is None
+    page = await get(inspected.homeserver, room_path(inspected.room_id), inspected.admin, **HTML)
+    assert "waits its turn" in page.text
+
+
+@pytest.mark.spec("MSC4354#proposal")
+async def test_a_redacted_sticky_event_is_gone_and_its_redaction_tells(
+    homeserver: Homeserver,
+) -> None:
+    admin = await make_admin(homeserver, "alice")
+    room_id = await admin.create_room()
+    event_id = await stick(admin, room_id, "phone", MINUTE_MS)
+    path = room_path(room_id)
+    (sticky,) = (await get(homeserver, path, admin)).json["sticky_events"]
+    redact = f"/rooms/{quote(room_id)}/redact/{quote(event_id)}/r"
+    redaction_id = (await admin.call("PUT", redact, {}))["event_id"]
+    (told,) = (await get(homeserver, path, admin)).json["sticky_events"]
+    assert (told["event_id"], told["type"]) == (redaction_id, "m.room.redaction")
+    assert (told["told_from"], told["left_ms"]) == (sticky["position"], MINUTE_MS)
+    assert sticky["told_from"] is None
+    page = await get(homeserver, path, admin, **HTML)
+    assert f"position {sticky['position']}, for as long" in page.text
+
+
 @pytest.mark.spec("MSC4293#proposal")
 async def test_redactions_by_ban_with_their_bounds(
     inspected: InspectedRoom, clock: ManualClock
@@ -617,6 +653,7 @@ class Markup(HTMLParser):
         self.feed(page)
         self.close()
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in TAGS:
             self.faults.append(f"<{tag}>")
@@ -626,9 +663,11 @@ class Markup(HTMLParser):
             if name in ("href", "action") and not str(value).startswith((*OWN, *OUTSIDE)):
                 self.faults.append(f"<{tag} {name}={value!r}>")
 
+    @override
     def handle_data(self, data: str) -> None:
         self.said += data
 
+    @override
     def handle_comment(self, data: str) -> None:
         self.faults.append(f"comment {data!r}")
 

@@ -27,6 +27,7 @@ OPTIONS = (
     "--headless=new",
     "--no-sandbox",  # It only ever opens what the test serves.
     "--disable-gpu",
+    "--disable-lcd-text",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--hide-scrollbars",
@@ -52,7 +53,7 @@ class Page:
     session_id: str
     complaints: list[str] = field(default_factory=list)
 
-    async def evaluate(self, expression: str) -> object:
+    async def evaluate(self, expression: str) -> Any:
         """Return the value of an expression in the page."""
         answer = await self.browser.call(
             "Runtime.evaluate", self.session_id, expression=expression, returnByValue=True
@@ -60,18 +61,21 @@ class Page:
         return answer["result"].get("value")
 
     async def screenshot(
-        self, width: int, height: int | None = None, *, dark: bool = False
+        self, width: int, *, until: str = "html", of: str = "html", dark: bool = False
     ) -> bytes:
-        """Return the page as PNG: whole, unless a height is given."""
+        """Return the page as PNG, from the top of an element to the bottom of another."""
         call, session = self.browser.call, self.session_id
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await call("Emulation.setEmulatedMedia", session, features=[scheme])
-        size = {"width": width, "height": height or 800, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         await call("Emulation.setDeviceMetricsOverride", session, **size)
-        if height is None:
-            tall = await self.evaluate("document.documentElement.scrollHeight")
-            await call("Emulation.setDeviceMetricsOverride", session, **{**size, "height": tall})
-        answer = await call("Page.captureScreenshot", session, format="png")
+        box = "document.querySelector({!r}).getBoundingClientRect().{}"
+        top = await self.evaluate(box.format(of, "top"))
+        bottom = await self.evaluate(box.format(until, "bottom"))
+        clip = {"x": 0, "y": top, "width": width, "height": bottom - top, "scale": 1}
+        answer = await call(
+            "Page.captureScreenshot", session, format="png", clip=clip, captureBeyondViewport=True
+        )
         return base64.b64decode(answer["data"])
 
 

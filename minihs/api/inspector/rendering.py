@@ -11,11 +11,13 @@ import datetime
 import functools
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from minihs.api.inspector import graph
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILES = Path(__file__).parent
 ROOT = "/_minihs/inspect"
@@ -28,6 +30,9 @@ SHORT_CHARS = 80
 
 @functools.cache
 def _environment() -> Environment:
+    # It takes memory that a server whose inspector is off has better use for.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
+
     environment = Environment(
         loader=FileSystemLoader(FILES / "templates"),
         autoescape=True,

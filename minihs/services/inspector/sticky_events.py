@@ -64,9 +64,11 @@ class StickyView:
     """A live sticky event.
 
     `sticky_key` is of the clients, and means nothing to a server (MSC4354): JSON text unless it is
-    a string. `position` is since when it is delivered (None: it is soft-failed and held back, with
-    the `refusal`; `rechecked`: against the room's present state). `deliveries` are ours: the
-    server of the `origin` delivers its own.
+    a string. `position` is since when it is delivered. None: it is held back, either because the
+    server that it `waits_for` sends too many, or because it is soft-failed, with the `refusal`;
+    `rechecked`: against the room's present state. `deliveries` are ours: the server of the `origin`
+    delivers its own. `told_from`: this is the redaction of one that lay at that position; whoever
+    has that is told, for as long as it would have been sticky.
     """
 
     event_id: str
@@ -83,6 +85,8 @@ class StickyView:
     position: int | None
     refusal: Refusal | None
     rechecked: bool
+    waits_for: str | None
+    told_from: int | None
     deliveries: Sequence[DeliveryView]
 
 
@@ -123,7 +127,7 @@ async def view_sticky_events(
     rows = await inspector.list_sticky(services.db, room_nid, now_ms, STICKY_MAX + 1)
     shown = rows[:STICKY_MAX]
     events = await services.events.get_many([row.event_id for row in shown])
-    held = [row.event_id for row in shown if row.position is None]
+    held = [row.event_id for row in shown if row.position is None and row.waits_for is None]
     refusals = await load_refusals(services, held) if held else {}
     views = [
         _sticky(services, row, stored, refusals.get(row.event_id), state_id, servers, now_ms)
@@ -145,7 +149,7 @@ def _sticky(
     event = as_shown(stored)
     origin = server_name_of(event.sender)
     is_own = origin == services.server_name
-    duration_ms = sticky_duration_ms(event.pdu) or 0
+    duration_ms, left_ms = sticky_duration_ms(event.pdu) or 0, max(0, row.until_ms - now_ms)
     return StickyView(
         event_id=event.event_id,
         type=event.type,
@@ -157,14 +161,19 @@ def _sticky(
         sent_ms=event.origin_server_ts,
         duration_ms=duration_ms,
         until_ms=row.until_ms,
-        left_ms=min(max(0, row.until_ms - now_ms), duration_ms),
+        left_ms=min(left_ms, duration_ms) if row.told_from is None else left_ms,
         position=row.position,
-        refusal=refusal if row.position is None else None,
-        rechecked=row.position is None and row.checked_state == state_id,
+        refusal=refusal,
+        rechecked=refusal is not None and row.checked_state == state_id,
+        waits_for=row.waits_for if row.position is None else None,
+        told_from=row.told_from,
         deliveries=[
             DeliveryView(server.server_name, delivery_state(row.position, server))
             for server in servers
-            if is_own and row.position is not None and server.served is not None
+            if is_own
+            and row.position is not None
+            and row.told_from is None
+            and server.served is not None
         ],
     )
 
