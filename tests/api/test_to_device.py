@@ -201,3 +201,59 @@ async def test_requests_are_forgotten_when_nobody_repeats_them(homeserver: Homes
     await services.db.execute("UPDATE to_device_sends SET sent_ms = $1", long_ago)
     await to_device.forget_old_sends(services)
     assert await services.db.fetch("SELECT FROM to_device_sends") == []
+
+
+# --- sliding sync -------------------------------------------------------------------------------
+
+
+async def slide(user: User, pos: str | None, since: str | None, **wishes: object) -> dict:
+    """Make a request of sliding sync that asks for messages to the device."""
+    extension = {"enabled": True, **wishes} | ({} if since is None else {"since": since})
+    query = {"timeout": "0"} if pos is None else {"timeout": "60000", "pos": pos}
+    body = {"extensions": {"to_device": extension}}
+    return await user.call("POST", "/_matrix/client/v4/sync", body, **query)
+
+
+@pytest.mark.spec("MSC4186#extensions")
+async def test_sliding_sync_gives_them_until_they_are_acknowledged(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    first = await slide(bob, None, None)
+    assert first["extensions"]["to_device"]["events"] == []
+    since = first["extensions"]["to_device"]["next_batch"]
+    waiting = asyncio.ensure_future(slide(bob, first["pos"], since))
+    for n in range(5):
+        await send(alice, {bob.user_id: {bob.device_id: {"n": n}}}, f"t{n}")
+    got = (await waiting)["extensions"]
+    assert received(got)[0] == {"n": 0}
+    got = (await slide(bob, first["pos"], since))["extensions"]
+    assert received(got) == [{"n": n} for n in range(5)], "again, as it was not acknowledged"
+    left = await slide(bob, None, got["to_device"]["next_batch"])
+    assert received(left["extensions"]) == []
+    left = await slide(bob, None, None)
+    assert received(left["extensions"]) == [], "gone for good"
+
+
+@pytest.mark.spec("MSC4186#extensions")
+async def test_sliding_sync_gives_as_many_as_are_wanted(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    for n in range(7):
+        await send(alice, {bob.user_id: {bob.device_id: {"n": n}}}, f"t{n}")
+    answer = await slide(bob, None, None, limit=3)
+    pages = [received(answer["extensions"])]
+    for _ in range(2):
+        since = answer["extensions"]["to_device"]["next_batch"]
+        answer = await slide(bob, answer["pos"], since, limit=3)
+        pages.append(received(answer["extensions"]))
+    assert pages == [[{"n": n} for n in page] for page in ([0, 1, 2], [3, 4, 5], [6])]
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"limit": 0}, {"limit": "3"}, {"since": 5}, {"since": "s999999"}, {"since": "x"}]
+)
+async def test_sliding_sync_refuses_what_it_cannot_read(
+    homeserver: Homeserver, wishes: dict
+) -> None:
+    alice = await homeserver.register("alice")
+    body = {"extensions": {"to_device": {"enabled": True, **wishes}}}
+    response = await alice.request("POST", "/_matrix/client/v4/sync", body, timeout="0")
+    assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")

@@ -20,7 +20,7 @@ from minihs.protocol import unstable
 from minihs.protocol.identifiers import parse_room_id
 from minihs.services.sync import sliding, sliding_connections
 from minihs.services.sync.positions import parse_token
-from minihs.services.sync.sliding_extensions import KNOWN
+from minihs.services.sync.sliding_extensions import KNOWN, TO_DEVICE
 from minihs.services.sync.sliding_request import (
     RequiredState,
     RoomConfig,
@@ -29,7 +29,9 @@ from minihs.services.sync.sliding_request import (
     Scope,
     SlidingRequest,
     StickyRequest,
+    ToDeviceRequest,
 )
+from minihs.services.sync.streams.to_device import MESSAGES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -187,7 +189,8 @@ async def _sync(
     timeout_ms = request.query_integer("timeout", body.timeout or 0, high=SYNC_TIMEOUT_MAX_MS)
     await services.follower.wait_for(requester.position)
     pos = request.query("pos") or body.pos
-    extensions, sticky = _extensions(body.extensions, services.follower.head)
+    head = services.follower.head
+    extensions, sticky = _extensions(body.extensions, head)
     return await sliding.sliding_sync(
         services,
         SlidingRequest(
@@ -200,6 +203,7 @@ async def _sync(
             {r: config for r, config in subscriptions.items() if parse_room_id(r) is not None},
             extensions,
             sticky,
+            _to_device(body.extensions, head),
         ),
     )
 
@@ -284,6 +288,24 @@ def _extensions(
         raise InvalidParam("since must be a next_batch of the extension.")
     token = None if extension.since is None else parse_token(extension.since, head)
     return scopes, StickyRequest(limit, token)
+
+
+def _to_device(given: dict[str, object], head: int) -> ToDeviceRequest | None:
+    """Return how messages to the device are wanted, if they are.
+
+    Raises:
+        InvalidParam: the limit or the position is not one.
+    """
+    extension = _extension(given.get(TO_DEVICE))
+    if extension is None:
+        return None
+    limit = MESSAGES_MAX if extension.limit is None else extension.limit
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise InvalidParam("limit must be a positive integer.")
+    if not isinstance(extension.since, str | None):
+        raise InvalidParam("since must be a next_batch of the extension.")
+    received = parse_token(extension.since, head).position if extension.since else 0
+    return ToDeviceRequest(min(limit, MESSAGES_MAX), received)
 
 
 def _extension(given: object) -> Extension | None:

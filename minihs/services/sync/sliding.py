@@ -22,6 +22,7 @@ from minihs.services.sync.sliding_lists import load_rooms, match_rooms
 from minihs.services.sync.sliding_request import Position
 from minihs.services.sync.sliding_rooms import plan_rooms, room_parts
 from minihs.services.sync.sliding_sticky import sticky
+from minihs.services.sync.streams import to_device
 from minihs.services.sync.v3 import wait
 from minihs.storage import timelines
 from minihs.storage.event_store import StoredEvent
@@ -74,6 +75,9 @@ async def sliding_sync(services: Services, request: SlidingRequest) -> Json:
     position, digest = request.position, request.digest()
     deadline_ms = services.clock.monotonic_ms() + request.timeout_ms
     found: _Found | None = None
+    if request.to_device is not None:
+        view = await services.views.get(request.user_id)
+        await to_device.acknowledge(services, request.requester, view, request.to_device.received)
     while True:
         view = await services.views.get(request.user_id)
         upto = services.follower.head
@@ -99,11 +103,19 @@ def _is_idle(request: SlidingRequest, view: UserView, position: Position, digest
     return (
         view.changed_at <= position.upto
         and position.digest == digest
+        and not _has_messages(request, view)
         and (
             request.sticky is None
             or (token is not None and not token.has_rest and view.changed_at <= token.position)
         )
     )
+
+
+def _has_messages(request: SlidingRequest, view: UserView) -> bool:
+    """Return whether messages to the device wait that the client has not, and wants."""
+    inbox = view.inboxes.get(request.requester.device_nid)
+    wanted = request.to_device
+    return inbox is not None and wanted is not None and inbox.last > wanted.received
 
 
 async def _collect(services: Services, request: SlidingRequest, connection: Connection) -> _Found:

@@ -1,4 +1,6 @@
-"""Extensions of sliding sync: account data, receipts, typing notifications; none of MSC4186 itself.
+"""Extensions of sliding sync: messages to the device, account data, receipts, typing.
+
+None of them is part of MSC4186 itself.
 
 One is ours: which rooms were forgotten since (MSC4267).
 MSC4186#extensions
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from minihs.protocol.unstable import FORGOTTEN_EXTENSION
+from minihs.services.sync.positions import format_token
 from minihs.services.sync.sliding_rooms import timeline_request
 from minihs.services.sync.spans import Span
-from minihs.services.sync.streams import account_data, ephemeral
+from minihs.services.sync.streams import account_data, ephemeral, to_device
 from minihs.services.sync.v3 import list_forgotten
 from minihs.storage import sliding
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.sliding_connections import Connection
     from minihs.services.sync.sliding_lists import Matches, Rooms
-    from minihs.services.sync.sliding_request import SlidingRequest
+    from minihs.services.sync.sliding_request import SlidingRequest, ToDeviceRequest
     from minihs.services.sync.sliding_rooms import RoomPart
 
 ACCOUNT_DATA, RECEIPTS, TYPING = "account_data", "receipts", "typing"
@@ -50,12 +53,25 @@ async def extensions(
     if FORGOTTEN_EXTENSION in request.extensions:
         found[FORGOTTEN_EXTENSION] = await _forgotten(services, request, rooms)
     has_news = any(found.values())
-    # What is sent to devices, and their keys, come with end-to-end encryption: there is none yet.
-    if TO_DEVICE in request.extensions:
-        found[TO_DEVICE] = {"next_batch": f"s{rooms.upto}", "events": []}
+    if request.to_device is not None:
+        found[TO_DEVICE] = await _to_device(services, request, request.to_device, rooms)
+        has_news = has_news or bool(found[TO_DEVICE]["events"])
+    # Keys of devices come with end-to-end encryption: there is none yet.
     if E2EE in request.extensions:
         found[E2EE] = {"device_one_time_keys_count": {}, "device_unused_fallback_key_types": []}
     return {name: answer for name, answer in found.items() if answer}, has_news
+
+
+async def _to_device(
+    services: Services, request: SlidingRequest, wanted: ToDeviceRequest, rooms: Rooms
+) -> Json:
+    """Return the next messages to the device. Spec: client-server-api#send-to-device-messaging."""
+    view = await services.views.get(request.user_id)
+    messages = await to_device.read(
+        services, request.requester, view, wanted.received, rooms.upto, wanted.limit
+    )
+    next_batch = rooms.upto if messages.left_after is None else messages.left_after
+    return {"next_batch": format_token(next_batch), "events": messages.events}
 
 
 async def _forgotten(services: Services, request: SlidingRequest, rooms: Rooms) -> Json:

@@ -158,6 +158,14 @@ class StickyRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ToDeviceRequest:
+    """How many messages to the device are wanted at most, and up to where the client has them."""
+
+    limit: int
+    received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """What a `pos` says: the stream's position, the connection's state, the request's digest."""
 
@@ -183,6 +191,7 @@ class SlidingRequest:
     subscriptions: Mapping[str, RoomConfig] = field(default_factory=dict)
     extensions: Mapping[str, Scope] = field(default_factory=dict)
     sticky: StickyRequest | None = None
+    to_device: ToDeviceRequest | None = None
 
     @property
     def user_id(self) -> UserId:
