@@ -251,16 +251,18 @@ LIST_STICKY_MISSED = statement(
     """,
 )
 
-# Index memberships_servers_left; primary key of memberships.
+# Index memberships_servers_left; unique index events_position_key. Where it is not its own event
+# that made the membership current, state resolution did.
 LIST_REMOVALS = statement(
     "destinations.list_removals",
     """
-    SELECT m.event_id, m.position
+    SELECT e.event_id, m.position
     FROM memberships m
+    JOIN events e ON e.position = m.position
     WHERE substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
       AND m.membership <> 'join' AND NOT m.local
       AND m.position > $2 AND m.position <= $3
-      AND substr(m.sender, strpos(m.sender, ':') + 1) = $4
+      AND (substr(m.sender, strpos(m.sender, ':') + 1) = $4 OR e.event_id <> m.event_id)
     ORDER BY m.position
     LIMIT $5
     """,
@@ -412,7 +414,10 @@ async def list_newest_sent(
 async def list_removals(
     queries: Queries, server_name: str, after: int, upto: int, by_server: str, limit: int
 ) -> list[tuple[EventId, int]]:
-    """Return the events, with positions, by which a server kept another's users out of rooms."""
+    """Return the events, with positions, that put another server's users out of rooms.
+
+    Those that a server sent, and others that made state resolution do so.
+    """
     rows = await queries.fetch(LIST_REMOVALS, server_name, after, upto, by_server, limit)
     return [(row[0], row[1]) for row in rows]
 

@@ -36,6 +36,17 @@ FETCH_MEMBERSHIP = statement(
     """,
 )
 
+# Unique index rooms_room_id_key; primary key of memberships.
+LIST_MEMBERSHIPS = statement(
+    "membership.list_memberships",
+    """
+    SELECT r.room_id, m.membership
+    FROM rooms r
+    JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $1
+    WHERE r.room_id = ANY($2::text[])
+    """,
+)
+
 # Index memberships_user_id.
 LIST_ROOMS = statement(
     "membership.list_rooms",
@@ -77,6 +88,19 @@ LIST_ROOMS_WITH_US = statement(
         SELECT FROM memberships l
         WHERE l.room_nid = r.room_nid AND l.local AND l.membership = 'join'
       )
+    """,
+)
+
+# Unique index rooms_room_id_key; primary key of memberships. Only of rooms that nobody here is in.
+WERE_WE_PUT_OUT = statement(
+    "membership.were_we_put_out",
+    """
+    SELECT m.sender <> m.user_id AND m.membership = ANY(ARRAY['leave', 'ban'])
+    FROM rooms r
+    JOIN memberships m ON m.room_nid = r.room_nid AND m.local
+    WHERE r.room_id = $1
+    ORDER BY m.position DESC
+    LIMIT 1
     """,
 )
 
@@ -190,6 +214,14 @@ async def fetch_membership(queries: Queries, room_id: str, user_id: str) -> Memb
     return None if row is None else MembershipRow(*row)
 
 
+async def list_memberships(
+    queries: Queries, user_id: str, room_ids: Sequence[str]
+) -> dict[str, str]:
+    """Return what a user is in each of the rooms whose state names them."""
+    rows = await queries.fetch(LIST_MEMBERSHIPS, user_id, list(room_ids))
+    return {row[0]: row[1] for row in rows}
+
+
 async def list_rooms(queries: Queries, user_id: str, memberships: Sequence[str]) -> list[RoomId]:
     """Return the rooms in which a user has one of these memberships, the oldest first."""
     return [row[0] for row in await queries.fetch(LIST_ROOMS, user_id, memberships)]
@@ -198,6 +230,11 @@ async def list_rooms(queries: Queries, user_id: str, memberships: Sequence[str])
 async def is_joined_to_any(queries: Queries, user_id: str, room_ids: Sequence[str]) -> bool:
     """Return whether a user is joined to at least one of these rooms."""
     return await queries.fetchval(IS_JOINED_TO_ANY, user_id, room_ids) is True
+
+
+async def were_we_put_out(queries: Queries, room_id: str) -> bool:
+    """Return whether the last thing that befell a user of this server in a room was a removal."""
+    return await queries.fetchval(WERE_WE_PUT_OUT, room_id) is True
 
 
 async def list_guests(queries: Queries, room_id: str) -> list[UserId]:

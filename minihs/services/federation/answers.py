@@ -30,6 +30,7 @@ from minihs.protocol.history_visibility import (
 )
 from minihs.protocol.identifiers import EventId, RoomId, ServerName, server_name_of
 from minihs.protocol.redaction import redact
+from minihs.services.federation.recipients import joined_among
 from minihs.storage import auth_chains, state_reads
 from minihs.storage import events as event_reads
 from minihs.storage import membership as memberships
@@ -86,17 +87,22 @@ async def _stays(services: Services, origin: str, room_id: str) -> bool:
 async def _of_its_stay(
     services: Services, origin: ServerName, events: Iterable[StoredEvent]
 ) -> list[StoredEvent]:
-    """Return those of the events before which a user of the server was joined."""
-    members: dict[int, set[str]] = {}
+    """Return those of the events before which a user of the server was joined.
+
+    Be it where the event stands, or in what was the room's state when it came: that is how a server
+    learns what made it leave, without its having been told.
+    """
+    joined: dict[int, bool] = {}
     found: list[StoredEvent] = []
     for stored in events:
-        state_id = stored.state_before
-        if state_id is None:
-            continue
-        if state_id not in members:
-            members[state_id] = await _memberships(services, origin, state_id)
-        if "join" in members[state_id]:
-            found.append(stored)
+        for state_id in (stored.state_before, stored.room_state_before):
+            if state_id is None:
+                continue
+            if state_id not in joined:
+                joined[state_id] = bool(await joined_among(services, state_id, {origin}))
+            if joined[state_id]:
+                found.append(stored)
+                break
     return found
 
 
@@ -217,6 +223,8 @@ async def get_missing_events(
     limit = max(0, min(limit, MISSING_EVENTS_MAX))
     seen = {*earliest, *latest}
     layer = await _of_room(services, room_id, latest[:NAMED_EVENTS_MAX])
+    if not stays:  # What led to these it could have asked for then.
+        layer = {s.event_id: s for s in await _of_its_stay(services, origin, layer.values())}
     found: list[StoredEvent] = []
     while layer and len(found) < limit:
         ids = [
@@ -232,8 +240,6 @@ async def get_missing_events(
             for event_id, stored in (await _of_room(services, room_id, ids)).items()
             if stored.event.depth >= min_depth
         }
-        if not stays:
-            layer = {s.event_id: s for s in await _of_its_stay(services, origin, layer.values())}
         found += layer.values()
     found = found[:limit]
     found.reverse()

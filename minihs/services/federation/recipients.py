@@ -3,7 +3,8 @@
 `Recipients` reads the stream once, for all destinations together, and says which servers each event
 of ours, receipt and typing notification goes to: those with a joined user in the room's current
 state before the event or after it. So whoever is made to leave is told, and who comes in is told
-of nothing that was before, but for what is sticky (MSC4354).
+of nothing that was before, but for what is sticky (MSC4354). Where state resolution makes a server
+leave, by an event whose sender did not know that it was there, we are the ones to tell it.
 
 Of a room it remembers how many users of which server are joined. That is read once, as of some
 position, and taken back to where the reading is; from then on every event in the stream says how it
@@ -157,6 +158,10 @@ class Recipients:
         if gone or come:
             self._close(shares, done, event.room_id, room)
         _apply(room.joined, steps)
+        if gone and not ours:
+            unaware = await _unknown_to_sender(services, stored, gone - {own})
+            if unaware:
+                done.append(Share(unaware, [stored]))
         if own in room.joined and come - {own}:
             done += await _sticky_backlog(services, stored, come - {own})
         if ours:
@@ -256,7 +261,10 @@ async def _sticky_backlog(
 def _room_with_news(services: Services, item: object) -> str | None:
     """Return the room of an item that other servers may have to hear of."""
     if isinstance(item, StoredEvent):
-        if item.status == ACCEPTED and passes_on(services.server_name, item.event):
+        if item.status != ACCEPTED:
+            return None
+        resolved = item.state_before != item.room_state_before != item.room_state_after
+        if resolved or passes_on(services.server_name, item.event):
             return item.event.room_id
     elif isinstance(item, ReceiptWrite):
         if item.receipt_type == "m.read" and services.is_local(item.user_id):
@@ -365,16 +373,36 @@ async def was_joined(services: Services, stored: StoredEvent, server_name: str) 
     Spec: server-server-api#pdus
     """
     after = stored.room_state_after
-    if after is None:
-        return False
-    state = await services.states.get(after)
+    return after is not None and server_name in await joined_among(services, after, {server_name})
+
+
+async def joined_among(
+    services: Services, state_id: int, server_names: Collection[str]
+) -> set[str]:
+    """Return those of the servers that have a joined user in a state."""
+    state = await services.states.get(state_id)
     ids = [
         event_id
         for (kind, user_id), event_id in state.entries.items()
-        if kind == MEMBER and server_name_of(user_id) == server_name
+        if kind == MEMBER and server_name_of(user_id) in server_names
     ]
-    events = await services.events.get_many(ids)
-    return any(membership_of(member.event) == "join" for member in events.values())
+    events = (await services.events.get_many(ids)).values()
+    joined = (member.event for member in events if membership_of(member.event) == "join")
+    return {server_name_of(event.state_key or "") for event in joined}
+
+
+async def _unknown_to_sender(
+    services: Services, stored: StoredEvent, servers: Collection[str]
+) -> set[str]:
+    """Return those of the servers that an event's sender took for not being in the room.
+
+    It does not tell them of the event, by which others find that they are not: what they did
+    meanwhile to come in, or to stay, the state resolution has undone.
+    """
+    if not servers or stored.state_before is None:
+        return set()
+    known = await joined_among(services, stored.state_before, servers)
+    return {*servers} - known - {server_name_of(stored.event.sender)}
 
 
 async def was_removed(services: Services, stored: StoredEvent) -> bool:
