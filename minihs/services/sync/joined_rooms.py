@@ -231,6 +231,7 @@ def _written(
         Shown(
             frozenset(stored.event_id for stored in found.events),
             found.events[0].position if found.events else None,
+            found.hides,
         ),
         frozenset(s.device_nid or s.event.sender for s in everything if s.txn_id is not None),
         any(stored.event.type == "m.room.member" for stored in everything),

@@ -71,11 +71,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RoomPart:
-    """What is said of a room: JSON, and the timeline in it."""
+    """What is said of a room: JSON, and the timeline in it; `hides` as that of a `Timeline`."""
 
     json: Json
     events: Sequence[StoredEvent]
     limited: bool
+    hides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ async def room_parts(
                 json,
                 () if of_room is None else _shown(plan, of_room.events),
                 of_room is not None and of_room.limited,
+                of_room is not None and of_room.hides,
             )
     await _add_members(services, request, inside, read, events, parts)
     await _add_counts(services, request, inside, parts)

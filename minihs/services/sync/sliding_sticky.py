@@ -83,7 +83,9 @@ def _shown(parts: Mapping[str, RoomPart]) -> dict[str, Shown]:
     """Return what the timelines of the answer show; they need not be repeated."""
     return {
         room_id: Shown(
-            frozenset(stored.event_id for stored in part.events), part.events[0].position
+            frozenset(stored.event_id for stored in part.events),
+            part.events[0].position,
+            part.hides,
         )
         for room_id, part in parts.items()
         if part.events

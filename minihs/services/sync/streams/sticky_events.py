@@ -32,10 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a timeline showed: its events, and the position of the first of them."""
+    """What a timeline showed: its events, and the position of the first of them.
+
+    `hides`: the history visibility kept some from the reader who joined only lately.
+    """
 
     event_ids: frozenset[str]
     first: int | None
+    hides: bool = False
 
 
 EVENTS_MAX = 100  # Of all rooms, in one answer.
@@ -233,8 +237,8 @@ def _left_over(
     """Return the backlog of a room, with the parts of it that timelines showed for certain."""
     spans = [s for s in (backlog.shown if backlog is not None else ()) if s[1] > upto]
     if shown is not None and shown.first is not None:
-        # Before they joined, the history visibility may have hidden some.
-        spans.append((max(shown.first, span.joined_at or 0) - 1, span.upto))
+        first = max(shown.first, span.joined_at or 0) if shown.hides else shown.first
+        spans.append((first - 1, span.upto))
     return StickyBacklog(upto, tuple(spans[-SPANS_MAX:]))
 
 

@@ -37,7 +37,8 @@ class Timeline:
     """A span's events, oldest first, with the reader's membership at each.
 
     `state_since`, `state_start` and `state_end` are the room's state at the beginning of the span,
-    before the first event shown, and at its end.
+    before the first event shown, and at its end. `hides`: the history visibility kept something
+    from the reader.
     """
 
     events: Sequence[StoredEvent]
@@ -47,6 +48,7 @@ class Timeline:
     state_since: int
     state_start: int
     state_end: int
+    hides: bool = False
 
 
 def limit_of(filter_: EventFilter) -> int:
@@ -118,7 +120,7 @@ async def read_database(
     ends = await timelines.list_states_at(services.db, [(s.room_id, s.upto) for s in spans])
     begun = [(s.room_id, s.after) for s in spans if not s.is_new]
     starts = await timelines.list_states_at(services.db, begun) if begun else {}
-    chosen, limited = await _choose(services, request, spans, limit)
+    chosen, limited, hiding = await _choose(services, request, spans, limit)
     await _note_gaps(services, [stored for events in chosen.values() for stored, _ in events])
     found: dict[str, Timeline] = {}
     for span in spans:
@@ -141,19 +143,21 @@ async def read_database(
             since,
             shown[0].room_state_before or EMPTY_STATE_ID if shown else ends[room_id],
             ends[room_id],
+            room_id in hiding,
         )
     return found
 
 
 async def _choose(
     services: Services, request: SyncRequest, spans: Sequence[Span], limit: int
-) -> tuple[dict[str, list[tuple[StoredEvent, str]]], dict[str, bool]]:
-    """Return the newest events of each span to be shown, and whether there are more."""
+) -> tuple[dict[str, list[tuple[StoredEvent, str]]], dict[str, bool], set[str]]:
+    """Return the newest events of each span to be shown, whether there are more, what hid any."""
     filter_ = request.filter.room.timeline
     plain = filter_.matches_all and not request.ignored
     chunk = limit + 1 if plain else max(CHUNK, limit + 1)
     chosen: dict[str, list[tuple[StoredEvent, str]]] = {s.room_id: [] for s in spans}
     limited = dict.fromkeys(chosen, False)
+    hiding: set[str] = set()
     scanned = 0
     upto = {s.room_id: s.upto for s in spans}
     open_spans = list(spans)
@@ -164,8 +168,10 @@ async def _choose(
         passing = [[e for e in page if passes(e, filter_, request.ignored)] for page in pages]
         seen = await _visible(services, request, open_spans, passing)
         unfinished: list[Span] = []
-        for span, page, events in zip(open_spans, pages, seen, strict=True):
+        for span, page, all_, events in zip(open_spans, pages, passing, seen, strict=True):
             room_id = span.room_id
+            if len(events) < len(all_):
+                hiding.add(room_id)
             chosen[room_id] = events + chosen[room_id]
             more = len(page) == chunk
             if len(chosen[room_id]) > limit:
@@ -179,7 +185,7 @@ async def _choose(
             if span.is_new and request.since is not None:
                 limited[room_id] = True  # A gap for the client: it has nothing from before.
         open_spans = unfinished
-    return chosen, limited
+    return chosen, limited, hiding
 
 
 async def _visible(
