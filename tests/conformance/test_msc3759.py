@@ -13,14 +13,17 @@ from minihs.services.accounts import deactivation
 from minihs.services.rooms import membership
 from minihs.storage import accounts, devices
 from tests.helpers import deliveries
-from tests.helpers.homeserver import PASSWORD
+from tests.helpers.appservices import make_ghost, running_bridge
+from tests.helpers.homeserver import PASSWORD, User
 from tests.helpers.mirror import mirror, push, refresh
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
-    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.appservices import Bridge
+    from tests.helpers.homeserver import Homeserver
     from tests.helpers.network import Federation
 
 pytestmark = pytest.mark.spec("MSC3759#proposal")
@@ -228,11 +231,84 @@ async def test_a_7_who_is_removed_is_not_deactivated(
     assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
 
 
-async def test_a_7_who_logs_out_stays(hs1: Homeserver, alice: User, bob: User):
+@pytest.mark.parametrize("how", ["logout", "logout/all", "delete_devices"])
+async def test_a_7_who_logs_out_stays(hs1: Homeserver, alice: User, bob: User, how: str):
     room_id = await alice.create_room()
     await bob.join(room_id)
-    await bob.call("POST", "/logout/all", {})
+    if how == "delete_devices":
+        auth = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": bob.user_id},
+            "password": PASSWORD,
+        }
+        await bob.call("POST", "/delete_devices", {"devices": [bob.device_id], "auth": auth})
+    else:
+        await bob.call("POST", f"/{how}", {})
+    assert (await bob.request("GET", "/account/whoami")).status == 401
     assert (await member(alice, room_id, bob))["membership"] == "join"
+
+
+async def test_a_7_an_ordinary_leave_does_not_say_so(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.leave(room_id)
+    assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
+
+
+async def test_a_4_what_is_left_out_is_logged(
+    hs1: Homeserver, alice: User, bob: User, caplog: pytest.LogCaptureFixture
+):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    with caplog.at_level("INFO", logger="minihs.services.rooms.membership"):
+        await bob.call(*leave_by_state(room_id))
+    assert f"{bob.user_id} may not say {ERASED}, {STABLE_KEY}, {KEY}: left out" in caplog.text
+
+
+# --- guests, and the users of bridges -----------------------------------------------------------
+
+
+async def test_a_1_a_guest_that_is_deactivated_says_so(federation: Federation):
+    server = await federation.start("hs1", allow_guests=True)
+    alice, admin = await server.register("alice"), await admin_of(server)
+    made = await server.request("POST", "/register", {}, {"kind": "guest"})
+    guest = User(server, made.json["user_id"], made.json["access_token"])
+    may_come = {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}
+    room_id = await alice.create_room(initial_state=[may_come])
+    await guest.join(room_id)
+    await admin.call("POST", f"/_synapse/admin/v1/deactivate/{quote(guest.user_id)}", {})
+    assert await member(alice, room_id, guest) == GONE
+
+
+@pytest.fixture
+async def bridge(tmp_path: Path) -> AsyncIterator[Bridge]:
+    """An application service, which is told what happens."""
+    async with running_bridge(tmp_path) as service:
+        yield service
+
+
+async def test_a_4_a_bridge_may_say_so_of_users_that_it_owns_alone(
+    federation: Federation, bridge: Bridge
+):
+    """They are gone from the other network."""
+    server = await federation.start("hs1", appservice_files=str(bridge.file))
+    alice, bob = await server.register("alice"), await server.register("bob")
+    ghost = await make_ghost(server, "_bridge_bob")
+    room_id = await alice.create_room()
+    for user in (bob, ghost):
+        await user.join(room_id)
+        leave = {"membership": "leave", **FORGED}
+        await user.put_state(room_id, "m.room.member", leave, user.user_id)
+    assert await member(alice, room_id, ghost) == {**GONE, ERASED: True}
+    assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
+    await ghost.join(room_id)
+    joined = await member(alice, room_id, ghost)
+    assert not joined.keys() & FORGED.keys(), "who is there is not gone"
+    kick = {"user_id": bob.user_id, **FORGED}
+    await bob.join(room_id)
+    await alice.put_state(room_id, "m.room.power_levels", {"users": {ghost.user_id: 100}})
+    await ghost.call("POST", f"/rooms/{quote(room_id)}/kick", kick)
+    assert not (await member(alice, room_id, bob)).keys() & FORGED.keys()
 
 
 # --- ours ---------------------------------------------------------------------------------------

@@ -82,6 +82,10 @@ class Appservices:
             self._by_user.put(user_id, found)
         return found
 
+    def owns_user(self, user_id: str) -> bool:
+        """Return whether a user is a service's alone: nobody else acts for them."""
+        return any(service.owns_user(user_id) for service in self.of_user(user_id))
+
     def count(self, service_id: str, outcome: str) -> None:
         """Count a transaction that was `delivered` or `failed`."""
         key = labels(service=service_id, outcome=outcome)

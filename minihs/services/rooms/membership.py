@@ -57,7 +57,8 @@ AUTHORISING_USER = "join_authorised_via_users_server"
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
 
 # What only the server says in a member event, whatever a client sends.
-_SERVERS_OWN = frozenset({"membership", AUTHORISING_USER, *DEACTIVATED.spellings, ERASED})
+_SAID_OF_THE_DEACTIVATED = frozenset({*DEACTIVATED.spellings, ERASED})
+_SERVERS_OWN = frozenset({"membership", AUTHORISING_USER}) | _SAID_OF_THE_DEACTIVATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
             raise Forbidden(f"{change.user_id} has membership {now} in the room.")
         if change.once and stored is not None and now == change.membership:
             return stored.event_id
-        content = _content(change, profile)
+        content = _content(services, change, profile)
         if change.membership == "join" and now != "join":
             predecessor = await _enter(services, head, change, now, content)
         if (
@@ -154,7 +155,9 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
     except (NotFound, Elsewhere, UnableToAuthoriseJoin, UnableToGrantJoin) as error:
         if not change.is_own:
             raise
-        event_id = await _change_elsewhere(services, change, _content(change, profile), error)
+        event_id = await _change_elsewhere(
+            services, change, _content(services, change, profile), error
+        )
         if change.membership == "join":
             predecessor = await _predecessor(services, change.room_id)
     if predecessor is not None:
@@ -412,13 +415,34 @@ async def _enter(
     return predecessor_of(state.get(CREATE))
 
 
-def _content(change: MembershipChange, profile: Mapping[str, object]) -> dict[str, object]:
+def _content(
+    services: Services, change: MembershipChange, profile: Mapping[str, object]
+) -> dict[str, object]:
     """Return the content of a member event: users may style themselves, but not others."""
     given = {key: value for key, value in change.content.items() if key not in _SERVERS_OWN}
-    own = change.sender == change.user_id
-    content = {**profile, **given} if own else {**given, **profile}
+    content = {**profile, **given} if change.is_own else {**given, **profile}
     content["membership"] = change.membership
-    return {**content, **change.more}
+    return {**content, **_said_of_the_deactivated(services, change), **change.more}
+
+
+def _said_of_the_deactivated(services: Services, change: MembershipChange) -> dict[str, object]:
+    """Return what a change may say about a deactivation, which is nothing but for bridges.
+
+    Whoever an application service owns alone may be gone from another network. MSC3759#proposal
+    """
+    said = change.content.keys() & _SAID_OF_THE_DEACTIVATED
+    if not said:
+        return {}
+    if not (
+        change.is_own
+        and change.membership == "leave"
+        and services.appservices.owns_user(change.user_id)
+    ):
+        logger.info("%s may not say %s: left out", change.sender, ", ".join(sorted(said)))
+        return {}
+    is_gone = DEACTIVATED.either(change.content) is True
+    is_erased = is_gone and change.content.get(ERASED) is True
+    return (DEACTIVATED.write(True) if is_gone else {}) | ({ERASED: True} if is_erased else {})  # noqa: FBT003  # a value
 
 
 def _says_the_same(event: Event, sender: str, content: Mapping[str, object]) -> bool:
