@@ -66,6 +66,7 @@ logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75
 PARSED_FILTERS_MAX = 10_000
+REMOTE_SUMMARIES_MAX = 50_000  # Rooms, and links of spaces.
 SERVER_ACLS_MAX = 1_000
 SHUTDOWN_S = 5
 
@@ -191,6 +192,7 @@ async def build_services(
                 lambda users: account_data.list_of_type(db, users, "m.ignored_user_list")
             ),
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
+            remote_summaries=BoundedCache(REMOTE_SUMMARIES_MAX),
             typing=TypingRooms(),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),

@@ -436,15 +436,17 @@ class Remote:
         return await self._get(destination, path, query, _PLAIN, chunk=list)
 
     async def get_room_hierarchy(
-        self, destination: str, room_id: str, *, suggested_only: bool = False
-    ) -> Answer:
+        self, destination: str, room_id: str, *, suggested_only: bool = False,
+        timeout_ms: int = REMOTE_TIMEOUT_MS,
+    ) -> Answer:  # fmt: skip
         """GET …/hierarchy: return `room`, `children` and `inaccessible_children`.
 
         Spec: server-server-api#spaces
         """
         query = [("suggested_only", "true" if suggested_only else "false")]
         path = f"{V1}/hierarchy/{_quoted(room_id)}"
-        return await self._get(destination, path, query, _PLAIN, room=dict, children=list)
+        limits = _Limits(timeout_ms=timeout_ms)
+        return await self._get(destination, path, query, limits, room=dict, children=list)
 
     # --- devices and encryption -----------------------------------------------------------------
 

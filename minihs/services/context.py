@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
     from minihs.services.server_keys import KeyRing
+    from minihs.services.rooms.summaries import RemoteAnswer
+    from minihs.services.server_keys import KeyRing
     from minihs.services.rooms.sticky_limits import StickyLimits
     from minihs.services.sync.joined_rooms import SharedParts
     from minihs.services.sync.sliding_memory import SlidingMemory
@@ -71,6 +73,7 @@ class Services:
     sliding: SlidingMemory
     unread: Batcher[tuple[str, str], UnreadCounts]
     ignored_lists: Batcher[str, str]
+    remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]

@@ -69,11 +69,11 @@ FETCH_PUBLISHED = statement(
     "directory.fetch_published", "SELECT published FROM rooms WHERE room_id = $1"
 )
 
-# Index rooms_published; primary key of memberships. Counting takes some 50 ms for 250,000 members.
+# Index rooms_published; primary key of memberships; a scan of appservice_rooms, if it is about any.
+# Counting takes some 50 ms for 250,000 members.
 LIST_PUBLISHED_ROOMS = statement(
     "directory.list_published_rooms",
     """
-    SELECT r.room_id, r.state_id, counted.joined_count
     WITH listed AS (
       SELECT room_nid FROM rooms WHERE published AND $1::text IS NULL
       UNION
@@ -81,6 +81,7 @@ LIST_PUBLISHED_ROOMS = statement(
       FROM appservice_rooms
       WHERE $2::boolean OR service_id || '|' || network_id = $1
     )
+    SELECT r.room_id, r.state_id, counted.joined_count
     FROM rooms r
     JOIN (
       SELECT m.room_nid, count(*) AS joined_count
@@ -93,17 +94,23 @@ LIST_PUBLISHED_ROOMS = statement(
     """,
 )
 
-# Unique index rooms_room_id_key, primary key of memberships.
-LIST_ROOMS = statement(
-    "directory.list_rooms",
+# Unique index rooms_room_id_key, memberships_local, primary key of memberships.
+LIST_OUR_ROOMS = statement(
+    "directory.list_our_rooms",
     """
     SELECT
       r.room_id, r.state_id,
       (
         SELECT count(*) FROM memberships m WHERE m.room_nid = r.room_nid AND m.membership = 'join'
-      ) AS joined_count
+      ) AS joined_count,
+      r.room_version
     FROM rooms r
-    WHERE r.room_id = ANY($1::text[])
+    WHERE
+      r.room_id = ANY($1::text[])
+      AND EXISTS (
+        SELECT FROM memberships l
+        WHERE l.room_nid = r.room_nid AND l.local AND l.membership = 'join'
+      )
     """,
 )
 
@@ -183,9 +190,12 @@ async def list_published_rooms(
     return [PublishedRoom(*row) for row in rows]
 
 
-async def list_rooms(queries: Queries, room_ids: Sequence[str]) -> list[PublishedRoom]:
-    """Return those of the rooms that are known, published or not."""
-    return [PublishedRoom(*row) for row in await queries.fetch(LIST_ROOMS, list(room_ids))]
+async def list_our_rooms(
+    queries: Queries, room_ids: Sequence[str]
+) -> list[tuple[PublishedRoom, str]]:
+    """Return those of the rooms that somebody here is in, published or not, and their versions."""
+    rows = await queries.fetch(LIST_OUR_ROOMS, list(room_ids))
+    return [(PublishedRoom(*row[:3]), row[3]) for row in rows]
 
 
 async def list_servers_in_room(queries: Queries, room_id: str) -> list[ServerName]:

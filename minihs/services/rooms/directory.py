@@ -323,14 +323,6 @@ async def list_public_rooms(services: Services, query: DirectoryQuery) -> dict[s
     return answer
 
 
-async def describe_rooms(
-    services: Services, room_ids: Sequence[RoomId]
-) -> dict[RoomId, dict[str, object]]:
-    """Return what the directory would say of rooms, whether they are in it or not."""
-    rooms = await directory.list_rooms(services.db, room_ids)
-    return {room.room_id: entry for room, entry in await _describe(services, rooms)}
-
-
 async def list_public_rooms_of(
     services: Services, server: str, search: Mapping[str, object]
 ) -> dict[str, object]:
@@ -355,22 +347,29 @@ async def _describe(
 ) -> list[tuple[PublishedRoom, dict[str, object]]]:
     """Return what the directory says of each of some rooms, from their current states."""
     states = await load_entries(
+    states = await load_listed_state(services, rooms, LISTED_KEYS)
+    return [(room, listed_entry(room, states[room.room_id])) for room in rooms]
+
+
+async def load_listed_state(
+    services: Services, rooms: Sequence[PublishedRoom], keys: Sequence[StateKey]
+) -> dict[RoomId, dict[StateKey, Event]]:
+    """Return what holds the keys of each room's current state, without what is redacted."""
         services.states, services.db, [room.state_id for room in rooms], LISTED_KEYS
     )
     wanted = [event_id for entries in states.values() for event_id in entries.values()]
     events = await services.events.get_many(wanted)
-    described = []
-    for room in rooms:
-        state = {
+    return {
+        room.room_id: {
             key: events[event_id].event
             for key, event_id in states.get(room.state_id, {}).items()
             if event_id in events and events[event_id].redacted_by is None
         }
-        described.append((room, _entry(room, state)))
-    return described
+        for room in rooms
+    }
 
 
-def _entry(room: PublishedRoom, state: Mapping[StateKey, Event]) -> dict[str, object]:
+def listed_entry(room: PublishedRoom, state: Mapping[StateKey, Event]) -> dict[str, object]:
     """Return a room of the directory as clients see it."""
 
     def text(event_type: str, key: str) -> str | None:
