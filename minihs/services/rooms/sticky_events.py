@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.services.rooms.heads import load_head
+from minihs.services.rooms.missing import CREATE
 from minihs.services.rooms.send import load_state_events
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent
@@ -48,7 +49,8 @@ async def _recheck_room(services: Services, room_id: str, held: list[HeldStickyE
         known = stored.get(event.event_id)
         if known is None or known.redacted_by is not None:
             continue
-        auth = await load_state_events(services, head.state, select_auth_keys_of(known.event))
+        keys = [*select_auth_keys_of(known.event), CREATE]
+        auth = await load_state_events(services, head.state, keys)
         try:
             check_state_dependent(known.event, {key: s.event for key, s in auth.items()})
         except EventAuthError:
