@@ -24,7 +24,6 @@ VIA_MAX = 10  # Servers of one link that are looked at; ours.
 _ORDER = re.compile(r"[\x20-\x7e]{1,50}")
 
 # What other servers tell of a room, if it is of these types.
-# Spec: client-server-api#get_matrixclientv1room_summaryroomidoralias
 _TYPES: dict[str, type] = {
     "name": str,
     "topic": str,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from minihs.services.federation.delivery import Delivery
     from minihs.services.rooms.heads import RoomHeads
     from minihs.services.rooms.notifications import Rulesets
-    from minihs.services.server_keys import KeyRing
+    from minihs.services.rooms.sticky_limits import StickyLimits
     from minihs.services.rooms.summaries import RemoteAnswer
     from minihs.services.server_keys import KeyRing
     from minihs.services.rooms.sticky_limits import StickyLimits
@@ -73,8 +73,8 @@ class Services:
     sliding: SlidingMemory
     unread: Batcher[tuple[str, str], UnreadCounts]
     ignored_lists: Batcher[str, str]
-    remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     parsed_filters: BoundedCache[tuple[str, str], Filter]
+    remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     typing: TypingRooms
     handshakes: SharedWork[str, EventId]
     sticky_limits: StickyLimits

@@ -346,7 +346,6 @@ async def _describe(
     services: Services, rooms: Sequence[PublishedRoom]
 ) -> list[tuple[PublishedRoom, dict[str, object]]]:
     """Return what the directory says of each of some rooms, from their current states."""
-    states = await load_entries(
     states = await load_listed_state(services, rooms, LISTED_KEYS)
     return [(room, listed_entry(room, states[room.room_id])) for room in rooms]
 
@@ -355,6 +354,7 @@ async def load_listed_state(
     services: Services, rooms: Sequence[PublishedRoom], keys: Sequence[StateKey]
 ) -> dict[RoomId, dict[StateKey, Event]]:
     """Return what holds the keys of each room's current state, without what is redacted."""
+    states = await load_entries(
         services.states, services.db, [room.state_id for room in rooms], LISTED_KEYS
     )
     wanted = [event_id for entries in states.values() for event_id in entries.values()]
