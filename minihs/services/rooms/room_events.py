@@ -49,9 +49,9 @@ async def send_message(
 
     Raises:
         NotFound, Forbidden, TooLarge, BadJson: see `send_event` and `redact_event`.
+        LimitExceeded: the sender has too many sticky events in the room already.
     """
     if event_type == "m.room.redaction":
-        LimitExceeded: the sender has too many sticky events in the room already.
         target = content.get("redacts")
         if not isinstance(target, str):
             raise BadJson("A redaction names the event that it redacts in `redacts`.")
@@ -142,6 +142,7 @@ async def set_room_state(
     Raises:
         BadAlias, InvalidParam: a new alias of `m.room.canonical_alias` is not one of the room's.
         NotFound, Forbidden, TooLarge, BadJson: see `send_event`.
+        LimitExceeded: the sender has too many sticky events in the room already.
     """
     if event_type == "m.room.member":
         return await set_member_event(
@@ -151,7 +152,6 @@ async def set_room_state(
     if event_type == "m.room.create":
         raise BadJson("A room is created only once.")
     key = (event_type, state_key)
-        LimitExceeded: the sender has too many sticky events in the room already.
 
     async def decide(head: RoomHead) -> EventDraft | EventId:
         stored = (await load_state_events(services, head.state, [key])).get(key)
@@ -162,6 +162,8 @@ async def set_room_state(
                 return stored.event_id
         if key == (CANONICAL_ALIAS, ""):
             await check_new_aliases(services, room_id, content, known=aliases_of(current))
+        if sticky_ms:
+            await services.sticky_limits.check_own(services, room_id, sender)
         if event_type == "m.room.power_levels":
             await _check_creators_keep_out(services, head, content)
         return EventDraft(
@@ -171,8 +173,6 @@ async def set_room_state(
             content=content,
             origin_server_ts=services.clock.now_ms() if sent_ms is None else sent_ms,
             state_key=state_key,
-        if sticky_ms:
-            await services.sticky_limits.check_own(services, room_id, sender)
             extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 
