@@ -44,10 +44,10 @@ from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.federation.delivery import Delivery
 from minihs.services.rooms.heads import RoomHeads
 from minihs.services.rooms.notifications import Rulesets
+from minihs.services.rooms.sticky_limits import StickyLimits
 from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.sliding_memory import SlidingMemory
-from minihs.services.rooms.sticky_limits import StickyLimits
 from minihs.services.sync.views import Views
 from minihs.storage import account_data, facts, inspection, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
@@ -89,8 +89,8 @@ def check_config(config: Config) -> None:
         parse_address(config.federation_listen)
         if not (config.tls_cert and config.tls_key):
             raise ConfigError("federation_listen needs tls_cert and tls_key")
-
     load_registrations(config.registration_files, config.server_name)
+
 
 def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
     """Return the server's signing key; make it when there is none."""
@@ -152,8 +152,8 @@ async def build_services(
     key_ring = KeyRing(clock)
     transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
-    try:
     appservice_remote = AppserviceRemote(clock, is_transaction_open=is_transaction_open)
+    try:
         await _check_database(db, config)
         events = EventStore(db, EVENT_CACHE_BYTES)
         states = StateStore(db, Numbers(db, "state_numbers"))
@@ -194,36 +194,36 @@ async def build_services(
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
             remote_summaries=BoundedCache(REMOTE_SUMMARIES_MAX),
             typing=TypingRooms(),
+            sticky_limits=StickyLimits(clock),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
             delivery=delivery,
-            metrics=Metrics(),
-        )
-            sticky_limits=StickyLimits(clock),
             appservices=registry.Appservices(
                 load_registrations(config.registration_files, config.server_name),
                 appservice_remote,
                 db,
             ),
+            metrics=Metrics(),
+        )
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
+        follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         follower.subscribe(delivery.follow, delivery.reset)
         services.remote.is_backing_off = delivery.is_backing_off
         await follower.start()
         services.committer.start()
+        await registry.begin(services.appservices, db, clock.now_ms())
         yield services
     finally:
         await handshakes.close()
-        await registry.begin(services.appservices, db, clock.now_ms())
         await tasks.close()
         await transactions.close()
         await key_ring.close()
-        follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         await transport.close()
+        await appservice_remote.close()
         await db.close()
 
-        await appservice_remote.close()
 
 def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
     """Return the bound sockets of the plain and the TLS listener, to be shared by all workers."""

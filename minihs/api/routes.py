@@ -33,9 +33,9 @@ from minihs.api.client import (
     sliding_sync,
     spaces,
     sync,
-    typing_notifications,
     third_party,
     to_device,
+    typing_notifications,
     user_redaction,
     versions,
     well_known,
@@ -135,7 +135,6 @@ ROUTES: list[Route] = [
     Route("GET", V3 + "/sync", sync.sync, "sync", "user_or_guest", "read"),
     Route("POST", unstable.PATH_SLIDING_SYNC.stable, sliding_sync.sliding_sync, None, "user_or_guest", "read"),
     Route("POST", unstable.PATH_SLIDING_SYNC.unstable, sliding_sync.unstable_sliding_sync, None, "user_or_guest", "read"),
-    # Rooms: making, sending, membership
     # Application services, and the networks that they bridge to
     Route("POST", "/_matrix/client/v1/appservice/{appserviceId}/ping", appservices.ping_appservice, "pingAppservice", "user_or_guest", "write"),
     Route("PUT", V3 + "/directory/list/appservice/{networkId}/{roomId}", appservices.update_appservice_room_directory_visibility, "updateAppserviceRoomDirectoryVisibility", "user", "write"),
@@ -145,6 +144,7 @@ ROUTES: list[Route] = [
     Route("GET", V3 + "/thirdparty/user/{protocol}", third_party.query_user_by_protocol, "queryUserByProtocol", "user", "costly"),
     Route("GET", V3 + "/thirdparty/location", third_party.query_location_by_alias, "queryLocationByAlias", "user", "costly"),
     Route("GET", V3 + "/thirdparty/user", third_party.query_user_by_id, "queryUserByID", "user", "costly"),
+    # Rooms: making, sending, membership
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/redact/{eventId}/{txnId}", room_events.redact_event, "redactEvent", "user", "write"),
@@ -200,6 +200,8 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/rooms/{roomId}/receipt/{receiptType}/{eventId}", receipts.post_receipt, "postReceipt", "user_or_guest", "write"),
     Route("POST", V3 + "/rooms/{roomId}/read_markers", receipts.set_read_marker, "setReadMarker", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/typing/{userId}", typing_notifications.set_typing, "setTyping", "user_or_guest", "write"),
+    # Messages to devices
+    Route("PUT", V3 + "/sendToDevice/{eventType}/{txnId}", to_device.send_to_device, "sendToDevice", "user_or_guest", "write"),
     # Server to server: who we are
     Route("GET", FEDERATION + "/version", version.get_version, "getVersion", "anybody", "read"),
     Route("GET", KEY + "/server", keys.get_server_key, "getServerKey", "anybody", "read"),
@@ -210,8 +212,6 @@ ROUTES: list[Route] = [
     Route("PUT", FEDERATION + "/send/{txnId}", transactions.send_transaction, "sendTransaction", "server"),
     # Operation
     Route("GET", "/health", health.get_health, None, "anybody"),
-    # Messages to devices
-    Route("PUT", V3 + "/sendToDevice/{eventType}/{txnId}", to_device.send_to_device, "sendToDevice", "user_or_guest", "write"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),
     Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),
     Route("GET", "/_minihs/inspect", inspector.get_rooms, None, "anybody", "read"),

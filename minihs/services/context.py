@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from minihs.services.rooms.sticky_limits import StickyLimits
     from minihs.services.rooms.summaries import RemoteAnswer
     from minihs.services.server_keys import KeyRing
-    from minihs.services.rooms.sticky_limits import StickyLimits
     from minihs.services.sync.joined_rooms import SharedParts
     from minihs.services.sync.sliding_memory import SlidingMemory
     from minihs.services.sync.views import Views
@@ -76,13 +75,13 @@ class Services:
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     typing: TypingRooms
-    handshakes: SharedWork[str, EventId]
     sticky_limits: StickyLimits
+    handshakes: SharedWork[str, EventId]
     server_acls: BoundedCache[EventId, ServerAcl]
     delivery: Delivery
+    appservices: Appservices
     metrics: Metrics
 
-    appservices: Appservices
     def is_local(self, user_id: str) -> bool:
         """Return whether a user id belongs to this server."""
         return user_id.partition(":")[2] == self.server_name

@@ -96,6 +96,7 @@ async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[Ser
 
     If it is not there an application service may make it.
     Spec: client-server-api#get_matrixclientv3directoryroomroomalias
+    Spec: application-service-api#querying
 
     Raises:
         InvalidParam: it is no alias.
@@ -105,9 +106,9 @@ async def resolve_alias(services: Services, text: str) -> tuple[RoomId, list[Ser
     if not services.is_local(alias):
         return await _resolve_remote_alias(services, alias)
     found = await directory.fetch_alias(services.db, alias)
-    if found is None:
     if found is None and await services.appservices.make_alias(alias):
         found = await directory.fetch_alias(services.db, alias)
+    if found is None:
         raise NotFound(f"Room alias {alias} not found.")
     servers = await directory.list_servers_in_room(services.db, found[0])
     return found[0], sorted(servers, key=lambda name: name != services.server_name)
@@ -138,14 +139,14 @@ async def set_alias(
 ) -> None:
     """Let an alias of this server point to a room that the user is in.
 
-    Spec: client-server-api#put_matrixclientv3directoryroomroomalias
     `by_service` is the application service that asks for it: it need not be in the room.
+    Spec: client-server-api#put_matrixclientv3directoryroomroomalias
 
     Raises:
         InvalidParam: it is no alias of this server.
-        Forbidden: the user is not in the room.
         Exclusive: it is reserved by an application service, or not in a namespace of the one that
             asks.
+        Forbidden: the user is not in the room.
         MatrixError: 409: it exists already.
     """
     alias = _parse_alias(text)
@@ -178,16 +179,16 @@ async def delete_alias(
 
     Raises:
         NotFound: there is no such alias.
-        Forbidden: the user may not.
+        Exclusive, Forbidden: the user may not.
     """
     alias = _parse_alias(text)
     found = await directory.fetch_alias(services.db, alias) if services.is_local(alias) else None
     if found is None:
         raise NotFound(f"Room alias {alias} not found.")
     room_id, creator = found
-    head = await load_head(services, room_id)
     if not admin:
         services.appservices.check_alias(alias, by_service)
+    head = await load_head(services, room_id)
     may_rename = head is not None and (await standing_of(services, head, user_id)).may_send(
         CANONICAL_ALIAS, is_state=True
     )
@@ -355,7 +356,7 @@ async def load_listed_state(
 ) -> dict[RoomId, dict[StateKey, Event]]:
     """Return what holds the keys of each room's current state, without what is redacted."""
     states = await load_entries(
-        services.states, services.db, [room.state_id for room in rooms], LISTED_KEYS
+        services.states, services.db, [room.state_id for room in rooms], keys
     )
     wanted = [event_id for entries in states.values() for event_id in entries.values()]
     events = await services.events.get_many(wanted)
