@@ -31,7 +31,7 @@ from minihs.base.errors import (
 from minihs.base.limits import BODY_BYTES_MAX, SERVER_BODY_BYTES_MAX
 from minihs.base.metrics import stopwatch
 from minihs.protocol import unstable
-from minihs.protocol.canonical_json import decode_lenient
+from minihs.protocol.canonical_json import decode_lenient, encode_lenient
 from minihs.services.accounts.authentication import Requester, authenticate
 from minihs.services.appservices.identity import act_as
 from minihs.services.federation.authentication import read_claim, verify_claim
@@ -208,5 +208,12 @@ def _respond(answer: object) -> web.Response:
             headers = _OWN_HEADERS.copy()
         headers.update(answer.headers)
         answer = answer.body
-    body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+    body = answer if isinstance(answer, bytes) else _json(answer)
     return web.Response(body=body, status=status, headers=headers)
+
+
+def _json(answer: object) -> bytes:
+    try:
+        return orjson.dumps(answer)
+    except TypeError:  # A number that only an event of an old room can have.
+        return encode_lenient(answer)

@@ -94,6 +94,18 @@ def encode_lenient(value: object) -> bytes:
         raise CanonicalJsonError(str(error)) from error
 
 
+def encode_any(value: object) -> bytes:
+    """Return the JSON of a value that may hold numbers of old rooms, which are kept as they are.
+
+    Raises:
+        CanonicalJsonError: If the value cannot be written at all.
+    """
+    try:
+        return encode(value)
+    except CanonicalJsonError:
+        return encode_lenient(value)
+
+
 def decode(data: bytes | str) -> object:
     """Return the value of a JSON text. Integers beyond 64 bits become floats.
 

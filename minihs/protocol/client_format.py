@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol import unstable
-from minihs.protocol.canonical_json import CanonicalJsonError, encode, encode_lenient
+from minihs.protocol.canonical_json import encode, encode_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -64,7 +64,7 @@ def client_event_head(event: Event, *, with_room_id: bool) -> bytes:
 
     Give it to `finish`. Keep the one without a room ID: `add_room_id` makes the other of it.
     """
-    return _encode(client_event(event, with_room_id=with_room_id))[:-1]
+    return encode_any(client_event(event, with_room_id=with_room_id))[:-1]
 
 
 def add_room_id(head: bytes, room_id: str) -> bytes:
@@ -85,7 +85,7 @@ def finish(head: bytes, unsigned_parts: bytes = b"") -> bytes:
 
 def unsigned_part(name: str, value: object) -> bytes:
     """Return one member of `unsigned`: `"name":value`. Bytes are taken as JSON already made."""
-    return b"%b:%b" % (encode(name), value if isinstance(value, bytes) else _encode(value))
+    return b"%b:%b" % (encode(name), value if isinstance(value, bytes) else encode_any(value))
 
 
 def unsigned_parts(members: Mapping[str, object]) -> bytes:
@@ -135,11 +135,3 @@ def strip_state(json: object) -> dict[str, object] | None:
             return stripped
         case _:
             return None
-
-
-def _encode(value: object) -> bytes:
-    try:
-        return encode(value)
-    except CanonicalJsonError:
-        # Room versions 1 to 5: integers beyond 64 bits are kept as they were signed.
-        return encode_lenient(value)

@@ -13,9 +13,8 @@ import pytest
 
 from minihs.protocol.canonical_json import encode_lenient
 from minihs.protocol.events import Event
-from minihs.protocol.request_auth import sign_request
-from tests.helpers.mirror import Absent, forge, id_of, push
-from tests.helpers.rooms import MALLORY
+from tests.helpers.mirror import Absent, forge, id_of, push, refresh
+from tests.helpers.rooms import ALICE, MALLORY
 
 if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
@@ -103,19 +102,37 @@ async def test_J06_old_rooms_may_have_them_and_they_are_kept(
     assert stored.event.content["n"] == number
 
 
+@pytest.mark.parametrize("version", ["1", "5"])
+async def test_J06_and_whoever_looks_is_shown_them(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    """Also those outside: what an invite shows of the room has them."""
+    levels = {"users": {ALICE: 100, MALLORY: 100}}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    bob = await hs1.register("bob")
+    rules = {"join_rule": "invite", "n": 10**30, "x": 1.5}
+    draft = room.draft(MALLORY, "m.room.join_rules", {"join_rule": "invite"}, state_key="")
+    event = Event.from_pdu(forge(draft, content=rules), room.room_version)
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    path = f"/rooms/{quote(room.room_id)}"
+    await alice.call("POST", f"{path}/invite", {"user_id": bob.user_id})
+    answer = await bob.request("GET", "/sync")
+    assert room.room_id in answer.json["rooms"]["invite"]
+    assert b'"x":1.5' in answer.body
+    await bob.join(room.room_id)
+    for what in ("/sync", f"{path}/state", f"{path}/messages", f"{path}/state/m.room.join_rules"):
+        query = {"dir": "b"} if "messages" in what else {}
+        response = await bob.request("GET", what, **query)
+        assert response.status == 200
+        assert str(10**30).encode() in response.body
+
+
 async def push_raw(hs1: Homeserver, evil: EvilServer, pdus: bytes) -> tuple[int, dict]:
     """Send a transaction with exactly these bytes for its PDUs; return status and answer."""
     body = b'{"origin": "evil", "origin_server_ts": 1, "pdus": ' + pdus + b"}"
     path = f"/_matrix/federation/v1/send/raw{len(evil.network.log)}"
-    try:
-        signed = encode_lenient(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        signed = b"{}"
-    authorization = sign_request(
-        evil.key, method="PUT", uri=path, origin="evil", destination="hs1", content=signed
-    )
-    headers = {"Authorization": authorization, "Content-Type": "application/json"}
-    answer = await evil.send_raw("hs1", "PUT", path, headers, body)
+    answer = await evil.send_bytes(hs1.name, "PUT", path, body)
     return answer.status, orjson.loads(answer.body)
 
 

@@ -312,6 +312,57 @@ async def test_A01_auth_events_of_another_room_are_rejected(
     assert await rejected(hs1, evil, pdu, room) == "auth_events.room_id"
 
 
+@pytest.mark.parametrize("version", ["2", "11", "12"])
+@pytest.mark.parametrize("given", [True, False])
+async def test_A01_prev_events_of_another_room_let_no_state_of_it_in(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, given: bool
+):
+    """In Mallory's own room, which hs1 knows, all power is hers."""
+    there = await mirror(hs1, await second_room(hs1, alice, version=room.room_version.identifier))
+    await push(evil, hs1, [there.join(MALLORY)])
+    creators = room.room_version.creators_are_privileged
+    levels = {"users": {MALLORY: 90} if creators else {ALICE: 100, MALLORY: 90}}
+    await alice.put_state(there.room_id, "m.room.power_levels", levels)
+    await refresh(there, hs1)
+    path = f"/rooms/{quote(room.room_id)}/state"
+    before = await alice.call("GET", path)
+    answers = serve(evil, room)
+    if not given:
+        evil.on("GET", API + "/state_ids/{roomId}", {"pdu_ids": [], "auth_chain_ids": []})
+    foreign = there.ends[0].event_id
+    references = [[foreign, {}]] if room.room_version.event_id_source == "server" else [foreign]
+    event = room.draft(MALLORY, "m.room.message", {"body": "from elsewhere"})
+    smuggled = Event.from_pdu(forge(event, prev_events=references), room.room_version)
+    answers.room.events[smuggled.event_id] = smuggled
+    answers.room.events.setdefault(foreign, there.ends[0])
+    answers.room.state_after[foreign] = there.state_after[foreign]
+    name = room.draft(MALLORY, "m.room.name", {"name": "Mallory's"}, state_key="", prev=[])
+    pdu = forge(name, {"prev_events": references, "auth_events": event.pdu["auth_events"]})
+    renamed = Event.from_pdu(pdu, room.room_version)
+    await push(evil, hs1, [smuggled, renamed])
+    for pushed in (smuggled, renamed):
+        assert await stored_as(hs1, pushed) is None or (await stored_as(hs1, pushed)).order is None
+    assert await alice.call("GET", path) == before
+    assert foreign not in await ends(hs1, room)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+async def test_A01_an_id_that_an_event_of_another_room_has_is_taken(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    there = await mirror(hs1, await second_room(hs1, alice, version=room.room_version.identifier))
+    await push(evil, hs1, [there.join(MALLORY)])
+    event = there.draft(MALLORY, "m.room.message", {"body": "there"})
+    known = Event.from_pdu(forge(event, event_id="$same:evil"), there.room_version)
+    assert await push(evil, hs1, [known]) == {known.event_id: {}}
+    event = room.draft(MALLORY, "m.room.message", {"body": "here"})
+    results = await push(evil, hs1, [forge(event, event_id="$same:evil")])
+    assert "another room" in results[known.event_id]["error"]
+    stored = await stored_as(hs1, known)
+    assert stored is not None
+    assert stored.event.content == {"body": "there"}
+
+
 async def test_A02_what_rests_upon_a_rejected_event_is_rejected(
     hs1: Homeserver, evil: EvilServer, room: Room
 ):
@@ -766,9 +817,9 @@ async def test_S02_signatures_are_checked_on_every_way(
 # --- help ---------------------------------------------------------------------------------------
 
 
-async def second_room(hs1: Homeserver, alice: User) -> str:
+async def second_room(hs1: Homeserver, alice: User, version: str = "12") -> str:
     hs1.clock.advance_ms(1)  # type: ignore[attr-defined]  # a manual one; else it were the same room
-    return await alice.create_room(room_version="12")
+    return await alice.create_room(room_version=version)
 
 
 async def current_member(hs1: Homeserver, room: Room, user_id: str) -> object:

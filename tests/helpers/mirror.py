@@ -24,8 +24,9 @@ from tests.helpers.network import raw
 from tests.helpers.rooms import Room, signing_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
+    from minihs.protocol.room_versions import RoomVersion
     from tests.helpers.homeserver import Homeserver
     from tests.helpers.network import EvilServer, Received
 
@@ -112,15 +113,27 @@ def forge(
     changes = {**(changes or {}), **more}
     pdu = {**event.pdu, **changes}
     pdu = {key: value for key, value in pdu.items() if value is not Absent}
-    bare = {k: v for k, v in pdu.items() if k not in ("hashes", "signatures", "unsigned")}
-    if "hashes" not in changes:
-        digest = hashlib.sha256(encode_lenient(bare)).digest()
-        pdu["hashes"] = {"sha256": encode_base64(digest)}
     names = [server_name_of(event.sender)] if signers is None else signers
-    if "signatures" not in changes:
-        message = encode_lenient(_signed(pdu, event))
-        keys = {name: signing_key(name) for name in names}
-        pdu["signatures"] = {name: {k.key_id: k.sign(message)} for name, k in keys.items()}
+    return seal(pdu, event.room_version, names, as_they_are=changes)
+
+
+def seal(
+    pdu: dict,
+    room_version: RoomVersion,
+    signers: Iterable[str],
+    *,
+    as_they_are: Collection[str] = (),
+) -> dict:
+    """Return a PDU hashed and signed anew, but for those of the two that are `as_they_are`."""
+    bare = {k: v for k, v in pdu.items() if k not in ("hashes", "signatures", "unsigned")}
+    if "hashes" not in as_they_are:
+        digest = hashlib.sha256(encode_lenient(bare)).digest()
+        pdu = {**pdu, "hashes": {"sha256": encode_base64(digest)}}
+    if "signatures" not in as_they_are:
+        message = encode_lenient(_signed(pdu, room_version))
+        keys = {name: signing_key(name) for name in signers}
+        signatures = {name: {k.key_id: k.sign(message)} for name, k in keys.items()}
+        pdu = {**pdu, "signatures": signatures}
     return pdu
 
 
@@ -128,12 +141,12 @@ def id_of(pdu: Mapping[str, object], event: Event) -> EventId:
     """Return the id of a forged PDU that was made of `event`."""
     if event.room_version.event_id_source == "server":
         return EventId(str(pdu["event_id"]))
-    digest = hashlib.sha256(encode_lenient(_signed(pdu, event))).digest()
+    digest = hashlib.sha256(encode_lenient(_signed(pdu, event.room_version))).digest()
     return event_id_from_hash(encode_base64(digest), event.room_version)
 
 
-def _signed(pdu: Mapping[str, object], event: Event) -> dict[str, object]:
-    redacted = redact(pdu, event.room_version)
+def _signed(pdu: Mapping[str, object], room_version: RoomVersion) -> dict[str, object]:
+    redacted = redact(pdu, room_version)
     return {k: v for k, v in redacted.items() if k not in ("signatures", "unsigned")}
 
 

@@ -31,8 +31,9 @@ from minihs.api.router import Router
 from minihs.api.server import build_application
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.randomness import Randomness
+from minihs.protocol.canonical_json import decode_lenient, encode_lenient
 from minihs.protocol.identifiers import ServerName
-from minihs.protocol.request_auth import parse_authorization
+from minihs.protocol.request_auth import parse_authorization, sign_request
 from minihs.protocol.signatures import SigningKey, sign_json
 from minihs.remote.client import Answer, Remote
 from minihs.remote.transport import OutgoingRequest, RawAnswer, RemoteError
@@ -280,6 +281,25 @@ class EvilServer:
         )
         assert isinstance(answer, RawAnswer), answer
         return answer
+
+    async def send_bytes(
+        self, destination: str, method: str, target: str, body: bytes | None
+    ) -> RawAnswer:
+        """Make a request with exactly this body; it is signed as far as the body is JSON."""
+        try:
+            content = None if body is None else encode_lenient(decode_lenient(body))
+        except ValueError:
+            content = b"{}"
+        authorization = sign_request(
+            self.key,
+            method=method,
+            uri=target,
+            origin=self.name,
+            destination=destination,
+            content=content,
+        )
+        headers = {"Authorization": authorization, "Content-Type": "application/json"}
+        return await self.send_raw(destination, method, target, headers, body)
 
     def key_object(self, **changes: object) -> dict[str, object]:
         """Return the key object as it should be, but for the changes; signed."""

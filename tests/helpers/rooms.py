@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.event_auth import (
     check_against_auth_events,
@@ -54,12 +55,13 @@ class Room:
         power_levels: Mapping[str, object] | None = None,
         *,
         creator: UserId = ALICE,
+        name: str = "room",
     ) -> None:
         self.room_version = ROOM_VERSIONS[version]
         self.events: dict[EventId, Event] = {}
         self.state_after: dict[EventId, dict[StateKey, EventId]] = {}
         self.ends: list[Event] = []
-        self.room_id = RoomId(f"!room:{server_name_of(creator)}")
+        self.room_id = RoomId(f"!{name}:{server_name_of(creator)}")
         content: dict[str, object] = {"room_version": version}
         if self.room_version.creator_is_in_content:
             content["creator"] = creator
@@ -132,13 +134,17 @@ class Room:
                 ),
             ),
             room_version=self.room_version,
-            depth=1 + max((event.depth for event in prev), default=0),
+            depth=min(1 + max((event.depth for event in prev), default=0), INTEGER_MAX),
             prev_event_ids=[event.event_id for event in prev],
             auth_event_ids=[before[key] for key in keys if key in before],
             server_name=server_name,
             signing_key=signing_key(server_name),
-            event_id=EventId(f"${count}:{server_name}") if names_events else None,
+            event_id=self._event_id(count, server_name) if names_events else None,
         )
+
+    def _event_id(self, count: int, server_name: str) -> EventId:
+        room = self.room_id[1:].partition(":")[0]
+        return EventId(f"${room}.{count}:{server_name}")
 
     def accept(self, event: Event) -> None:
         """Put an event into the room.

@@ -97,7 +97,7 @@ async def _servers(services: Services, room: Room, stored: StoredEvent) -> list[
 async def _fill_from(services: Services, server: str, past: Past, after: Event) -> int:
     """Return how many events of the past a server has helped us to."""
     room = past.room
-    known = await missing.list_with_state(services, after.prev_event_ids)
+    known = await missing.list_with_state(services, room.room_id, after.prev_event_ids)
     wanted = [event_id for event_id in after.prev_event_ids if event_id not in known]
     if not wanted:
         await missing_events.delete_gaps(services.db, [past.gap.event_nid])
@@ -108,7 +108,7 @@ async def _fill_from(services: Services, server: str, past: Past, after: Event) 
         services, pdus[:EVENTS_MAX] if isinstance(pdus, list) else [], room.room_version
     )
     given = {e.event_id: e for e in verified if e is not None and e.room_id == room.room_id}
-    known = await missing.list_with_state(services, given)
+    known = await missing.list_with_state(services, room.room_id, given)
     new = {event_id: event for event_id, event in given.items() if event_id not in known}
     reached = missing.ancestors(wanted, new, lambda event: event.prev_event_ids)
     events = missing.in_order(
@@ -137,7 +137,7 @@ async def _far_states(
     """Return the states before those events whose prev_events we lack."""
     here = {event.event_id for event in events}
     named = {e for event in events for e in event.prev_event_ids} - here
-    known = await missing.list_with_state(services, named)
+    known = await missing.list_with_state(services, past.room.room_id, named)
     unknown = named - known.keys()
     states: dict[EventId, State] = {}
     for event in [e for e in events if not unknown.isdisjoint(e.prev_event_ids)][:FAR_ENDS_MAX]:
@@ -188,6 +188,8 @@ class Writing:
             if before is None or len(auth) < len(event.auth_event_ids):
                 continue
             old = self.known.get(event.event_id)
+            if old is not None and old.event.room_id != event.room_id:
+                continue  # In room versions 1 and 2 its server has named it so.
             stored = StoredEvent(
                 event,
                 self.services.event_numbers.take() if old is None else old.event_nid,
@@ -204,10 +206,9 @@ class Writing:
             return None
         if event.key != CREATE and not event.prev_event_ids:
             return None
-        after = [self.known[e].state_after for e in event.prev_event_ids if e in self.known]
-        if len(after) < len(event.prev_event_ids) or None in after:
+        if any(self._is_missing(prev_id) for prev_id in event.prev_event_ids):
             return None
-        ids = {state_id for state_id in after if state_id is not None}
+        ids = {self.known[prev_id].state_after or 0 for prev_id in event.prev_event_ids}
         try:
             return await state.resolve_states(self.services, self.past.room.room_version, ids)
         except (MissingEventsError, state.TooManyLoadsError):
@@ -238,8 +239,7 @@ class Writing:
             await self._redact(event, before)
 
     def _is_missing(self, event_id: EventId) -> bool:
-        found = self.known.get(event_id)
-        return found is None or found.state_after is None
+        return not missing.is_placed(self.known.get(event_id), self.past.room.room_id)
 
     async def _refusal_by_state(self, event: Event, before: State) -> Refusal | None:
         keys = [*select_auth_keys_of(event), CREATE]

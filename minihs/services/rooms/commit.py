@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
-import orjson
-
 from minihs.base.tasks import give_way
+from minihs.protocol.canonical_json import encode_any
 from minihs.protocol.client_format import stripped_state
 from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import asks_to_redact
@@ -30,7 +29,7 @@ from minihs.storage.event_writes import (
     RoomWrite,
 )
 from minihs.storage.history_writes import HistoryWrite, Refusal
-from minihs.storage.stream_rows import ForgottenRoom, StickyEvent
+from minihs.storage.stream_rows import DelayedEventOutcome, ForgottenRoom, StickyEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -200,7 +199,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     if event.is_state:
         write.auth_nids = [auth.event_nid for auth in planned.auth.values()]
     now_ms = services.clock.now_ms()
-    _write_origin(write, planned.transaction, now_ms)
+    _write_origin(plan, write, planned.transaction, now_ms)
     sticky = stickiness(event.pdu, planned.received_ms or now_ms)
     if sticky is not None and stored.redacted_by is None:
         stored.sticky_until_ms = sticky.end_ms
@@ -301,7 +300,7 @@ async def _ended_stays(
     )
 
 
-def _write_origin(write: EventWrite, origin: Origin | None, now_ms: int) -> None:
+def _write_origin(plan: Plan, write: EventWrite, origin: Origin | None, now_ms: int) -> None:
     """Write down what made an event, so that it makes no second one."""
     stored = write.stored
     match origin:
@@ -309,6 +308,10 @@ def _write_origin(write: EventWrite, origin: Origin | None, now_ms: int) -> None
             stored.device_nid, stored.txn_id, write.txn_scope = device_nid, txn_id, scope
         case DelayedSending(delay_id, due_ms):
             stored.txn_id, write.delayed = delay_id, DelayedOutcome(delay_id, due_ms, now_ms)
+            owner: UserId = stored.event.sender
+            plan.rows.append(
+                DelayedEventOutcome(owner, delay_id, due_ms, now_ms, stored.event_id)
+            )
         case None:
             pass
 
@@ -347,7 +350,7 @@ async def commit_outside_event(
             case consequences.ForgetRoom(user_id):
                 rows.append(ForgottenRoom(user_id, event.room_id))
             case consequences.ShowInvite(user_id):
-                write.invite_states[user_id] = orjson.dumps(list(shown)).decode()
+                write.invite_states[user_id] = encode_any(list(shown)).decode()
             case _:
                 pass  # Of those who are in the room.
     await services.committer.commit_outside_event(write, rows)
@@ -471,7 +474,7 @@ async def _carry_out(
             await _count_member(services, head, room_before, effect)
         case consequences.ShowInvite(user_id, member_event):
             shown = await _stripped_room_state(services, head, member_event)
-            write.invite_states[user_id] = orjson.dumps(shown).decode()
+            write.invite_states[user_id] = encode_any(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
             write.sticky = await _told_instead(services, head.room_id, event, event_id)

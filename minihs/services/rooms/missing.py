@@ -19,7 +19,7 @@ import asyncio
 import heapq
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import (
@@ -84,11 +84,12 @@ class Room:
 
 
 async def list_with_state(
-    services: Services, event_ids: Iterable[EventId]
+    services: Services, room_id: RoomId, event_ids: Iterable[EventId]
 ) -> dict[EventId, StoredEvent]:
-    """Return those of the events after which we know the state of their room.
+    """Return those of the events after which we know the state of the room.
 
-    That is every event but unknown ones and outliers.
+    That is every event but unknown ones, outliers, and those of other rooms: whatever names them as
+    what it follows, no state of theirs is let in.
     """
     known = await services.events.get_many(event_ids)
     # Another process may have given an outlier its place since it was put into memory.
@@ -97,7 +98,12 @@ async def list_with_state(
         for event_id in doubtful:
             services.events.forget(event_id)
         known |= await services.events.get_many(doubtful)
-    return {e: stored for e, stored in known.items() if stored.state_after is not None}
+    return {e: stored for e, stored in known.items() if is_placed(stored, room_id)}
+
+
+def is_placed(stored: StoredEvent | None, room_id: RoomId) -> TypeGuard[StoredEvent]:
+    """Return whether an event is one of the room after which we know its state."""
+    return stored is not None and stored.state_after is not None and stored.event.room_id == room_id
 
 
 def in_order(events: Iterable[Event], after: Callable[[Event], Iterable[EventId]]) -> list[Event]:
@@ -171,7 +177,7 @@ async def fetch_events_between(
         )
         pdus = _list_of(answer, "events")[:BETWEEN_EVENTS_MAX]
         fetched = await _verify(services, room, pdus)
-        known = await list_with_state(services, fetched)
+        known = await list_with_state(services, room.room_id, fetched)
         new = {e: event for e, event in fetched.items() if e not in known and e not in found}
         found = new | found
         reached = ancestors(given, found | given, _prev_event_ids)
@@ -180,7 +186,7 @@ async def fetch_events_between(
         if not new or len(pdus) < BETWEEN_EVENTS_MAX:
             break
         prev_ids = {e for event in found.values() for e in event.prev_event_ids} - found.keys()
-        unknown = prev_ids - (await list_with_state(services, prev_ids)).keys()
+        unknown = prev_ids - (await list_with_state(services, room.room_id, prev_ids)).keys()
         latest = [e for e, event in found.items() if not unknown.isdisjoint(event.prev_event_ids)]
         if not latest:
             break

@@ -96,7 +96,7 @@ async def receive_pdus(
             logger.info("dropped %s from %s: %s", found.event_id or "a PDU", origin, reason)
         if found.event_id is not None:
             results[found.event_id] = reason
-    settled = await _settled(services, events)
+    settled = await _settled(services, room, events)
     new = [event for event_id, event in events.items() if event_id not in settled]
     receipt = Receipt(origin, room, new, received_ms)
     if new:
@@ -220,11 +220,16 @@ def _misplaced(room: Room, event: Event) -> str | None:
     return None
 
 
-async def _settled(services: Services, events: Mapping[EventId, Event]) -> set[EventId]:
-    """Return those of the events that we have, and need not judge again."""
+async def _settled(services: Services, room: Room, events: Mapping[EventId, Event]) -> set[EventId]:
+    """Return those of the room's events that we have, and need not judge again."""
     known = await services.events.get_many(events)
-    with_state = await missing.list_with_state(services, known)
-    return {e for e, stored in known.items() if e in with_state or stored.status == REJECTED}
+    with_state = await missing.list_with_state(services, room.room_id, known)
+    rejected = {
+        event_id
+        for event_id, stored in known.items()
+        if stored.status == REJECTED and stored.event.room_id == room.room_id
+    }
+    return rejected | with_state.keys()
 
 
 # --- what is missing ---------------------------------------------------------------------------
@@ -253,7 +258,7 @@ async def _unknown_prevs(
     named = {e for event in events for e in event.prev_event_ids}
     named -= {event.event_id for event in receipt.events}
     named -= {event.event_id for event in receipt.pulled}
-    return named - (await missing.list_with_state(services, named)).keys()
+    return named - (await missing.list_with_state(services, receipt.room.room_id, named)).keys()
 
 
 async def _fetch_prev_events(
@@ -277,6 +282,11 @@ async def _fetch_prev_events(
         after = await missing.fetch_state_after(
             services, receipt.origin, receipt.room, event_id, near
         )
+        if after is None:  # Also unknown to who came in later, by what follows it.
+            follower = next(e for e in receipt.pulled if event_id in e.prev_event_ids)
+            after = await missing.fetch_state_before(
+                services, receipt.origin, receipt.room, follower, near
+            )
         if after is not None:
             receipt.states[event_id] = after
 
@@ -371,6 +381,10 @@ class Judge:
     async def _receive(self, event: Event) -> None:
         """Judge one event and do with it what the verdict says."""
         origin, stored = self.receipt.origin, self.known.get(event.event_id)
+        if stored is not None and stored.event.room_id != event.room_id:
+            # In room versions 1 and 2 its server has named it so.
+            self.receipt.dropped[event.event_id] = "there is an event of that id in another room"
+            return
         if stored is not None and (stored.state_after is not None or stored.status == REJECTED):
             return  # It has come by another way in the meantime.
         try:
@@ -430,8 +444,8 @@ class Judge:
         state_ids: set[int] = set()
         for prev_id in event.prev_event_ids:
             prev = self.known.get(prev_id)
-            if prev is not None and prev.state_after is not None:
-                state_ids.add(prev.state_after)
+            if missing.is_placed(prev, head.room_id):
+                state_ids.add(prev.state_after or 0)
             elif prev_id in self.receipt.states:
                 state_ids.add(self.receipt.states[prev_id].state_id)
             else:
@@ -479,8 +493,7 @@ class Judge:
         )
 
     def _is_missing(self, event_id: EventId) -> bool:
-        prev = self.known.get(event_id)
-        return prev is None or prev.state_after is None
+        return not missing.is_placed(self.known.get(event_id), self.head.room_id)
 
     async def _may_redact(self, event: Event, before: State) -> bool:
         """Return whether a redaction applies to an event that we have; else remember it."""

@@ -90,7 +90,7 @@ async def read_given_room(
     entries: dict[StateKey, EventId] = {}
     for event_id in named:
         found = stored.get(event_id)
-        if found is None or found.status == REJECTED:
+        if found is None or found.event.room_id != join.room_id or found.status == REJECTED:
             continue
         if entries.setdefault(found.event.key, event_id) != event_id:
             raise BadRoomError(f"two events of the state are {found.event.key}")
@@ -163,9 +163,8 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
             if known is not None and known.order is not None:
                 return join.event_id  # It came by another way, too.
             stored = known or StoredEvent(join, number)
-            if len(await missing.list_with_state(services, join.prev_event_ids)) < len(
-                join.prev_event_ids
-            ):
+            prev_ids = join.prev_event_ids
+            if len(await missing.list_with_state(services, join.room_id, prev_ids)) < len(prev_ids):
                 await insert_gaps(services.db, room_nid, [stored.event_nid])
             before, rows = await state.record(services, [head.state], given.entries)
             if rows:

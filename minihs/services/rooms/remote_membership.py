@@ -32,7 +32,6 @@ from minihs.protocol.canonical_json import CanonicalJsonError, decode, encode_st
 from minihs.protocol.client_format import strip_state, stripped_state
 from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
-from minihs.protocol.event_format import EventFormatError, check_event_format
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import parse_server_name, parse_user_id, server_name_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
@@ -43,7 +42,7 @@ from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building
 from minihs.services.rooms.remote_joins import BadRoomError, commit_join, read_given_room
 from minihs.services.rooms.send import build_upon, load_state_events, own_event_id
-from minihs.services.rooms.verification import is_signed_by
+from minihs.services.rooms.verification import BadPduError, is_signed_by, read_pdu
 from minihs.storage import directory, timelines
 from minihs.storage import membership as memberships
 from minihs.storage.group_commit import Conflict
@@ -498,8 +497,8 @@ def _build(services: Services, change: RemoteChange, template: Template) -> Even
             signing_key=services.signing_key,
             event_id=own_event_id(services) if version.event_id_source == "server" else None,
         )
-        check_event_format(event.pdu, version)
-    except (CanonicalJsonError, EventFormatError) as error:
+        read_pdu(event.pdu, version)  # What is not one, nobody will take for one.
+    except (CanonicalJsonError, BadPduError) as error:
         raise BadTemplateError(str(error)) from error
     return event
 
