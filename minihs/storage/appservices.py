@@ -177,7 +177,9 @@ LIST_LATE_STICKY = statement(
     SELECT s.event_id
     FROM sticky_events s
     JOIN events e ON e.event_id = s.event_id
-    WHERE s.event_id = ANY($1::text[]) AND s.checked_state IS NOT NULL AND s.position > e.position
+    WHERE
+      s.event_id = ANY($1::text[]) AND s.checked_state IS NOT NULL
+      AND s.position > coalesce(e.position, 0)
     """,
 )
 

@@ -11,11 +11,15 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from minihs.services.appservices.delivery import AppserviceDelivery
 from tests.helpers.homeserver import Homeserver, User
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from minihs.services.context import Services
 
 AS_TOKEN, HS_TOKEN = "as-token-of-the-bridge", "hs-token-of-the-bridge"
 
@@ -143,3 +147,26 @@ async def make_ghost(homeserver: Homeserver, localpart: str) -> BridgeUser:
     )
     assert made.status == 200, made.json
     return BridgeUser(homeserver, made.json["user_id"])
+
+
+async def begin(services: Services, holder: str = "first") -> AppserviceDelivery:
+    """Let a process take part in the delivery."""
+    delivery = AppserviceDelivery(services, holder)
+    services.follower.subscribe(delivery.follow, delivery.reset)
+    await delivery.hold()
+    return delivery
+
+
+async def settled(delivery: AppserviceDelivery) -> None:
+    """Return when everything committed has been taken, or nothing is tried any more."""
+    services = delivery._services
+    head = await services.follower.fetch_position()
+
+    def idle() -> bool:
+        now_ms = services.clock.now_ms()
+        return all(
+            q.retry_at_ms > now_ms or (q.pending is None and q.position >= head)
+            for q in delivery._queues.values()
+        )
+
+    await until(idle)

@@ -18,9 +18,11 @@ from tests.helpers.appservices import (
     HS_TOKEN,
     Bridge,
     BridgeUser,
+    begin,
     make_ghost,
     running_bridge,
     sender,
+    settled,
 )
 from tests.helpers.homeserver import Homeserver, User, running_homeserver
 from tests.helpers.waiting import until
@@ -28,8 +30,6 @@ from tests.helpers.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from minihs.services.context import Services
 
 pytestmark = pytest.mark.spec("application-service-api#pushing-events")
 
@@ -67,29 +67,6 @@ class House:
 @pytest.fixture
 def house(database_url: str, tmp_path: Path, bridge: Bridge) -> House:
     return House(database_url, tmp_path, bridge)
-
-
-async def begin(services: Services, holder: str = "first") -> AppserviceDelivery:
-    """Let a process take part in the delivery."""
-    delivery = AppserviceDelivery(services, holder)
-    services.follower.subscribe(delivery.follow, delivery.reset)
-    await delivery.hold()
-    return delivery
-
-
-async def settled(delivery: AppserviceDelivery) -> None:
-    """Return when everything committed has been taken, or nothing is tried any more."""
-    services = delivery._services
-    head = await services.follower.fetch_position()
-
-    def idle() -> bool:
-        now_ms = services.clock.now_ms()
-        return all(
-            q.retry_at_ms > now_ms or (q.pending is None and q.position >= head)
-            for q in delivery._queues.values()
-        )
-
-    await until(idle)
 
 
 def types(bridge: Bridge) -> list[str]:
