@@ -56,6 +56,10 @@ JOBS ?= 1
 test-sim: install ## Simulate whole servers on a bad network: make test-sim SEED=1 N=1000 JOBS=2
 	$(BIN)/python -m tests.simulation --seed $(SEED) --count $(N) --jobs $(JOBS) $(if $(SCENARIO),--scenario $(SCENARIO)) $(ARGS)
 
+.PHONY: fuzz
+fuzz: install ## Send the server what no server sends: make fuzz SEED=1 N=100000, or ROUND=… to see one again
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(N) $(if $(ROUND),--round $(ROUND)) $(ARGS)
+
 SYNAPSE ?= matrix-synapse==1.163.*
 INTEROP_VENV := $(or $(SYNAPSE_VENV),.venv-synapse)
 .PHONY: interop

@@ -83,6 +83,10 @@ class World:
     start_ms: int
     transactions: itertools.count[int] = field(default_factory=itertools.count)
 
+    def next_round(self) -> int:
+        """Return the number of a round that can be played after those that have been."""
+        return (self.clock.now_ms() - self.start_ms) // ROUND_MS + 1
+
 
 @asynccontextmanager
 async def running_world(
@@ -141,6 +145,7 @@ class Round:
         self.chance = chance
         self.mutator = Mutator(chance)
         self.trace: list[str] = []
+        self.foreign: list[str] = []
         self.room: Room
         self.rooms: list[str] = []
 
@@ -211,7 +216,11 @@ class Round:
         room_id = await self.alice.create_room(
             room_version=version, power_level_content_override={"users": levels}
         )
-        self.rooms = [room_id]
+        # Of a room of alice's alone, others may know no more than ids.
+        self.world.clock.advance_ms(1)
+        other = await self.alice.create_room(room_version=version)
+        self.foreign = list((await mirror(self.hs1, other)).events)
+        self.rooms = [room_id, other]
         await self.world.bob.join(room_id)
         self.room = await mirror(self.hs1, room_id)
         for user_id in (MALLORY, EVE):
@@ -443,6 +452,8 @@ class Round:
         """Push an event that names whatever there is, or is not, in the graph."""
         pdu = dict(self._draft().pdu)
         known: list[str] = list(self.room.events)
+        if self.often(100):
+            known = [str(event_id) for event_id in self.foreign]
         for key, most in (("prev_events", 21), ("auth_events", 11)):
             if self.often(600):
                 count = self.mutator.pick((0, 1, 1, 2, 3, 5, most))
