@@ -137,7 +137,7 @@ HAS_MEMBERS_OF_SERVER = statement(
       SELECT 1
       FROM rooms r
       JOIN memberships m ON m.room_nid = r.room_nid
-      WHERE r.room_id = $1 AND m.membership = 'join' AND NOT m.local
+      WHERE r.room_id = $1 AND m.membership = ANY($3::text[]) AND NOT m.local
         AND substr(m.user_id, strpos(m.user_id, ':') + 1) = $2
     )
     """,
@@ -268,9 +268,12 @@ async def has_remote_members(queries: Queries, room_id: str) -> bool:
     return await queries.fetchval(HAS_REMOTE_MEMBERS, room_id) is True
 
 
-async def has_members_of_server(queries: Queries, room_id: str, server_name: str) -> bool:
-    """Return whether users of another server are joined to a room."""
-    return await queries.fetchval(HAS_MEMBERS_OF_SERVER, room_id, server_name) is True
+async def has_members_of_server(
+    queries: Queries, room_id: str, server_name: str, among: Sequence[str] = ("join",)
+) -> bool:
+    """Return whether users of another server are joined to a room (or what `among` says)."""
+    found = await queries.fetchval(HAS_MEMBERS_OF_SERVER, room_id, server_name, list(among))
+    return found is True
 
 
 async def fetch_last_change(queries: Queries, room_id: str, server_name: str) -> EventId | None:
