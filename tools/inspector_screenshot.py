@@ -21,7 +21,7 @@ from tests.helpers.postgres import EMBEDDED_VERSION, TestServers, cluster_direct
 
 DOCS = Path(__file__).parents[1] / "docs"
 START_MS = 1_795_000_000_000
-WIDTH = 1_120
+WIDTH = 1_280
 
 
 async def photograph() -> None:

@@ -154,6 +154,17 @@ async def test_P03_it_is_for_administrators(homeserver: Homeserver) -> None:
         assert (await get(homeserver, path, admin)).status == 200
 
 
+async def test_P03_who_looks_is_in_the_log(
+    homeserver: Homeserver, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin, bob = await make_admin(homeserver, "alice"), await homeserver.register("bob")
+    with caplog.at_level("INFO", "minihs.api.inspector.pages"):
+        await get(homeserver, f"{ROOT}/", bob)
+        assert caplog.messages == []
+        await get(homeserver, f"{ROOT}/", admin)
+        assert caplog.messages == ["@alice:hs1 looks at the inspector"]
+
+
 async def sign_in(homeserver: Homeserver, user: User) -> Answer:
     return await post(homeserver, f"{ROOT}/login", {"token": f" {user.token}\n"})
 

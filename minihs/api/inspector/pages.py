@@ -126,8 +126,8 @@ async def _answer(request: Request, template: str, view: Callable[[], Awaitable[
         shown = await view()
     except MatrixError as error:
         return _error(request, error)
-    # Who has looked at what: for whoever must answer for it.
-    logger.info("inspector: %s looks at %r", user_id, request.http.raw_path)
+    # For whoever must answer for it; the line says at which page.
+    logger.info("%s looks at the inspector", user_id)
     if _wants_json(request):
         return Answer(shown, headers=HEADERS, for_any_origin=False)
     proof = access.proof_of_session(session) if session else ""
