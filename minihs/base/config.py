@@ -113,6 +113,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "How many events of a user may be sticky at once in a room (MSC4354); 0: any number."
         ),
     ] = 500
+    presence_enabled: Annotated[
+        bool,
+        _option(
+            "Tell users who of those they share a room with is there, and tell other servers. "
+            "In large rooms it costs more than everything else."
+        ),
+    ] = True
     default_room_version: Annotated[
         str, _option("Version of rooms whose creator asks for none.")
     ] = "12"
@@ -200,10 +207,23 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is not None:
             values[name] = _from_text(name, kinds[name], text)
+    _check_choices(values, kinds)
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_choices(values: Mapping[str, object], kinds: Mapping[str, object]) -> None:
+    """Check options that have one of a few values.
+
+    Raises:
+        ConfigError: one has another value; it says which there are.
+    """
+    for name, value in values.items():
+        choices = get_args(kinds.get(name))
+        if get_origin(kinds.get(name)) is Literal and value not in choices:
+            raise ConfigError(f"{name} must be {' or '.join(choices)}, not {value!r}")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -52,7 +52,9 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
         sockets = list(app.listen_sockets(config))
         if workers > 1:
             logger.info("%s answers at http://%s", config.server_name, config.listen)
-            return await _supervise(dsn, workers, sockets, stop)
+            await _supervise(dsn, workers, sockets, stop)
+            logger.info("%s has stopped", config.server_name)
+            return 0
     else:
         sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
         parent = int(os.environ[PARENT])
@@ -72,12 +74,14 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
             if inherited is None:
                 logger.info("%s answers at http://%s", config.server_name, config.listen)
             await stop.wait()
+    if inherited is None:
+        logger.info("%s has stopped", config.server_name)
     return 0
 
 
 async def _supervise(
     dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
-) -> int:
+) -> None:
     """Keep `workers` children running until told to stop."""
     children_end, our_end = os.pipe()
     figures = SharedFigures.make(workers)
@@ -116,7 +120,6 @@ async def _supervise(
                 group.create_task(child(number))
     finally:
         os.close(our_end)
-    return 0
 
 
 def _own_options() -> list[str]:

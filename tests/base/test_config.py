@@ -1,0 +1,67 @@
+"""The configuration: read from a file and the environment, and refused with a reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from minihs.base.config import ConfigError, load_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "minihs.toml"
+    path.write_text('server_name = "one"\nregistration = "token"\n')
+    config = load_config(path, {"MINIHS_SERVER_NAME": "two"})
+    assert (config.server_name, config.registration) == ("two", "token")
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("registration", "closed or token or open"),
+        ("rate_limits", "on or off"),
+        ("log_level", "debug or info or warning or error"),
+    ],
+)
+def test_a_choice_that_there_is_not_names_those_that_there_are(
+    option: str, choices: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as from_environment:
+        load_config(None, {f"MINIHS_{option.upper()}": "maybe"})
+    assert str(from_environment.value) == f"{option} must be {choices}, not 'maybe'"
+    path = tmp_path / "minihs.toml"
+    path.write_text(f"{option} = true\n")
+    with pytest.raises(ConfigError) as from_file:
+        load_config(path, {})
+    assert str(from_file.value) == f"{option} must be {choices}, not True"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('inspector = "yes"', "inspector"),
+        ("listen_on = 1", "listen_on"),
+        ("listen =", "minihs.toml"),
+    ],
+)
+def test_what_cannot_be_used_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "minihs.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MINIHS_INSPECTOR", "yes", "MINIHS_INSPECTOR must be true or false, not 'yes'"),
+        ("MINIHS_DATABASE_CONNECTIONS", "many", "must be a number, not 'many'"),
+    ],
+)
+def test_variables_are_texts_of_what_they_stand_for(variable: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, {variable: value})
