@@ -18,6 +18,8 @@ from minihs.base.config import Config, ConfigError, load_config
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+DAY_MS = 86_400_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
@@ -31,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     register.add_argument("username", help="the part between @ and :")
     register.add_argument("--admin", action="store_true", help="make a server administrator")
     register.add_argument("--password-stdin", action="store_true", help="read the password there")
+    token = commands.add_parser("registration-token", help="make a token that lets people register")
+    token.add_argument("token", nargs="?", help="the token (default: a random one)")
+    token.add_argument("--uses", type=int, default=1, help="how often it serves; 0: without end")
+    token.add_argument("--days", type=float, help="for how long (default: for ever)")
     commands.add_parser("check-config", help="check and print the configuration")
     commands.add_parser("doctor", help="check what the server depends on")
     commands.add_parser("new-signing-key", help="make a key where the old one is lost for good")
@@ -134,6 +140,36 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
     return _with_database(config, register)
 
 
+def _registration_token(config: Config, options: argparse.Namespace) -> int:
+    from minihs.app import build_services  # noqa: PLC0415
+    from minihs.base.errors import MatrixError  # noqa: PLC0415
+    from minihs.services.accounts import registration_tokens  # noqa: PLC0415
+
+    async def make(dsn: str) -> int:
+        async with build_services(config, dsn) as services:
+            end_ms = None
+            if options.days is not None:
+                end_ms = services.clock.now_ms() + int(options.days * DAY_MS)
+            try:
+                made = await registration_tokens.make_token(
+                    services,
+                    options.token,
+                    uses_allowed=options.uses or None,
+                    expires_ms=end_ms,
+                )
+            except MatrixError as error:
+                raise ConfigError(error.message) from error
+        print(made.token)  # noqa: T201
+        if config.registration != "token":
+            print(  # noqa: T201
+                f"minihs: it serves once registration is 'token'; it is {config.registration!r}",
+                file=sys.stderr,
+            )
+        return 0
+
+    return _with_database(config, make)
+
+
 def _check_config(config: Config, _options: argparse.Namespace) -> int:
     from minihs.app import check_config  # noqa: PLC0415
     from minihs.base.config import describe_options, unknown_variables  # noqa: PLC0415
@@ -183,6 +219,7 @@ _COMMANDS = {
     "run": _run,
     "migrate": _migrate,
     "register-user": _register_user,
+    "registration-token": _registration_token,
     "check-config": _check_config,
     "doctor": _doctor,
     "new-signing-key": _new_signing_key,

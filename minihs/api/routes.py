@@ -254,5 +254,10 @@ ROUTES: list[Route] = [
     Route("POST", "/_synapse/admin/v1/register", admin.register_with_shared_secret, None, "anybody", "register"),
     Route("GET", "/_synapse/admin/v1/deactivate/{userId}", admin.get_deactivation, None, "user", "read"),
     Route("POST", "/_synapse/admin/v1/deactivate/{userId}", admin.deactivate_account, None, "user", "write"),
+    Route("GET", "/_synapse/admin/v1/registration_tokens", admin.get_registration_tokens, None, "user", "read"),
+    Route("POST", "/_synapse/admin/v1/registration_tokens/new", admin.create_registration_token, None, "user", "write"),
+    Route("GET", "/_synapse/admin/v1/registration_tokens/{token}", admin.get_registration_token, None, "user", "read"),
+    Route("PUT", "/_synapse/admin/v1/registration_tokens/{token}", admin.update_registration_token, None, "user", "write"),
+    Route("DELETE", "/_synapse/admin/v1/registration_tokens/{token}", admin.delete_registration_token, None, "user", "write"),
 ]
 # fmt: on

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from minihs.storage.embedded import Cluster, packaged_binaries, start_cluster
+from tests.helpers.homeserver import PASSWORD
 from tests.helpers.postgres import cluster_directory
 from tests.helpers.processes import (
     ROOT,
@@ -141,6 +142,40 @@ async def minihs(server: Server, *arguments: str) -> tuple[int, str]:
     said, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, said.decode()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_orderly_end_is_in_the_log(database_url: str, tmp_path: Path, workers: int):
+    async with running_server(database_url, tmp_path, workers=workers, log_level="info") as server:
+        assert "stopped" not in server.log.read_text()
+        assert await server.stop() == 0
+        last = server.log.read_text().splitlines()[-1]
+    assert last.endswith("INFO minihs.workers.processes: hs1 has stopped")
+
+
+async def test_a_registration_token_is_made_on_the_command_line(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path, registration="token") as server:
+
+        async def register(name: str, token: str) -> int:
+            auth = {"type": "m.login.registration_token", "token": token}
+            body = {"username": name, "password": PASSWORD, "auth": auth}
+            return (await server.request("POST", "/register", body)).status
+
+        status, said = await minihs(server, "registration-token")
+        token = said.splitlines()[-1]
+        assert (status, len(token)) == (0, 16), said
+        assert [await register(name, token) for name in ("alice", "bob")] == [200, 401]
+        status, said = await minihs(
+            server, "registration-token", "tea-party", "--uses", "0", "--days", "0.5"
+        )
+        assert (status, said.splitlines()[-1]) == (0, "tea-party")
+        assert [await register(name, "tea-party") for name in ("bob", "carol")] == [200, 200]
+        status, said = await minihs(server, "registration-token", "tea-party")
+        assert (status, said.splitlines()[-1]) == (2, "minihs: There is that token already.")
+        server.environment["MINIHS_REGISTRATION"] = "closed"
+        status, said = await minihs(server, "registration-token", "later")
+        assert status == 0
+        assert "it is 'closed'" in said
 
 
 async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: str, tmp_path: Path):
