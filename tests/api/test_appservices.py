@@ -210,6 +210,18 @@ async def test_a_service_deletes_devices_without_proving_more(homeserver: Homese
     assert [device["device_id"] for device in devices] == ["C"]
 
 
+@pytest.mark.spec("application-service-api#identity-assertion")
+async def test_what_a_device_does_takes_one(homeserver: Homeserver):
+    ghost = await make_ghost(homeserver, "_bridge_ghost")
+    refused = await ghost.request("POST", "/_matrix/client/v4/sync", {})
+    assert (refused.status, refused.json["errcode"]) == (400, "M_MISSING_PARAM")
+    await ghost.request("PUT", "/devices/PHONE", {})
+    answer = await ghost.request("POST", "/_matrix/client/v4/sync", {}, device_id="PHONE")
+    assert answer.status == 200
+    await ghost.call("POST", "/logout", {})
+    assert len((await ghost.call("GET", "/devices"))["devices"]) == 1
+
+
 async def test_users_cannot_make_devices(homeserver: Homeserver):
     alice = await homeserver.register("alice")
     assert (await alice.request("PUT", "/devices/PHONE", {})).status == 404
@@ -490,12 +502,13 @@ async def test_a_service_that_is_not_there_cannot_be_pinged(
 
 # --- networks ------------------------------------------------------------------------------------
 
+INSTANCE = {"desc": "Libera", "fields": {"network": "libera"}, "network_id": "libera"}
 PROTOCOL = {
     "user_fields": ["network", "nickname"],
     "location_fields": ["network", "channel"],
     "icon": "mxc://hs1/icon",
     "field_types": {},
-    "instances": [{"desc": "Libera", "fields": {"network": "libera"}, "network_id": "libera"}],
+    "instances": [INSTANCE],
 }
 
 
@@ -527,7 +540,7 @@ async def test_networks_are_told_as_their_services_tell_them(
 
     bridge.answer = tell
     alice = await with_networks.register("alice")
-    told = PROTOCOL | {"instances": [PROTOCOL["instances"][0] | {"instance_id": "bridge|libera"}]}
+    told = PROTOCOL | {"instances": [INSTANCE | {"instance_id": "bridge|libera"}]}
     assert await alice.call("GET", "/thirdparty/protocols") == {"irc": told}
     assert await alice.call("GET", "/thirdparty/protocol/irc") == told
     assert (await alice.request("GET", "/thirdparty/protocol/silent")).status == 404
@@ -542,7 +555,8 @@ async def test_networks_are_told_as_their_services_tell_them(
         assert found in (one.get("alias"), one.get("userid"))
         assert one["fields"] == query
     bridge.answer = lambda _: (200, [17, {"alias": 5}, "x"])
-    assert await alice.call("GET", "/thirdparty/location/irc") == []
+    nothing = await alice.request("GET", "/thirdparty/location/irc")
+    assert nothing.json == []
     bridge.answer = lambda _: (500, {})
     assert await alice.call("GET", "/thirdparty/protocols") == {}
 

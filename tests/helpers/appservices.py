@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from minihs.services.appservices.delivery import AppserviceDelivery
-from tests.helpers.homeserver import Homeserver, User
+from tests.helpers.homeserver import Homeserver, Response, User
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class BridgeUser(User):
     def __init__(self, homeserver: Homeserver, user_id: str, token: str = AS_TOKEN) -> None:
         super().__init__(homeserver, user_id, token)
 
-    async def request(self, method: str, path: str, body: object = None, **query: str):
+    async def request(  # type: ignore[explicit-override]
+        self, method: str, path: str, body: object = None, **query: str
+    ) -> Response:
         return await super().request(method, path, body, user_id=self.user_id, **query)
 
 

@@ -177,6 +177,7 @@ async def _sync(
 ) -> object:
     services, requester = request.services, request.requester
     if len(lists) > SLIDING_LISTS_MAX or len(subscriptions) > SLIDING_LISTS_MAX:
+    requester.require_device()
         raise InvalidParam(f"There may be {SLIDING_LISTS_MAX} lists and as many subscriptions.")
     conn_id = body.conn_id or ""
     if len(conn_id) > CONN_ID_CHARS_MAX or "\0" in conn_id:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import MissingToken, UnknownToken
+from minihs.base.errors import MissingParam, MissingToken, UnknownToken
 from minihs.storage import devices, sessions
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ class Requester:
     appservice_id: str | None
     position: int
     rate_limited: bool = True
+
+    def require_device(self) -> None:
+        """Refuse what is done by a device where there is none.
+
+        Raises:
+            MissingParam: an application service named no device of the user.
+
+        Spec: application-service-api#identity-assertion
+        """
+        if not self.device_id:
+            raise MissingParam("The application service must name a device of the user.")
 
 
 def hash_token(token: str) -> str:
