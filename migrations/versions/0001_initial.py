@@ -234,6 +234,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
     )
     op.create_index(
+        "delayed_events_position",
+        "delayed_events",
+        ["position"],
+        unique=False,
+        postgresql_where=sa.text("position IS NOT NULL"),
+    )
+    op.create_index(
         "delayed_events_user_position",
         "delayed_events",
         ["user_id", "position"],
@@ -1556,6 +1563,11 @@ def downgrade() -> None:
     op.drop_table("delivery_shards")
     op.drop_index(
         "delayed_events_user_position",
+        table_name="delayed_events",
+        postgresql_where=sa.text("position IS NOT NULL"),
+    )
+    op.drop_index(
+        "delayed_events_position",
         table_name="delayed_events",
         postgresql_where=sa.text("position IS NOT NULL"),
     )

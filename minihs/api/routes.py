@@ -155,9 +155,11 @@ ROUTES: list[Route] = [
     # Delayed events (MSC4140)
     Route("PUT", unstable.PATH_DELAYED_EVENT.stable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
     Route("PUT", unstable.PATH_DELAYED_EVENT.unstable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
+    Route("GET", DELAYED, delayed_events.get_delayed_events, None, "user_or_guest", "read"),
     Route("GET", DELAYED + "/{delayId}", delayed_events.get_delayed_event, None, "user_or_guest", "read"),
     Route("POST", DELAYED + "/{delayId}/{action}", delayed_events.manage_delayed_event, None, "user_or_guest", "write"),
     Route("GET", DELAYED_UNSTABLE, delayed_events.get_delayed_events_unstable, None, "user_or_guest", "read"),
+    Route("GET", unstable.PATH_DELAYED_EVENTS_LIST, delayed_events.get_delayed_events_filtered, None, "user_or_guest", "read"),
     Route("GET", DELAYED_UNSTABLE + "/{delayId}", delayed_events.get_delayed_event_unstable, None, "user_or_guest", "read"),
     Route("POST", DELAYED_UNSTABLE + "/{delayId}", delayed_events.manage_delayed_event_unstable, None, "anyone_or_user", "write"),
     Route("POST", DELAYED_UNSTABLE + "/{delayId}/{action}", delayed_events.manage_delayed_event_unstable, None, "anyone_or_user", "write"),

@@ -230,7 +230,8 @@ class RoomFilter:
 class Filter:
     """A whole filter of /sync.
 
-    `event_fields` are paths of property names, or None for all fields.
+    `event_fields` are paths of property names, or None for all fields. `delayed_outcomes`: what
+    became of delayed events is wanted (MSC4309).
 
     Spec: client-server-api#filtering
     """
@@ -240,6 +241,7 @@ class Filter:
     account_data: EventFilter = EventFilter()
     event_format: EventFormat = "client"
     event_fields: tuple[tuple[str, ...], ...] | None = None
+    delayed_outcomes: bool = True
 
     signature: tuple[object, ...] = field(init=False, compare=False, repr=False)
     """A hashable value that is equal for filters that do the same."""
@@ -283,12 +285,14 @@ def parse_filter(json: object) -> Filter:
     if event_format not in ("client", "federation"):
         raise InvalidFilterError("event_format", "must be client or federation")
     fields = _strings(source, "event_fields", "")
+    outcomes = [_boolean(source, name, "") for name in unstable.DELAYED_EVENT_OUTCOMES.spellings]
     return Filter(
         room=_parse_room_filter(source.get("room")),
         presence=parse_event_filter(source.get("presence"), path="presence"),
         account_data=parse_event_filter(source.get("account_data"), path="account_data"),
         event_format="client" if event_format == "client" else "federation",
         event_fields=None if fields is None else _shortest({split_path(f) for f in fields}),
+        delayed_outcomes=False not in outcomes,
     )
 
 

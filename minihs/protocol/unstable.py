@@ -146,6 +146,8 @@ PATH_DELAYED_EVENTS = Name(
     merged=True,
 )
 PATH_DELAYED_EVENTS_LIST = "/_matrix/client/unstable/org.matrix.msc4486/delayed_events"
+LIST_PREFIX = "org.matrix.msc4486."  # Of the list's query parameters.
+LIST_NEXT_BATCH = Name("next_batch", "org.matrix.msc4486.next_batch", merged=True)
 
 # MSC4169, redactions through /send in every room version (merged).
 FLAG_REDACTION_BY_SEND = "com.beeper.msc4169"
@@ -213,10 +215,12 @@ POLL_RULE_END_ONE_TO_ONE = Name(
 )
 POLL_RULE_END = Name(".m.rule.poll_end", ".org.matrix.msc3930.rule.poll_end")
 
-# MSC3391, deleting account data; MSC4309, outcomes of delayed events in /sync.
+# MSC3391, deleting account data; MSC4309, outcomes of delayed events in /sync and its filter.
 PATH_DELETE_ACCOUNT_DATA = "/_matrix/client/unstable/org.matrix.msc3391"
 FLAG_DELETE_ACCOUNT_DATA = "org.matrix.msc3391"
-DELAYED_EVENT_OUTCOMES = "org.matrix.msc4309"
+DELAYED_EVENT_OUTCOMES = Name(
+    "delayed_events_finalised", "org.matrix.msc4140.finalised_delayed_events"
+)
 
 # MSC3757, state owned by its sender, as a room version.
 ROOM_VERSION_OWNED_STATE = "org.matrix.msc3757.10"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class DelayedEvent:
     """One delayed event. `content` and `error` are JSON; `due_ms` is `since_ms + delay_ms`.
 
+    `sent_ms` is what it will claim as the time of its sending, None: that time.
+
     Finalised: it was sent (`event_id`), could not be sent (`error`), or else was cancelled.
     """
 
@@ -34,6 +36,7 @@ class DelayedEvent:
     state_key: str | None
     content: str
     sticky_ms: int | None
+    sent_ms: int | None
     delay_ms: int
     since_ms: int
     due_ms: int
@@ -52,8 +55,8 @@ class Request:
 
 
 _COLUMNS = """
-      d.delay_id, d.user_id, d.room_id, d.type, d.state_key, d.content, d.sticky_ms, d.delay_ms,
-      d.since_ms, d.due_ms, d.finalised_ms, d.event_id, d.error
+      d.delay_id, d.user_id, d.room_id, d.type, d.state_key, d.content, d.sticky_ms, d.sent_ms,
+      d.delay_ms, d.since_ms, d.due_ms, d.finalised_ms, d.event_id, d.error
 """
 
 # Primary key of accounts. The lock orders what a user schedules, and a deactivation.
@@ -74,10 +77,10 @@ INSERT = statement(
     "delayed_events.insert",
     """
     INSERT INTO delayed_events (
-      delay_id, user_id, room_id, type, state_key, content, sticky_ms, delay_ms, since_ms, due_ms,
-      device_nid, txn_id, txn_scope
+      delay_id, user_id, room_id, type, state_key, content, sticky_ms, sent_ms, delay_ms, since_ms,
+      due_ms, device_nid, txn_id, txn_scope
     )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     """,
 )
 
@@ -97,14 +100,49 @@ FETCH = statement(
     f"SELECT {_COLUMNS} FROM delayed_events d WHERE d.delay_id = $1",  # noqa: S608  # a constant
 )
 
-# Index delayed_events_user_due.
-LIST_SCHEDULED = statement(
-    "delayed_events.list_scheduled",
+# Indexes delayed_events_user_due and delayed_events_user_finalised: what a user has is bounded.
+LIST_PAGE = statement(
+    "delayed_events.list_page",
+    f"""
+    WITH own AS (
+      SELECT {_COLUMNS}
+      FROM delayed_events d
+      WHERE d.user_id = $1 AND d.finalised_ms IS NULL AND coalesce($2, 'scheduled') = 'scheduled'
+      UNION ALL
+      SELECT {_COLUMNS}
+      FROM delayed_events d
+      WHERE
+        d.user_id = $1 AND d.finalised_ms IS NOT NULL
+        AND CASE $2
+          WHEN 'scheduled' THEN false
+          WHEN 'sent' THEN d.event_id IS NOT NULL
+          WHEN 'failed' THEN d.error IS NOT NULL
+          WHEN 'cancelled' THEN d.event_id IS NULL AND d.error IS NULL
+          ELSE true
+        END
+    )
+    SELECT *
+    FROM own
+    WHERE
+      due_ms >= $3 AND due_ms <= $4
+      AND coalesce(room_id = $5, true) AND coalesce(type = $6, true)
+      AND CASE WHEN $7 THEN (due_ms, delay_id) < ($8, $9) ELSE (due_ms, delay_id) > ($8, $9) END
+    ORDER BY
+      CASE WHEN $7 THEN -due_ms ELSE due_ms END,
+      CASE WHEN $7 THEN delay_id END DESC,
+      delay_id
+    LIMIT $10
+    """,  # noqa: S608  # a constant
+)
+
+# Index delayed_events_user_position.
+LIST_OUTCOMES = statement(
+    "delayed_events.list_outcomes",
     f"""
     SELECT {_COLUMNS}
     FROM delayed_events d
-    WHERE d.user_id = $1 AND d.finalised_ms IS NULL
-    ORDER BY d.due_ms, d.since_ms, d.delay_id
+    WHERE d.user_id = $1 AND d.position > $2 AND d.position <= $3
+    ORDER BY d.position
     """,  # noqa: S608  # a constant
 )
 
@@ -167,15 +205,6 @@ CANCEL = statement(
 CANCEL_ALL = statement(
     "delayed_events.cancel_all",
     "UPDATE delayed_events SET finalised_ms = $2 WHERE user_id = $1 AND finalised_ms IS NULL",
-)
-
-FINALISE = statement(
-    "delayed_events.finalise",
-    """
-    UPDATE delayed_events
-    SET finalised_ms = $3, event_id = $4, error = $5
-    WHERE delay_id = $1 AND due_ms = $2 AND finalised_ms IS NULL
-    """,
 )
 
 # Primary key; sorted, so that two processes cannot deadlock.
@@ -257,6 +286,7 @@ async def insert_delayed_event(
         event.state_key,
         event.content,
         event.sticky_ms,
+        event.sent_ms,
         event.delay_ms,
         event.since_ms,
         event.due_ms,
@@ -279,9 +309,39 @@ async def fetch_delayed_event(queries: Queries, delay_id: str) -> DelayedEvent |
     return None if row is None else DelayedEvent(*row)
 
 
-async def list_scheduled(queries: Queries, user_id: UserId) -> list[DelayedEvent]:
-    """Return a user's scheduled events, the next to be sent first."""
-    return [DelayedEvent(*row) for row in await queries.fetch(LIST_SCHEDULED, user_id)]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which of a user's delayed events; None: it does not matter. Bounds are of the due time.
+
+    `after` is the due time and id behind which the page begins, in the direction of the list.
+    """
+
+    status: str | None = None
+    from_ms: int = 0
+    to_ms: int = 2**62
+    room_id: str | None = None
+    type: str | None = None
+    backward: bool = False
+    after: tuple[int, str] | None = None
+
+
+async def list_page(
+    queries: Queries, user_id: UserId, wanted: Wanted, limit: int
+) -> list[DelayedEvent]:
+    """Return some of a user's delayed events in the order in which they are, or were, due."""
+    first = (2**62, "") if wanted.backward else (-1, "")
+    rows = await queries.fetch(
+        LIST_PAGE, user_id, wanted.status, wanted.from_ms, wanted.to_ms, wanted.room_id,
+        wanted.type, wanted.backward, *(wanted.after or first), limit,
+    )  # fmt: skip
+    return [DelayedEvent(*row) for row in rows]
+
+
+async def list_outcomes(
+    queries: Queries, user_id: UserId, after: int, upto: int
+) -> list[DelayedEvent]:
+    """Return what of a user was sent, or could not be, as told in (after, upto] of the stream."""
+    return [DelayedEvent(*r) for r in await queries.fetch(LIST_OUTCOMES, user_id, after, upto)]
 
 
 async def list_due(
@@ -315,16 +375,6 @@ async def cancel(queries: Queries, delay_id: str, now_ms: int) -> bool:
 async def cancel_all(queries: Queries, user_id: UserId, now_ms: int) -> None:
     """Cancel every scheduled event of a user."""
     await queries.execute(CANCEL_ALL, user_id, now_ms)
-
-
-async def mark_sent(queries: Queries, event: DelayedEvent, event_id: EventId, now_ms: int) -> None:
-    """Note that an event made it needless to send this one, if it is still as it was seen."""
-    await queries.execute(FINALISE, event.delay_id, event.due_ms, now_ms, event_id, None)
-
-
-async def mark_failed(queries: Queries, event: DelayedEvent, error: str, now_ms: int) -> None:
-    """Note why an event could not be sent, if it is still as it was seen."""
-    await queries.execute(FINALISE, event.delay_id, event.due_ms, now_ms, None, error)
 
 
 async def lock_scheduled(queries: Queries, seen: Sequence[tuple[str, int]]) -> set[str]:

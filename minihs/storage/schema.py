@@ -731,6 +731,11 @@ delayed_events = Table(
         postgresql_where=text("finalised_ms IS NOT NULL"),
     ),
     Index(
+        "delayed_events_position",
+        "position",
+        postgresql_where=text("position IS NOT NULL"),
+    ),
+    Index(
         "delayed_events_user_position",
         "user_id",
         "position",

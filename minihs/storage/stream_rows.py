@@ -165,6 +165,23 @@ class ToDeviceNews:
 
 
 @dataclass(frozen=True, slots=True)
+class DelayedEventOutcome:
+    """A delayed event of a user, as it was due at `due_ms`, was sent, or could not be (MSC4140).
+
+    `event_id` is what it was sent as, `error` (JSON) why it was not. Where the commit of the event
+    itself finalises it, this tells its owner.
+    """
+
+    user_id: UserId
+    delay_id: str
+    due_ms: int
+    finalised_ms: int
+    event_id: EventId | None = None
+    error: str | None = None
+    room_id: str = ""  # It concerns nobody else in the room.
+
+
+@dataclass(frozen=True, slots=True)
 class PurgedRoom:
     """A room that nobody here remembers is being deleted: nothing of it may stay in memory."""
 
@@ -179,6 +196,7 @@ PlainRow = (
     | StayRedaction
     | ForgottenRoom
     | UnignoredUser
+    | DelayedEventOutcome
     | PurgedRoom
 )
 StreamRow = PlainRow | ToDeviceSend
@@ -392,6 +410,25 @@ WRITE_TO_DEVICE = statement(
     """,
 )
 
+# Primary key of delayed_events. If it was cancelled or restarted meanwhile, nothing became of it.
+WRITE_OUTCOMES = statement(
+    "stream_rows.write_outcomes",
+    """
+    UPDATE delayed_events d
+    SET
+      finalised_ms = coalesce(d.finalised_ms, new.finalised_ms),
+      event_id = coalesce(d.event_id, new.event_id),
+      error = coalesce(d.error, new.error),
+      position = new.position
+    FROM
+      unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
+        AS new (delay_id, due_ms, finalised_ms, event_id, error, position)
+    WHERE
+      d.delay_id = new.delay_id AND d.due_ms = new.due_ms
+      AND (d.finalised_ms IS NULL OR d.event_id = new.event_id)
+    """,
+)
+
 # Unique index rooms_room_id_key; primary key of room_purges.
 WRITE_PURGED = statement(
     "stream_rows.write_purged",
@@ -493,6 +530,17 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
     sends = [(p, r) for p, r in rows if isinstance(r, ToDeviceSend)]
     if sends:
         await _write_to_device(queries, sends)
+    outcomes = [(p, r) for p, r in rows if isinstance(r, DelayedEventOutcome)]
+    if outcomes:
+        await queries.execute(
+            WRITE_OUTCOMES,
+            [r.delay_id for _, r in outcomes],
+            [r.due_ms for _, r in outcomes],
+            [r.finalised_ms for _, r in outcomes],
+            [r.event_id for _, r in outcomes],
+            [r.error for _, r in outcomes],
+            [p for p, _ in outcomes],
+        )
     purged = [(p, r) for p, r in rows if isinstance(r, PurgedRoom)]
     if purged:
         await queries.execute(WRITE_PURGED, [r.room_id for _, r in purged], [p for p, _ in purged])

@@ -25,6 +25,7 @@ from minihs.storage.event_writes import Membership
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import (
     AccountDataWrite,
+    DelayedEventOutcome,
     ForgottenRoom,
     PurgedRoom,
     ReadRow,
@@ -132,6 +133,16 @@ LIST_FORGOTTEN = statement(
     FROM memberships m
     JOIN rooms r ON r.room_nid = m.room_nid
     WHERE m.forgotten AND m.forgotten_position > $1 AND m.forgotten_position <= $2
+    """,
+)
+
+# Index delayed_events_position.
+LIST_OUTCOMES = statement(
+    "streams.list_outcomes",
+    """
+    SELECT position, user_id, delay_id, due_ms, finalised_ms, event_id, error
+    FROM delayed_events
+    WHERE position > $1 AND position <= $2
     """,
 )
 
@@ -406,6 +417,8 @@ class StreamFollower:
             items.append((row[0], StayRedaction.of_row(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_FORGOTTEN, after, upto):
             items.append((row[0], ForgottenRoom(*row[1:])))  # noqa: PERF401
+        for row in await fetch(LIST_OUTCOMES, after, upto):
+            items.append((row[0], DelayedEventOutcome(*row[1:])))  # noqa: PERF401
         for row in await fetch(LIST_PURGED, after, upto):
             items.append((row[0], PurgedRoom(*row[1:])))  # noqa: PERF401
         items += _to_device_news(await fetch(LIST_TO_DEVICE, after, upto))

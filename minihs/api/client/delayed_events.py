@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.api.client.appservices import massaged_ts
 from minihs.api.client.sticky_events import sticky_duration_ms
 from minihs.base.errors import (
     BadJson,
@@ -20,13 +21,20 @@ from minihs.base.errors import (
 from minihs.protocol import unstable
 from minihs.services.rooms import delayed_events
 from minihs.services.rooms.commit import ClientTransaction
-from minihs.services.rooms.delayed_events import AlreadyFinalised, DelayedDraft, DelayTooLong
+from minihs.services.rooms.delayed_events import (
+    AlreadyFinalised,
+    DelayedDraft,
+    DelayTooLong,
+    Wanted,
+)
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
     from minihs.protocol.identifiers import UserId
 
 DIGITS_MAX = 15
+LIST_PARAMETERS = ("from_ts", "to_ts", "dir", "from", "room_id", "type", "status")
+STATUSES = ("scheduled", "sent", "cancelled", "failed")
 ACTIONS = {
     "send": delayed_events.send_now,
     "cancel": delayed_events.cancel,
@@ -62,8 +70,15 @@ async def schedule_delayed_event(request: Request) -> object:
     if delay_ms <= 0:
         raise InvalidParam("delay_ms must be positive.")
     state_key = str(others["state_key"]) if "state_key" in others else None
-    sticky_ms = sticky_duration_ms(request)
-    draft = DelayedDraft(room_id, event_type, state_key, content, delay_ms, sticky_ms)
+    draft = DelayedDraft(
+        room_id,
+        event_type,
+        state_key,
+        content,
+        delay_ms,
+        sticky_duration_ms(request),
+        massaged_ts(request),
+    )
     return {
         "delay_id": await delayed_events.schedule(
             request.services, requester.user_id, draft, transaction
@@ -94,6 +109,7 @@ async def schedule_by_parameter(
         await request.json_object(),
         int(text),
         sticky_duration_ms(request),
+        massaged_ts(request),
     )
     try:
         delay_id = await delayed_events.schedule(
@@ -170,15 +186,83 @@ async def get_delayed_event_unstable(request: Request) -> object:
     return _with_former_names(described)
 
 
+async def get_delayed_events(request: Request) -> object:
+    """GET /_matrix/client/v1/delayed_events. MSC4140#getting-a-list-of-delayed-events."""
+    return await _list(request, former=False, everything=False)
+
+
 async def get_delayed_events_unstable(request: Request) -> object:
     """GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events.
 
     MSC4140#getting-a-list-of-delayed-events
     """
-    scheduled = await delayed_events.list_delayed_events(
-        request.services, request.requester.user_id
+    return await _list(request, former=True, everything=False)
+
+
+async def get_delayed_events_filtered(request: Request) -> object:
+    """GET /_matrix/client/unstable/org.matrix.msc4486/delayed_events. MSC4486#proposal."""
+    return await _list(request, former=True, everything=True)
+
+
+async def _list(request: Request, *, former: bool, everything: bool) -> object:
+    """Return a page of the requester's delayed events.
+
+    MSC4140 knows no filters and lists what is scheduled; with any filter of MSC4486, and at its own
+    path, what is finalised is listed too, unless the filter says otherwise.
+    """
+    wanted = _wanted(request)
+    if wanted == Wanted() and not everything:
+        wanted = Wanted(status="scheduled")
+    events, place = await delayed_events.list_delayed_events(
+        request.services, request.requester.user_id, wanted
     )
-    return {"delayed_events": [_with_former_names(described) for described in scheduled]}
+    answer: dict[str, object] = {
+        "delayed_events": [_with_former_names(event) for event in events] if former else events
+    }
+    if place is not None:
+        token = f"{place[0]}_{place[1]}"
+        answer |= dict.fromkeys(unstable.LIST_NEXT_BATCH.written, token)
+    return answer
+
+
+def _wanted(request: Request) -> Wanted:
+    """Return what the query parameters of MSC4486 ask for.
+
+    Raises:
+        InvalidParam: a value is none that there is, or the two spellings of a parameter disagree.
+    """
+    given: dict[str, str] = {}
+    for name in LIST_PARAMETERS:
+        spellings = [f"{unstable.LIST_PREFIX}{name}", name]
+        values = {value for spelling in spellings if (value := request.query(spelling)) is not None}
+        if len(values) > 1:
+            raise InvalidParam(f"{' and '.join(spellings)} disagree")
+        for value in values:
+            given[name] = value
+    if given.get("status", "sent") not in STATUSES:
+        raise InvalidParam(f"status must be one of {', '.join(STATUSES)}.")
+    if given.get("dir", "f") not in ("f", "b"):
+        raise InvalidParam("dir must be f or b.")
+    every = Wanted()
+    after: tuple[int, str] | None = None
+    if "from" in given:
+        due, _, delay_id = given["from"].partition("_")
+        after = _time("from", due), delay_id
+    return Wanted(
+        status=given.get("status"),
+        from_ms=_time("from_ts", given["from_ts"]) if "from_ts" in given else every.from_ms,
+        to_ms=_time("to_ts", given["to_ts"]) if "to_ts" in given else every.to_ms,
+        room_id=given.get("room_id"),
+        type=given.get("type"),
+        backward=given.get("dir") == "b",
+        after=after,
+    )
+
+
+def _time(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX):
+        raise InvalidParam(f"{name} is no time in milliseconds, or no token of ours.")
+    return int(text)
 
 
 def _with_former_names(described: dict[str, object]) -> dict[str, object]:

@@ -17,6 +17,7 @@ SPEC_VERSIONS = [
 UNSTABLE_FEATURES = {
     unstable.FLAG_BATCH_REDACTION: True,
     unstable.FLAG_DELAYED_EVENTS: True,
+    unstable.FLAG_DELAYED_EVENTS_LIST: True,
     unstable.FLAG_DELAYED_EVENTS_STABLE: True,
     unstable.FLAG_REDACTION_BY_SEND: True,
     unstable.FLAG_SLIDING_SYNC: True,

@@ -31,9 +31,12 @@ from minihs.protocol.identifiers import parse_room_id, parse_user_id
 from minihs.protocol.membership import MEMBERSHIPS
 from minihs.services.rooms.commit import ClientTransaction, DelayedSending, Superseded
 from minihs.services.rooms.room_events import send_message, set_room_state
+from minihs.services.rooms.send import UnknownRoom
 from minihs.storage import accounts
 from minihs.storage import delayed_events as rows
 from minihs.storage.delayed_events import DelayedEvent
+from minihs.storage.delayed_events import Wanted as Wanted
+from minihs.storage.stream_rows import DelayedEventOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -53,6 +56,7 @@ RETAINED_MS = 7 * 86_400_000
 RETAINED_PER_USER_MAX = 1_000
 RETAINED_BYTES_PER_USER_MAX = 8 * 1_048_576
 DELETED_AT_ONCE = 1_000
+PAGE_EVENTS = 100
 SURPLUS_INTERVAL_MS = 300_000
 
 
@@ -71,7 +75,10 @@ class AlreadyFinalised(MatrixError):
 
 @dataclass(frozen=True, slots=True)
 class DelayedDraft:
-    """What a user wants to have sent after `delay_ms`; state if it has a state key."""
+    """What a user wants to have sent after `delay_ms`; state if it has a state key.
+
+    `sent_ms` is the time of sending that an application service wants it to claim.
+    """
 
     room_id: str
     type: str
@@ -79,6 +86,7 @@ class DelayedDraft:
     content: Mapping[str, object]
     delay_ms: int
     sticky_ms: int | None = None
+    sent_ms: int | None = None
 
 
 # --- scheduling --------------------------------------------------------------------------------
@@ -135,6 +143,7 @@ async def schedule(
             state_key=draft.state_key,
             content=content,
             sticky_ms=draft.sticky_ms,
+            sent_ms=draft.sent_ms,
             delay_ms=draft.delay_ms,
             since_ms=now_ms,
             due_ms=now_ms + draft.delay_ms,
@@ -252,12 +261,35 @@ async def get_delayed_event(
     return _described(await _fetch(services, user_id, delay_id))
 
 
-async def list_delayed_events(services: Services, user_id: UserId) -> list[dict[str, object]]:
-    """Return a user's scheduled events, the next to be sent first.
+async def list_delayed_events(
+    services: Services, user_id: UserId, wanted: Wanted
+) -> tuple[list[dict[str, object]], tuple[int, str] | None]:
+    """Return some of a user's delayed events as they are due; and where the next page begins.
 
     MSC4140#getting-a-list-of-delayed-events
     """
-    return [_described(event) for event in await rows.list_scheduled(services.db, user_id)]
+    page = await rows.list_page(services.db, user_id, wanted, PAGE_EVENTS + 1)
+    more = len(page) > PAGE_EVENTS
+    page = page[:PAGE_EVENTS]
+    return [_described(event) for event in page], (
+        (page[-1].due_ms, page[-1].delay_id) if more else None
+    )
+
+
+async def list_outcomes(
+    services: Services, user_id: UserId, since: int | None, upto: int
+) -> list[dict[str, object]]:
+    """Return what became of a user's delayed events in (since, upto] of the stream.
+
+    That is what was sent, or could not be: what users cancel they know. Without `since` it is
+    whatever is remembered. MSC4140#syncing-failed-delayed-events
+    """
+    if since is not None and services.follower.floor <= since:
+        news = services.follower.items_after(since)
+        if not any(isinstance(n, DelayedEventOutcome) and n.user_id == user_id for n in news):
+            return []
+    found = await rows.list_outcomes(services.db, user_id, since or 0, upto)
+    return [_described(event) for event in found]
 
 
 async def _fetch(services: Services, owner: UserId | None, delay_id: str) -> DelayedEvent:
@@ -316,18 +348,26 @@ async def send_due(services: Services, event: DelayedEvent, began_ms: int) -> bo
         await _send(services, event)
     except Superseded:
         return True
+    except UnknownRoom:  # It has been deleted, or never was one of this server's.
+        await _note_failed(services, event, Forbidden("You are not in this room."))
     except MatrixError as error:
-        now_ms = services.clock.now_ms()
-        ours = isinstance(error, Unavailable)
-        if ours and now_ms - max(event.due_ms, began_ms) < RETRIED_FOR_MS:
+        late_ms = services.clock.now_ms() - max(event.due_ms, began_ms)
+        if isinstance(error, Unavailable) and late_ms < RETRIED_FOR_MS:
             return False
-        await rows.mark_failed(services.db, event, orjson.dumps(error.body()).decode(), now_ms)
+        await _note_failed(services, event, error)
     except Exception:
         logger.exception("a delayed event of %s cannot be sent", event.user_id)
-        body = MatrixError("Internal server error.").body()
-        now_ms = services.clock.now_ms()
-        await rows.mark_failed(services.db, event, orjson.dumps(body).decode(), now_ms)
+        await _note_failed(services, event, MatrixError("Internal server error."))
     return True
+
+
+async def _note_failed(services: Services, event: DelayedEvent, error: MatrixError) -> None:
+    """Finalise an event that cannot be sent, if it is still as it was seen; tell its owner."""
+    outcome = DelayedEventOutcome(
+        event.user_id, event.delay_id, event.due_ms, services.clock.now_ms(),
+        error=orjson.dumps(error.body()).decode(),
+    )  # fmt: skip
+    await services.committer.commit_rows([outcome])
 
 
 async def _check_rate(services: Services, user_id: UserId) -> None:
@@ -356,12 +396,13 @@ async def _send(services: Services, event: DelayedEvent) -> None:
     if event.state_key is None:
         event_id = await send_message(
             services, event.user_id, event.room_id, event.type, content, sending,
-            sticky_ms=event.sticky_ms,
+            sticky_ms=event.sticky_ms, sent_ms=event.sent_ms,
         )  # fmt: skip
     else:
         event_id = await set_room_state(
             services, event.user_id, event.room_id, event.type, event.state_key, content,
-            guest=owner.guest, sticky_ms=event.sticky_ms, transaction=sending,
+            guest=owner.guest, sticky_ms=event.sticky_ms, sent_ms=event.sent_ms,
+            transaction=sending,
         )  # fmt: skip
     await _note_other(services, event, event_id)
 
@@ -373,7 +414,10 @@ async def _note_other(services: Services, event: DelayedEvent, event_id: EventId
     """
     stored = await services.events.get(event_id)
     if stored is None or stored.device_nid is not None or stored.txn_id != event.delay_id:
-        await rows.mark_sent(services.db, event, event_id, services.clock.now_ms())
+        outcome = DelayedEventOutcome(
+            event.user_id, event.delay_id, event.due_ms, services.clock.now_ms(), event_id
+        )
+        await services.committer.commit_rows([outcome])
 
 
 async def forget_finalised(services: Services) -> None:

@@ -45,6 +45,10 @@ DEPTH_MAX = 2**53 - 1
 Decision = Callable[[RoomHead], Awaitable["EventDraft | EventId"]]
 
 
+class UnknownRoom(NotFound):
+    """Nobody of this server has been in the room, or nothing is left of it here."""
+
+
 async def send_event(
     services: Services,
     draft: EventDraft,
@@ -83,7 +87,7 @@ async def send_decided(
     for _ in range(ATTEMPTS):
         async with building(services, room_id) as head:
             if head is None:
-                raise NotFound("Unknown room.")
+                raise UnknownRoom("Unknown room.")
             pending = head.cursor.pending
             outcome = await _attempt(services, head, decide, transaction)
         if isinstance(outcome, tuple):
@@ -114,7 +118,7 @@ async def _attempt(
 ) -> tuple[StoredEvent, Future[int]] | EventId | MatrixError:
     """Return the event that was handed to the committer, or else what `decide` said instead."""
     if not head.extremities:  # Somebody was invited to it, but nobody of us has been in it.
-        return NotFound("Unknown room.")
+        return UnknownRoom("Unknown room.")
     try:
         decided = await decide(head)
         if isinstance(decided, str):

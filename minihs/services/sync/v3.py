@@ -13,8 +13,8 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minihs.protocol import canonical_json
-from minihs.services.rooms import client_events
+from minihs.protocol import canonical_json, unstable
+from minihs.services.rooms import client_events, delayed_events
 from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
@@ -115,6 +115,9 @@ async def _collect(
     answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
     answer |= assemble.events_json("account_data", data.get("", ()))
     answer |= assemble.events_json("to_device", messages.events)
+    if request.filter.delayed_outcomes:
+        outcomes = await delayed_events.list_outcomes(services, request.user_id, since, upto)
+        answer |= unstable.DELAYED_EVENT_OUTCOMES.write(outcomes) if outcomes else {}
     return answer, len(answer) > 1
 
 

@@ -19,6 +19,7 @@ from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import Membership
 from minihs.storage.stream_rows import (
     AccountDataWrite,
+    DelayedEventOutcome,
     ForgottenRoom,
     ToDeviceNews,
     UnignoredUser,
@@ -157,7 +158,9 @@ class Views:
                 self._touch(self._by_room.get(item.event.room_id), position, concerned)
             elif isinstance(item, Membership):
                 self._follow_membership(position, item, concerned)
-            elif isinstance(item, AccountDataWrite | ForgottenRoom | UnignoredUser):
+            elif isinstance(
+                item, AccountDataWrite | ForgottenRoom | UnignoredUser | DelayedEventOutcome
+            ):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
             elif isinstance(item, ToDeviceNews):
