@@ -16,8 +16,8 @@ from random import Random
 from tests.fuzz.rounds import FuzzFailure, play_round, running_world
 from tests.helpers.postgres import EMBEDDED_VERSION, TestServers, cluster_directory
 
-INPUTS_PER_ROUND = 50
-ROUNDS_PER_WORLD = 40
+INPUTS_PER_ROUND = 100
+ROUNDS_PER_WORLD = 50
 
 
 async def play_rounds(
