@@ -251,8 +251,8 @@ LIST_STICKY_MISSED = statement(
     """,
 )
 
-# Index memberships_servers_left; unique index events_position_key. Where it is not its own event
-# that made the membership current, state resolution did.
+# Index memberships_servers_left; unique index events_position_key. State resolution puts users out
+# by an event that meets a room whose state is not what its sender took it for.
 LIST_REMOVALS = statement(
     "destinations.list_removals",
     """
@@ -262,7 +262,9 @@ LIST_REMOVALS = statement(
     WHERE substr(m.user_id, strpos(m.user_id, ':') + 1) = $1
       AND m.membership <> 'join' AND NOT m.local
       AND m.position > $2 AND m.position <= $3
-      AND (substr(m.sender, strpos(m.sender, ':') + 1) = $4 OR e.event_id <> m.event_id)
+      AND (
+        substr(m.sender, strpos(m.sender, ':') + 1) = $4 OR e.state_before <> e.room_state_before
+      )
     ORDER BY m.position
     LIMIT $5
     """,

@@ -277,9 +277,12 @@ async def has_members_of_server(
 
 
 async def fetch_last_change(queries: Queries, room_id: str, server_name: str) -> EventId | None:
-    """Return the event that was the last to change what users of another server are in a room."""
-    found: EventId | None = await queries.fetchval(FETCH_LAST_CHANGE, room_id, server_name)
-    return found
+    """Return the event that was the last to change what a server's users are in a room.
+
+    It is a member event, or one that made state resolution change its mind.
+    """
+    row = await queries.fetchrow(FETCH_LAST_CHANGE, room_id, server_name)
+    return None if row is None else row[0]
 
 
 async def count_invites(queries: Queries, user_id: str, server_name: str) -> tuple[int, int]:

@@ -154,7 +154,9 @@ def _state_problems(view: View) -> list[str]:
         membership, event_id = view.members.get(user_id, ("leave", ""))
         in_state = by_state.get(user_id)
         if in_state is None:
-            if membership != "leave":
+            known = view.events.get(event_id)
+            from_outside = known is not None and not known.placed  # An invite that nobody knows of.
+            if membership != "leave" and not from_outside:
                 problems.append(f"{user_id} is noted as {membership}, but not in the state")
         elif in_state != event_id and user_id in view.members:
             problems.append(f"{user_id} is noted by {event_id}, the state has {in_state}")

@@ -48,7 +48,6 @@ MISSING_EVENTS_DEFAULT = 10
 NEAR_IN_TIME_MAX = 50
 NAMED_EVENTS_MAX = 100
 EVENTS_AT_ONCE = 500
-ONCE_INSIDE = ("join", "leave", "ban")
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
 Json = dict[str, object]
 
@@ -69,8 +68,11 @@ async def require_in_room(services: Services, origin: str, room_id: str) -> None
         raise Forbidden("Your server is not in this room.")
 
 
-async def _stays(services: Services, origin: str, room_id: str) -> bool:
-    """Return whether a server and this one are in a room; False if they were, and one is no more.
+async def _end_of_stay(services: Services, origin: str, room_id: str) -> int | None:
+    """Return None if a server and this one are in a room; else up to where all is told as if so.
+
+    That is 0 where the stay was ended by an event that says so. Where state resolution has undone
+    it, the server can only understand that by what we have come to know till then.
 
     Raises:
         NotFound, Forbidden: as `require_in_room`; and they never were.
@@ -78,31 +80,38 @@ async def _stays(services: Services, origin: str, room_id: str) -> bool:
     try:
         await require_in_room(services, origin, room_id)
     except (NotFound, Forbidden):
-        if not await memberships.has_members_of_server(services.db, room_id, origin, ONCE_INSIDE):
+        cause_id = await memberships.fetch_last_change(services.db, room_id, origin)
+        if cause_id is None:
             raise
-        return False
-    return True
+        cause = (await services.events.get_many([cause_id]))[cause_id]
+        event = cause.event
+        if event.type == "m.room.member" and server_name_of(event.state_key or "") == origin:
+            return 0
+        before = cause.room_state_before
+        if before is None or not await joined_among(services, before, {origin}):
+            return 0
+        return cause.position or 0
+    return None
 
 
 async def _of_its_stay(
-    services: Services, origin: ServerName, events: Iterable[StoredEvent]
+    services: Services, origin: ServerName, events: Iterable[StoredEvent], end: int
 ) -> list[StoredEvent]:
-    """Return those of the events before which a user of the server was joined.
+    """Return those of the events that a server may ask about although its stay has ended.
 
-    Be it where the event stands, or in what was the room's state when it came: that is how a server
-    learns what made it leave, without its having been told.
+    All that came up to the position `end`, and what happened where one of its users was joined.
     """
     joined: dict[int, bool] = {}
     found: list[StoredEvent] = []
     for stored in events:
-        for state_id in (stored.state_before, stored.room_state_before):
-            if state_id is None:
-                continue
+        state_id = stored.state_before
+        if stored.position is not None and stored.position <= end:
+            found.append(stored)
+        elif state_id is not None:
             if state_id not in joined:
                 joined[state_id] = bool(await joined_among(services, state_id, {origin}))
             if joined[state_id]:
                 found.append(stored)
-                break
     return found
 
 
@@ -115,11 +124,11 @@ async def _event_in_room(
         NotFound: there is none, or it is of another room, or not for the server to know.
         Forbidden: as `require_in_room`.
     """
-    stays = await _stays(services, origin, room_id)
+    end = await _end_of_stay(services, origin, room_id)
     stored = await services.events.get(EventId(event_id)) if "\0" not in event_id else None
     if stored is None or stored.event.room_id != room_id:
         raise NotFound("Event not found.")
-    if not stays and not await _of_its_stay(services, origin, [stored]):
+    if end is not None and not await _of_its_stay(services, origin, [stored], end):
         raise NotFound("Event not found.")
     return stored
 
@@ -219,12 +228,13 @@ async def get_missing_events(
 
     Spec: server-server-api#post_matrixfederationv1get_missing_eventsroomid
     """
-    stays = await _stays(services, origin, room_id)
+    end = await _end_of_stay(services, origin, room_id)
     limit = max(0, min(limit, MISSING_EVENTS_MAX))
     seen = {*earliest, *latest}
     layer = await _of_room(services, room_id, latest[:NAMED_EVENTS_MAX])
-    if not stays:  # What led to these it could have asked for then.
-        layer = {s.event_id: s for s in await _of_its_stay(services, origin, layer.values())}
+    if end is not None:  # What led to these it could have asked for then.
+        known = await _of_its_stay(services, origin, layer.values(), end)
+        layer = {stored.event_id: stored for stored in known}
     found: list[StoredEvent] = []
     while layer and len(found) < limit:
         ids = [
