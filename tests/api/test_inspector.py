@@ -817,6 +817,31 @@ async def test_P01_a_browser_finds_nothing_to_run_and_nothing_to_report(
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
+async def test_P02_a_real_browser_signs_in_looks_around_and_signs_out(
+    homeserver: Homeserver,
+) -> None:
+    admin = await make_admin(homeserver, "alice")
+    room_id = await admin.create_room(name=NAME)
+    heading = "document.querySelector('h1').textContent"
+    async with chromium() as browser:
+        page = await browser.open(str(homeserver.client.make_url(f"{ROOT}/")))
+        assert await page.evaluate(heading) == "Sign in"
+        page.complaints.clear()  # It says that the answer was a 401.
+        await page.leave_by(
+            f"document.querySelector('#token').value = '{admin.token}';"
+            "document.querySelector('main form').submit()"
+        )
+        assert "known to hs1" in await page.evaluate(heading)
+        assert await page.evaluate("document.cookie") == ""  # Scripts do not see it.
+        await page.leave_by("document.querySelector('tbody a').click()")
+        assert await page.evaluate(heading) == NAME
+        assert await page.evaluate("location.pathname") == room_path(room_id)
+        assert page.complaints == []
+        await page.leave_by("document.querySelector('.bar form button').click()")
+        assert await page.evaluate(heading) == "Sign in"
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
 async def test_a_browser_that_finds_something_says_so(homeserver: Homeserver) -> None:
     """The test above can fail: the same page, with a policy and without escaping."""
     from aiohttp import web

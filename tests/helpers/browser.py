@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = (
@@ -36,6 +36,8 @@ OPTIONS = (
     "--remote-allow-origins=*",
     "about:blank",
 )
+# Others are about how the test drives the page.
+ISSUES = ("ContentSecurityPolicyIssue", "CookieIssue", "MixedContentIssue", "QuirksModeIssue")
 START_S = 60
 LOAD_S = 60
 
@@ -59,6 +61,12 @@ class Page:
             "Runtime.evaluate", self.session_id, expression=expression, returnByValue=True
         )
         return answer["result"].get("value")
+
+    async def leave_by(self, expression: str) -> None:
+        """Evaluate what leads to another page, such as sending a form; return when it is there."""
+        loaded = self.browser.expect_load(self)
+        await self.evaluate(expression)
+        await loaded
 
     async def screenshot(
         self, width: int, *, until: str = "html", of: str = "html", dark: bool = False
@@ -111,12 +119,21 @@ class Browser:
         for part in ("Page", "Runtime", "Log", "Audits", "Network"):
             await self.call(f"{part}.enable", session)
         await self.call("Network.setExtraHTTPHeaders", session, headers=dict(headers or {}))
-        loaded = self._loaded[session] = asyncio.Event()
+        loaded = self.expect_load(page)
         await self.call("Page.navigate", session, url=url)
-        async with asyncio.timeout(LOAD_S):
-            await loaded.wait()
-        await page.evaluate("1")  # Whatever it had to say has been said before this is answered.
+        await loaded
         return page
+
+    def expect_load(self, page: Page) -> Awaitable[None]:
+        """Return what is done when the next page has been loaded."""
+        event = self._loaded[page.session_id] = asyncio.Event()
+
+        async def loaded() -> None:
+            async with asyncio.timeout(LOAD_S):
+                await event.wait()
+            await page.evaluate("1")  # What it had to say has been said before this is answered.
+
+        return loaded()
 
     async def listen(self) -> None:
         """Take in what the browser says, until it ends."""
@@ -148,7 +165,7 @@ class Browser:
             page.complaints.append(f"{said['entry']['source']}: {said['entry']['text']}")
         elif method == "Runtime.consoleAPICalled":
             page.complaints.append(f"console: {said['args']}")
-        elif method == "Audits.issueAdded":
+        elif method == "Audits.issueAdded" and said["issue"]["code"] in ISSUES:
             page.complaints.append(f"issue: {said['issue']}")
 
 

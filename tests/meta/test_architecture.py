@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from minihs.__main__ import _COMMANDS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "ARCHITECTURE.md",
     "README.md",
     "docs/developing.md",
+    "docs/inspector.md",
     "docs/operating.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs/decisions").glob("*.md"))),
 ]
@@ -43,3 +46,10 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     directory = (ROOT / page).parent
     links = LINK.findall((ROOT / page).read_text())
     assert [link for link in links if not (directory / link).exists()] == []
+
+
+def test_operators_read_of_every_command_and_of_what_supervisors_ask() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    names = [f"minihs {command}" for command in (*_COMMANDS, "dag")]
+    names += [f"GET /{path}" for path in ("health", "ready", "metrics")]
+    assert [name for name in names if name not in page] == []
