@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.storage.delayed_events import lock_scheduled
-from minihs.storage.sql import statement
+from minihs.storage.sql import BatchStatement, statement
 from minihs.storage.stream_rows import StickyEvent, array_literal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomAlias, RoomId, StateKey, UserId
     from minihs.storage.database import Queries
     from minihs.storage.event_store import StoredEvent
+    from minihs.storage.sql import Columns
     from minihs.storage.state import StateRow
 
 
@@ -118,35 +119,89 @@ class EventBatch:
     events: list[EventWrite] = field(default_factory=list)
 
 
+# What the statements are given: for each event, and for what it causes, a row. `ordinal` is the
+# place of the event in the batch, from 1.
+_OF_MESSAGES: Mapping[str, Columns | str] = {
+    "seen": {
+        "room_nid": "bigint", "version": "bigint", "extremities": "text", "state_id": "bigint",
+        "main_count": "bigint",
+    },
+    "taken": "bigint",
+    "new": {
+        "ordinal": "bigint", "event_nid": "bigint", "event_id": "text", "room_nid": "bigint",
+        "status": "smallint", "key_nid": "bigint", "state_before": "bigint",
+        "state_after": "bigint", "room_state_before": "bigint", "room_state_after": "bigint",
+        "auth_nids": "text", "main_count": "bigint", "thread_root": "text", "notifies": "boolean",
+        "sticky_until_ms": "bigint", "device_nid": "bigint", "txn_id": "text",
+        "txn_scope": "text", "redacted_by": "text", "json": "text",
+    },
+    "own": {"room_nid": "bigint", "user_id": "text", "ordinal": "bigint", "main_count": "bigint"},
+    "pushes": {
+        "user_id": "text", "room_nid": "bigint", "ordinal": "bigint", "thread_root": "text",
+        "notify_delta": "smallint", "highlight": "boolean",
+    },
+}  # fmt: skip
+_OF_EVENTS: Mapping[str, Columns | str] = {
+    **_OF_MESSAGES,
+    "made": {
+        "room_nid": "bigint", "room_id": "text", "room_version": "text", "extremities": "text",
+        "state_id": "bigint", "main_count": "bigint", "published": "boolean",
+    },
+    "states": {
+        "state_id": "bigint", "parent_id": "bigint", "chain": "integer", "size": "integer",
+    },
+    "entries": {
+        "state_id": "bigint", "key_nid": "bigint", "event_nid": "bigint", "event_id": "text",
+    },
+    "members": {
+        "room_nid": "bigint", "user_id": "text", "membership": "text", "event_id": "text",
+        "sender": "text", "ordinal": "bigint", "local": "boolean", "forgotten": "boolean",
+        "display_name": "text", "avatar_url": "text", "read_ordinal": "bigint",
+        "read_main_count": "bigint",
+    },
+    "invites": {"room_id": "text", "user_id": "text", "json": "text"},
+    "redactions": {"event_id": "text", "redaction_id": "text", "room_nid": "bigint"},
+    "threads": {
+        "room_nid": "bigint", "user_id": "text", "thread_root": "text", "ordinal": "bigint",
+    },
+    "aliases": {"alias": "text", "room_id": "text", "creator": "text"},
+    "sticky": {
+        "event_id": "text", "room_nid": "bigint", "sender": "text", "until_ms": "bigint",
+        "ordinal": "bigint", "waits_for": "text", "instead_of": "text",
+    },
+    "outcomes": {
+        "delay_id": "text", "due_ms": "bigint", "finalised_ms": "bigint", "event_id": "text",
+    },
+}  # fmt: skip
+
 _VERIFY = """
     WITH unmoved AS (
       SELECT count(*) AS rooms
-      FROM unnest($1::bigint[], $2::bigint[]) AS seen (room_nid, version)
+      FROM {seen}
       JOIN rooms r ON r.room_nid = seen.room_nid AND r.version = seen.version
     ), bumped AS (
       UPDATE rooms r
       SET
         version = r.version + 1, extremities = seen.extremities::bigint[],
         state_id = seen.state_id, main_count = seen.main_count
-      FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[])
-        AS seen (room_nid, version, extremities, state_id, main_count)
+      FROM {seen}
       WHERE
         r.room_nid = seen.room_nid AND r.version = seen.version
         AND (
-          cardinality($1::bigint[]) = 1
-          OR (SELECT rooms FROM unmoved) = cardinality($1::bigint[])
+          cardinality({seen.room_nid}) = 1
+          OR (SELECT rooms FROM unmoved) = cardinality({seen.room_nid})
         )
       RETURNING 1
     ), last AS (
       UPDATE stream
-      SET position = position + $6::bigint
+      SET position = position + {taken}
       WHERE (
         -- One that moved while we looked: the others must not stay bumped. n / 0 undoes everything.
-        SELECT CASE WHEN n IN (0, cardinality($1::bigint[])) THEN n = cardinality($1::bigint[])
-          ELSE n / (n - n) > 0 END
+        SELECT CASE n
+          WHEN cardinality({seen.room_nid}) THEN true WHEN 0 THEN false ELSE n / (n - n) > 0 END
         FROM (SELECT count(*) AS n FROM bumped) AS found
       )
-      RETURNING position - $6::bigint AS base
+      RETURNING position - {taken} AS base
     ), new_events AS (
       INSERT INTO events (
         event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
@@ -160,18 +215,7 @@ _VERIFY = """
         new.auth_nids::bigint[], new.main_count, new.thread_root,
         new.notifies, new.sticky_until_ms, new.device_nid, new.txn_id, new.txn_scope,
         new.redacted_by, new.json
-      FROM
-        last,
-        unnest(
-          $7::bigint[], $8::text[], $9::bigint[], $10::smallint[], $11::bigint[], $12::bigint[],
-          $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::text[],
-          $19::boolean[], $20::bigint[], $21::bigint[], $22::text[], $23::text[], $24::text[],
-          $25::text[]
-        ) WITH ORDINALITY AS new (
-          event_nid, event_id, room_nid, status, key_nid, state_before, state_after,
-          room_state_before, room_state_after, auth_nids, main_count, thread_root, notifies,
-          sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json, ordinal
-        )
+      FROM last, {new}
       -- An event that takes its place in the room only now keeps its number. Where its writer did
       -- not know that (another process has just stored it), all fails: others rest upon the number.
       ON CONFLICT (event_id) DO UPDATE
@@ -190,22 +234,15 @@ _VERIFY = """
     ), read AS (
       UPDATE memberships m
       SET
-        read_main_position = last.base + new.ordinal, read_main_count = new.main_count
-      FROM
-        last,
-        unnest($26::bigint[], $27::text[], $28::bigint[], $29::bigint[])
-          AS new (room_nid, user_id, ordinal, main_count)
-      WHERE m.room_nid = new.room_nid AND m.user_id = new.user_id
+        read_main_position = last.base + own.ordinal, read_main_count = own.main_count
+      FROM last, {own}
+      WHERE m.room_nid = own.room_nid AND m.user_id = own.user_id
     ), pushed AS (
       INSERT INTO event_pushes (user_id, room_nid, position, thread_root, notify_delta, highlight)
       SELECT
-        new.user_id, new.room_nid, last.base + new.ordinal, new.thread_root, new.notify_delta,
-        new.highlight
-      FROM
-        last,
-        unnest(
-          $30::text[], $31::bigint[], $32::bigint[], $33::text[], $34::smallint[], $35::boolean[]
-        ) AS new (user_id, room_nid, ordinal, thread_root, notify_delta, highlight)
+        pushes.user_id, pushes.room_nid, last.base + pushes.ordinal, pushes.thread_root,
+        pushes.notify_delta, pushes.highlight
+      FROM last, {pushes}
     )
 """
 
@@ -215,52 +252,35 @@ _STATE = """
         room_nid, room_id, room_version, version, extremities, state_id, main_count, published
       )
       SELECT
-        new.room_nid, new.room_id, new.room_version, 1, new.extremities::bigint[], new.state_id,
-        new.main_count, new.published
-      FROM
-        last,
-        unnest(
-          $36::bigint[], $37::text[], $38::text[], $39::text[], $40::bigint[], $41::bigint[],
-          $42::boolean[]
-        ) AS new (
-          room_nid, room_id, room_version, extremities, state_id, main_count, published
-        )
+        made.room_nid, made.room_id, made.room_version, 1, made.extremities::bigint[],
+        made.state_id, made.main_count, made.published
+      FROM last, {made}
     ), new_states AS (
       INSERT INTO states (state_id, parent_id, chain, size)
-      SELECT new.*
-      FROM last, unnest($43::bigint[], $44::bigint[], $45::integer[], $46::integer[]) AS new
+      SELECT states.*
+      FROM last, {states}
     ), new_entries AS (
       INSERT INTO state_entries (state_id, key_nid, event_nid)
       SELECT
-        new.state_id, new.key_nid,
+        entries.state_id, entries.key_nid,
         coalesce(
-          new.event_nid, (SELECT e.event_nid FROM events e WHERE e.event_id = new.event_id)
+          entries.event_nid,
+          (SELECT e.event_nid FROM events e WHERE e.event_id = entries.event_id)
         )
-      FROM
-        last,
-        unnest($47::bigint[], $48::bigint[], $49::bigint[], $50::text[])
-          AS new (state_id, key_nid, event_nid, event_id)
-    ), members AS (
+      FROM last, {entries}
+    ), new_memberships AS (
       INSERT INTO memberships AS old (
         room_nid, user_id, membership, event_id, sender, position, order_major, joined_position,
         local, forgotten, display_name, avatar_url, read_position, read_main_position,
         read_main_count
       )
       SELECT
-        new.room_nid, new.user_id, new.membership, new.event_id, new.sender,
-        last.base + new.ordinal, last.base + new.ordinal, last.base + new.ordinal, new.local,
-        new.forgotten,
-        new.display_name, new.avatar_url, last.base + new.read_ordinal,
-        last.base + new.read_ordinal, new.read_main_count
-      FROM
-        last,
-        unnest(
-          $51::bigint[], $52::text[], $53::text[], $54::text[], $55::text[], $56::bigint[],
-          $57::boolean[], $58::boolean[], $59::text[], $60::text[], $61::bigint[], $62::bigint[]
-        ) AS new (
-          room_nid, user_id, membership, event_id, sender, ordinal, local, forgotten,
-          display_name, avatar_url, read_ordinal, read_main_count
-        )
+        members.room_nid, members.user_id, members.membership, members.event_id, members.sender,
+        last.base + members.ordinal, last.base + members.ordinal, last.base + members.ordinal,
+        members.local, members.forgotten, members.display_name, members.avatar_url,
+        last.base + members.read_ordinal, last.base + members.read_ordinal,
+        members.read_main_count
+      FROM last, {members}
       ON CONFLICT (room_nid, user_id) DO UPDATE
       SET
         membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender,
@@ -284,79 +304,76 @@ _STATE = """
           THEN old.read_main_count ELSE excluded.read_main_count END
     ), invited AS (
       INSERT INTO invite_states (room_id, user_id, json)
-      SELECT new.* FROM last, unnest($63::text[], $64::text[], $65::text[]) AS new
+      SELECT invites.* FROM last, {invites}
       ON CONFLICT (room_id, user_id) DO UPDATE SET json = excluded.json
     ), redacting AS (
       INSERT INTO redactions (event_id, redaction_id, room_nid)
-      SELECT new.* FROM last, unnest($66::text[], $67::text[], $68::bigint[]) AS new
+      SELECT redactions.* FROM last, {redactions}
       ON CONFLICT DO NOTHING
     ), redacted AS (
       UPDATE events e
-      SET redacted_by = new.redaction_id
-      FROM
-        last,
-        unnest($66::text[], $67::text[], $68::bigint[]) AS new (event_id, redaction_id, room_nid)
-      WHERE e.event_id = new.event_id AND e.room_nid = new.room_nid AND e.redacted_by IS NULL
-        AND e.event_id <> ALL($8::text[])  -- One that is written with it says so itself.
+      SET redacted_by = redactions.redaction_id
+      FROM last, {redactions}
+      WHERE
+        e.event_id = redactions.event_id AND e.room_nid = redactions.room_nid
+        AND e.redacted_by IS NULL
+        AND e.event_id <> ALL({new.event_id})  -- One that is written with it says so itself.
     ), threads_read AS (
       INSERT INTO thread_reads (room_nid, user_id, thread_root, position)
-      SELECT new.room_nid, new.user_id, new.thread_root, last.base + new.ordinal
-      FROM
-        last,
-        unnest($69::bigint[], $70::text[], $71::text[], $72::bigint[])
-          AS new (room_nid, user_id, thread_root, ordinal)
+      SELECT threads.room_nid, threads.user_id, threads.thread_root, last.base + threads.ordinal
+      FROM last, {threads}
       ON CONFLICT (room_nid, user_id, thread_root) DO UPDATE SET position = excluded.position
     ), new_aliases AS (
       INSERT INTO room_aliases (alias, room_id, creator)
-      SELECT new.* FROM last, unnest($73::text[], $74::text[], $75::text[]) AS new
-    ), sticky AS (
+      SELECT aliases.* FROM last, {aliases}
+    ), stuck AS (
       INSERT INTO sticky_events (
         event_id, room_nid, sender, until_ms, position, waits_for, told_from
       )
       SELECT
-        new.event_id, new.room_nid, new.sender, new.until_ms,
-        CASE WHEN new.waits_for IS NULL THEN last.base + new.ordinal END, new.waits_for, s.position
+        sticky.event_id, sticky.room_nid, sticky.sender, sticky.until_ms,
+        CASE WHEN sticky.waits_for IS NULL THEN last.base + sticky.ordinal END,
+        sticky.waits_for, s.position
       FROM
         last,
-        unnest(
-          $76::text[], $77::bigint[], $78::text[], $79::bigint[], $80::bigint[], $85::text[],
-          $86::text[]
-        ) AS new (event_id, room_nid, sender, until_ms, ordinal, waits_for, instead_of)
-        LEFT JOIN sticky_events s ON s.event_id = new.instead_of AND s.room_nid = new.room_nid
+        {sticky}
+        LEFT JOIN sticky_events s
+          ON s.event_id = sticky.instead_of AND s.room_nid = sticky.room_nid
       -- Of what nobody has been sent, nobody is told that it was redacted.
-      WHERE new.instead_of IS NULL OR s.position IS NOT NULL
+      WHERE sticky.instead_of IS NULL OR s.position IS NOT NULL
       ON CONFLICT (event_id) DO UPDATE
-      SET position = excluded.position, waits_for = excluded.waits_for
+      -- What has been delivered, out of its place, is not delivered again.
+      SET
+        position = coalesce(sticky_events.position, excluded.position),
+        waits_for = excluded.waits_for
     ), unstuck AS (
       DELETE FROM sticky_events s
-      USING last, unnest($66::text[], $68::bigint[]) AS redacted (event_id, room_nid)
-      WHERE s.event_id = redacted.event_id AND s.room_nid = redacted.room_nid
+      USING last, {redactions}
+      WHERE s.event_id = redactions.event_id AND s.room_nid = redactions.room_nid
     ), delayed AS (
       UPDATE delayed_events d
-      SET finalised_ms = new.finalised_ms, event_id = new.event_id
-      FROM
-        last,
-        unnest($81::text[], $82::bigint[], $83::bigint[], $84::text[])
-          AS new (delay_id, due_ms, finalised_ms, event_id)
-      WHERE d.delay_id = new.delay_id AND d.due_ms = new.due_ms AND d.finalised_ms IS NULL
+      SET finalised_ms = outcomes.finalised_ms, event_id = outcomes.event_id
+      FROM last, {outcomes}
+      WHERE
+        d.delay_id = outcomes.delay_id AND d.due_ms = outcomes.due_ms AND d.finalised_ms IS NULL
       RETURNING 1
     )
 """
 
 _RESULT = """
-    SELECT last.base, pg_notify('minihs', (last.base + $6::bigint)::text) FROM last
+    SELECT last.base, pg_notify('minihs', (last.base + {taken})::text) FROM last
 """
 
 # A delayed event may have been cancelled, sent or restarted since it was seen to be due: then, too,
 # nothing at all may be written.
 _UNLESS_SUPERSEDED = """
-    WHERE 1 / (SELECT (count(*) = cardinality($81::text[]))::integer FROM delayed) = 1
+    WHERE 1 / (SELECT (count(*) = cardinality({outcomes.delay_id}))::integer FROM delayed) = 1
 """
 
 # Primary keys of rooms and memberships; the stream's only row. The plain form is for messages.
-COMMIT_MESSAGES = statement("event_writes.commit_messages", _VERIFY + _RESULT)
-COMMIT_EVENTS = statement(
-    "event_writes.commit_events", _VERIFY + _STATE + _RESULT + _UNLESS_SUPERSEDED
+COMMIT_MESSAGES = BatchStatement("event_writes.commit_messages", _VERIFY + _RESULT, _OF_MESSAGES)
+COMMIT_EVENTS = BatchStatement(
+    "event_writes.commit_events", _VERIFY + _STATE + _RESULT + _UNLESS_SUPERSEDED, _OF_EVENTS
 )
 
 # Primary key; sorted, so that two processes cannot deadlock.
@@ -393,73 +410,57 @@ async def write_batch(
     Then nothing was written, and a transaction that was open may have failed. Events get the
     positions that follow, in order; `extra_rows` more are taken for other rows of the transaction.
     """
-    # In one order for all processes, lest two of them wait for each other's rooms.
-    existing = [r for _, r in sorted(batch.rooms.items()) if r.expected_version is not None]
     events = batch.events
-    arguments: list[object] = [
-        [r.room_nid for r in existing],
-        [r.expected_version for r in existing],
-        [array_literal(r.extremity_nids) for r in existing],
-        [r.state_id for r in existing],
-        [r.main_count for r in existing],
-        len(events) + extra_rows,
-        [w.stored.event_nid for w in events],
-        [w.stored.event_id for w in events],
-        [w.room_nid for w in events],
-        [w.stored.status for w in events],
-        [key_nids[w.stored.event.key] if w.stored.event.is_state else None for w in events],
-        [w.stored.state_before for w in events],
-        [w.stored.state_after for w in events],
-        [w.stored.room_state_before for w in events],
-        [w.stored.room_state_after for w in events],
-        [None if w.auth_nids is None else array_literal(w.auth_nids) for w in events],
-        [w.stored.main_count for w in events],
-        [w.stored.thread_root for w in events],
-        [w.stored.notifies for w in events],
-        [w.stored.sticky_until_ms for w in events],
-        [w.stored.device_nid for w in events],
-        [w.stored.txn_id for w in events],
-        [w.txn_scope for w in events],
-        [w.stored.redacted_by for w in events],
-        [w.stored.event.json.decode() for w in events],
-    ]
+    commit = COMMIT_MESSAGES if all(map(_is_plain, events)) else COMMIT_EVENTS
     members = _last_memberships(events)
     reads: dict[tuple[int, str], tuple[int, int]] = {}
     for ordinal, w in enumerate(events, 1):
         if w.read_by is not None and w.stored.thread_root is None:
             reads[w.room_nid, w.read_by] = ordinal, w.stored.main_count or 0
-    arguments += _columns(
-        [
-            (nid, user, ordinal, count)
-            for (nid, user), (ordinal, count) in reads.items()
-            if (nid, user) not in members
-        ],
-        4,
-    )
-    arguments += _columns(
-        [
+    rows: dict[str, object] = {
+        # In one order for all processes, lest two of them wait for each other's rooms.
+        "seen": [
             (
-                p.user_id,
-                w.room_nid,
-                ordinal,
-                w.stored.thread_root or "",
-                p.notify_delta,
+                r.room_nid, r.expected_version, array_literal(r.extremity_nids), r.state_id,
+                r.main_count,
+            )
+            for _, r in sorted(batch.rooms.items())
+            if r.expected_version is not None
+        ],
+        "taken": len(events) + extra_rows,
+        "new": [_event_row(ordinal, w, key_nids) for ordinal, w in enumerate(events, 1)],
+        "own": [(*key, *read) for key, read in reads.items() if key not in members],
+        "pushes": [
+            (
+                p.user_id, w.room_nid, ordinal, w.stored.thread_root or "", p.notify_delta,
                 p.highlight,
             )
             for ordinal, w in enumerate(events, 1)
             for p in w.pushes
         ],
-        6,
-    )
-    text = COMMIT_MESSAGES
-    if not all(_is_plain(w) for w in events):
-        text = COMMIT_EVENTS
-        arguments += _state_arguments(batch, key_nids, members, reads)
+    }  # fmt: skip
+    if commit is COMMIT_EVENTS:
+        rows |= _rows_of_effects(batch, key_nids, members, reads)
     try:
-        row = await queries.fetchrow(text, *arguments)
+        row = await queries.fetchrow(commit.text, *commit.arguments(rows))
     except asyncpg.DivisionByZeroError:
         return None
     return None if row is None else row[0]
+
+
+def _event_row(
+    ordinal: int, write: EventWrite, key_nids: Mapping[StateKey, int]
+) -> tuple[object, ...]:
+    stored = write.stored
+    event = stored.event
+    return (
+        ordinal, stored.event_nid, stored.event_id, write.room_nid, stored.status,
+        key_nids[event.key] if event.is_state else None, stored.state_before, stored.state_after,
+        stored.room_state_before, stored.room_state_after,
+        None if write.auth_nids is None else array_literal(write.auth_nids), stored.main_count,
+        stored.thread_root, stored.notifies, stored.sticky_until_ms, stored.device_nid,
+        stored.txn_id, write.txn_scope, stored.redacted_by, event.json.decode(),
+    )  # fmt: skip
 
 
 def _is_plain(write: EventWrite) -> bool:
@@ -474,11 +475,6 @@ def _is_plain(write: EventWrite) -> bool:
     )
 
 
-def _columns(rows: Sequence[Sequence[object]], width: int) -> list[object]:
-    """Return the columns of a table given by rows."""
-    return [[row[n] for row in rows] for n in range(width)]
-
-
 def _last_memberships(
     events: Sequence[EventWrite],
 ) -> dict[tuple[int, str], tuple[int, int, Membership]]:
@@ -490,18 +486,37 @@ def _last_memberships(
     }
 
 
-def _state_arguments(
+def _rows_of_effects(
     batch: EventBatch,
     key_nids: Mapping[StateKey, int],
     members: Mapping[tuple[int, str], tuple[int, int, Membership]],
     reads: Mapping[tuple[int, str], tuple[int, int]],
-) -> list[object]:
-    """Return the arguments of the second half of COMMIT_EVENTS."""
-    events = batch.events
-    new_nids = {w.stored.event_id: w.stored.event_nid for w in events}
-    states = [row for w in events for row in w.states]
-    arguments = _columns(
-        [
+) -> dict[str, list[tuple[object, ...]]]:
+    """Return what COMMIT_EVENTS is given beyond what COMMIT_MESSAGES is."""
+    numbered = list(enumerate(batch.events, 1))
+    new_nids = {w.stored.event_id: w.stored.event_nid for w in batch.events}
+    states = [row for w in batch.events for row in w.states]
+    rows_of_members: list[tuple[object, ...]] = []
+    for (room_nid, user_id), (ordinal, main_count, m) in members.items():
+        read_ordinal, read_count = reads.get((room_nid, user_id), (ordinal, main_count))
+        rows_of_members.append(
+            (
+                room_nid, user_id, m.membership, m.event_id, m.sender, ordinal, m.local,
+                m.forgotten, m.display_name, m.avatar_url, max(ordinal, read_ordinal), read_count,
+            )
+        )  # fmt: skip
+    invites = {
+        (w.stored.event.room_id, user_id): json
+        for w in batch.events
+        for user_id, json in w.invite_states.items()
+    }
+    threads = {
+        (w.room_nid, w.read_by, w.stored.thread_root): ordinal
+        for ordinal, w in numbered
+        if w.read_by is not None and w.stored.thread_root is not None
+    }
+    return {
+        "made": [
             (
                 r.room_nid, r.room_id, r.room_version, array_literal(r.extremity_nids), r.state_id,
                 r.main_count, r.published,
@@ -509,65 +524,36 @@ def _state_arguments(
             for r in batch.rooms.values()
             if r.expected_version is None
         ],
-        7,
-    )  # fmt: skip
-    arguments += _columns([(s.state_id, s.parent_id, s.chain, s.size) for s in states], 4)
-    arguments += _columns(
-        [
+        "states": [(s.state_id, s.parent_id, s.chain, s.size) for s in states],
+        "entries": [
             (s.state_id, key_nids[key], None if event is None else new_nids.get(event), event)
             for s in states
             for key, event in s.changes.items()
         ],
-        4,
-    )
-    rows = []
-    for (room_nid, user_id), (ordinal, main_count, m) in members.items():
-        read_ordinal, read_count = reads.get((room_nid, user_id), (ordinal, main_count))
-        rows.append(
-            (
-                room_nid, user_id, m.membership, m.event_id, m.sender, ordinal, m.local,
-                m.forgotten, m.display_name, m.avatar_url, max(ordinal, read_ordinal), read_count,
-            )
-        )  # fmt: skip
-    arguments += _columns(rows, 12)
-    invites = {
-        (w.stored.event.room_id, user_id): json
-        for w in events
-        for user_id, json in w.invite_states.items()
-    }
-    arguments += _columns([(room, user, json) for (room, user), json in invites.items()], 3)
-    arguments += _columns(
-        [(w.redacts, w.stored.event_id, w.room_nid) for w in events if w.redacts is not None], 3
-    )
-    threads = {
-        (w.room_nid, w.read_by, w.stored.thread_root): ordinal
-        for ordinal, w in enumerate(events, 1)
-        if w.read_by is not None and w.stored.thread_root is not None
-    }
-    arguments += _columns([(*key, ordinal) for key, ordinal in threads.items()], 4)
-    arguments += _columns(
-        [(r.alias[0], r.room_id, r.alias[1]) for r in batch.rooms.values() if r.alias is not None],
-        3,
-    )
-    sticky = _columns(
-        [
+        "members": rows_of_members,
+        "invites": [(*key, json) for key, json in invites.items()],
+        "redactions": [
+            (w.redacts, w.stored.event_id, w.room_nid)
+            for w in batch.events
+            if w.redacts is not None
+        ],
+        "threads": [(*key, ordinal) for key, ordinal in threads.items()],
+        "aliases": [
+            (r.alias[0], r.room_id, r.alias[1])
+            for r in batch.rooms.values()
+            if r.alias is not None
+        ],
+        "sticky": [
             (s.event_id, w.room_nid, s.sender, s.until_ms, ordinal, s.waits_for, s.instead_of)
-            for ordinal, w in enumerate(events, 1)
+            for ordinal, w in numbered
             if (s := w.sticky) is not None
         ],
-        7,
-    )
-    arguments += sticky[:5]
-    arguments += _columns(
-        [
-            (w.delayed.delay_id, w.delayed.due_ms, w.delayed.finalised_ms, w.stored.event_id)
-            for w in events
-            if w.delayed is not None
+        "outcomes": [
+            (d.delay_id, d.due_ms, d.finalised_ms, w.stored.event_id)
+            for w in batch.events
+            if (d := w.delayed) is not None
         ],
-        4,
-    )
-    arguments += sticky[5:]
-    return arguments
+    }  # fmt: skip
 
 
 async def lock_rooms(queries: Queries, room_nids: Sequence[int]) -> dict[int, int]:
