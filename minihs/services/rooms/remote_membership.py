@@ -34,6 +34,7 @@ from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import parse_server_name, parse_user_id, server_name_of
+from minihs.protocol.membership import membership_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import with_signatures_of
 from minihs.remote.transport import RemoteError
@@ -62,6 +63,7 @@ ATTEMPTS = 20
 ROOM_STATE_MAX = 50  # Entries of stripped state that we keep of what another server sent.
 ROOM_STATE_BYTES_MAX = 65_536
 CREATE: StateKey = ("m.room.create", "")
+LEAVE_KNOWN_AFTER_MS = 3_600_000
 AUTHORISING_USER = "join_authorised_via_users_server"
 
 Draft = Callable[[RoomHead], Awaitable["EventDraft | EventId"]]
@@ -206,6 +208,7 @@ async def _join_through(
     if isinstance(made, RemoteError):
         return made
     template = read_template(change, made)
+    await _require_leave_is_known(services, change, template)
     event = _build(services, change, template)
     answer = await services.remote.send_join(server, change.room_id, event.event_id, event.pdu)
     if isinstance(answer, RemoteError):
@@ -219,6 +222,31 @@ async def _join_through(
         raise BadRoomError("state or auth_chain are no lists")
     given = await read_given_room(services, template.room_version, event, state, chain)
     return await commit_join(services, given)
+
+
+async def _require_leave_is_known(
+    services: Services, change: RemoteChange, template: Template
+) -> None:
+    """Refuse the help of a server that has yet to hear that the user is no longer in the room.
+
+    It would take the join for one of somebody who is in. As soon as it has heard of both, state
+    resolution decides between them, and may undo the join. After a while it no longer matters.
+
+    Raises:
+        BadTemplateError: the join would rest upon the one before.
+    """
+    row = await memberships.fetch_membership(services.db, change.room_id, change.user_id)
+    if row is None or row.membership != "leave" or row.event_id in template.auth_event_ids:
+        return
+    events = await services.events.get_many([row.event_id, *template.auth_event_ids])
+    gone = events.pop(row.event_id, None)
+    now_ms = services.clock.now_ms()
+    if gone is None or gone.event.origin_server_ts < now_ms - LEAVE_KNOWN_AFTER_MS:
+        return
+    for stored in events.values():
+        event = stored.event
+        if event.key == ("m.room.member", change.user_id) and membership_of(event) == "join":
+            raise BadTemplateError("the server has yet to hear that the user had left")
 
 
 async def _knock_through(
