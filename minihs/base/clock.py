@@ -99,16 +99,21 @@ class ManualClock:
 
     def __init__(self, start_ms: int = 1_750_000_000_000) -> None:
         self._now_ms = start_ms
+        self._stepped_ms = 0
         self._timers: list[tuple[int, int, _ManualTimer]] = []
         self._order = itertools.count()
 
     def now_ms(self) -> int:
         """Return the time that the test has set."""
-        return self._now_ms
+        return self._now_ms + self._stepped_ms
 
     def monotonic_ms(self) -> int:
-        """Return the same time."""
+        """Return the same time, but for what `step_ms` has done."""
         return self._now_ms
+
+    def step_ms(self, duration_ms: int) -> None:
+        """Set the wall clock forward, or back, while no time passes."""
+        self._stepped_ms += duration_ms
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return once somebody has advanced the clock far enough."""

@@ -5,7 +5,8 @@ is due sooner. So an event is never early, and late by milliseconds, or by that 
 its delay was shorter. After a start whatever is overdue goes first.
 
 In a room events are sent one after the other, in the order in which they were due; rooms do not
-wait for one another.
+wait for one another. When the wall clock is set forward, what was scheduled before still waits for
+its whole delay; after a restart it goes by the clock.
 
 MSC4140#scheduling-a-delayed-event
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 from minihs.services.rooms import delayed_events
@@ -30,6 +32,8 @@ TURN_MS = 1_000  # After each the lease is renewed, which lasts several.
 LOOK_MS = 200
 ROOMS_AT_ONCE = 64
 EVENTS_AT_ONCE = 200
+STEP_MS = 1_000  # A clock that gains less in a turn is only being adjusted.
+STEPS_MAX = 100
 
 
 def start(services: Services) -> None:
@@ -59,7 +63,10 @@ class Sender:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._began_ms = services.clock.now_ms()
+        self._began_ms = self._wall_ms = services.clock.now_ms()
+        self._monotonic_ms = services.clock.monotonic_ms()
+        # When, by the wall clock, and by how much it was set forward.
+        self._steps: deque[tuple[int, int]] = deque(maxlen=STEPS_MAX)
         self._rooms: dict[str, asyncio.Task[None]] = {}
         self._again = asyncio.Event()
 
@@ -83,15 +90,37 @@ class Sender:
     async def begin(self) -> None:
         """Begin to send what is due now; it goes on beside everything else."""
         due = await delayed_events.list_due(self._services, self._rooms, EVENTS_AT_ONCE)
+        self._notice_step()
+        now_ms = self._services.clock.now_ms()
         of_room: dict[str, list[DelayedEvent]] = {}
         for event in due:
-            of_room.setdefault(event.room_id, []).append(event)
+            if event.due_ms + self._skipped_ms(event) <= now_ms:
+                of_room.setdefault(event.room_id, []).append(event)
         for room_id, events in of_room.items():
             if len(self._rooms) >= ROOMS_AT_ONCE:
                 break
             self._rooms[room_id] = self._services.tasks.spawn(
                 "send delayed events", self._send(room_id, events)
             )
+
+    def _notice_step(self) -> None:
+        """Notice whether the wall clock was set since this was called last."""
+        clock = self._services.clock
+        wall_ms, monotonic_ms = clock.now_ms(), clock.monotonic_ms()
+        expected_ms = self._wall_ms + monotonic_ms - self._monotonic_ms
+        step_ms, at_ms = wall_ms - expected_ms, expected_ms
+        if step_ms < -STEP_MS:  # Set back: of earlier steps only what is left of them counts.
+            step_ms += sum(earlier_ms for _, earlier_ms in self._steps)
+            at_ms = wall_ms
+            self._steps.clear()
+        if step_ms > STEP_MS:
+            logger.warning("the clock was set forward by %d ms", step_ms)
+            self._steps.append((at_ms, step_ms))
+        self._wall_ms, self._monotonic_ms = wall_ms, monotonic_ms
+
+    def _skipped_ms(self, event: DelayedEvent) -> int:
+        """Return how much time the clock has skipped since an event was scheduled."""
+        return sum(step_ms for at_ms, step_ms in self._steps if event.since_ms <= at_ms)
 
     async def finish(self) -> None:
         """Return once nothing is under way any more."""

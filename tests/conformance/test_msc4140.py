@@ -15,6 +15,7 @@ from minihs.services.rooms import delayed_events
 from minihs.services.rooms.heads import building
 from minihs.storage import delayed_events as rows
 from minihs.workers import delayed_events as worker
+from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.messages import send_at
 from tests.helpers.waiting import until
@@ -293,6 +294,42 @@ async def test_d_3_one_that_is_scheduled_while_the_worker_sleeps_is_not_late(
     await until(is_there, within_s=60)
     (event,) = await sent(bob, room_id)
     assert soon_ms <= event["origin_server_ts"] <= soon_ms + 250
+
+
+async def test_d_3_a_clock_that_is_set_forward_sends_nothing_early(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    sender = worker.Sender(homeserver.services)
+    clock = homeserver.clock
+    assert isinstance(clock, ManualClock)
+
+    async def bodies_after(duration_ms: int) -> list[int]:
+        clock.advance_ms(duration_ms)
+        await sender.begin()
+        await sender.finish()
+        return [event["content"]["n"] for event in await sent(bob, room_id)]
+
+    await delay(alice, room_id, 1_000, {"n": 1})
+    assert await bodies_after(400) == []
+    clock.step_ms(3_600_000)
+    assert await bodies_after(0) == []
+    await delay(alice, room_id, 300, {"n": 2})
+    assert await bodies_after(300) == [2], "by the new time"
+    assert await bodies_after(299) == [2]
+    assert await bodies_after(1) == [2, 1]
+    clock.step_ms(-7_200_000)
+    await delay(alice, room_id, 500, {"n": 3})
+    assert await bodies_after(499) == [2, 1]
+    assert await bodies_after(1) == [2, 1, 3]
+
+
+async def test_d_3_after_a_restart_it_goes_by_the_clock(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await delay(alice, room_id, 3_600_000)
+    homeserver.clock.step_ms(3_600_000)  # type: ignore[attr-defined]  # a ManualClock
+    await fire(homeserver)
+    assert len(await sent(bob, room_id)) == 1
 
 
 async def test_d_4_a_restart_loses_nothing_and_sends_what_is_overdue_in_order(
@@ -603,6 +640,86 @@ async def test_d_14_the_list_is_of_ones_own_scheduled_events_in_order(
     assert [event["delay_id"] for event in listed] == [soon, middle]
 
 
+LISTS = [MERGED, UNSTABLE, unstable.PATH_DELAYED_EVENTS_LIST]
+
+
+async def listed(user: User, path: str, **query: str) -> list[str]:
+    """Return the ids of a list, page after page."""
+    ids: list[str] = []
+    while True:
+        answer = await user.call("GET", path, **query)
+        ids += [event["delay_id"] for event in answer["delayed_events"]]
+        if "next_batch" not in answer:
+            return ids
+        assert answer["next_batch"] == answer["org.matrix.msc4486.next_batch"]
+        query["from"] = answer["next_batch"]
+
+
+@pytest.mark.parametrize("prefix", ["", "org.matrix.msc4486."])
+@pytest.mark.parametrize("path", LISTS)
+async def test_d_14_the_list_can_be_filtered(
+    homeserver: Homeserver, path: str, prefix: str
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    other = await alice.create_room()
+    start_ms = homeserver.clock.now_ms()
+    was_sent = await delay(alice, room_id, 1_000)
+    was_cancelled = await delay(alice, other, 2_000)
+    has_failed = await delay(alice, "!nowhere:hs1", 1_500)
+    await delay(bob, room_id, 1_000)
+    await manage(alice, was_cancelled, "cancel")
+    await fire(homeserver, 1_500)
+    topic = await delay(
+        alice, other, 3_000, {"topic": "x"}, event_type="m.room.topic", state_key=""
+    )
+    waits = await delay(alice, room_id, 5_000)
+    every = [was_sent, has_failed, was_cancelled, topic, waits]
+    for query, expected in (
+        ({"status": "scheduled"}, [topic, waits]),
+        ({"status": "sent"}, [was_sent]),
+        ({"status": "cancelled"}, [was_cancelled]),
+        ({"status": "failed"}, [has_failed]),
+        ({"dir": "b"}, every[::-1]),
+        ({"room_id": other}, [was_cancelled, topic]),
+        ({"room_id": other, "status": "scheduled"}, [topic]),
+        ({"type": "m.room.topic"}, [topic]),
+        ({"from_ts": str(start_ms + 2_000)}, [was_cancelled, topic, waits]),
+        ({"to_ts": str(start_ms + 2_000)}, [was_sent, has_failed, was_cancelled]),
+        ({"from_ts": str(start_ms + 1_001), "to_ts": str(start_ms + 1_999)}, [has_failed]),
+        ({"type": "m.room.topic", "status": "sent"}, []),
+    ):
+        named = {prefix + name: value for name, value in query.items()}
+        assert await listed(alice, path, **named) == expected, named
+    of_its_own = path == unstable.PATH_DELAYED_EVENTS_LIST
+    assert await listed(alice, path) == (every if of_its_own else [topic, waits])
+    for query in (
+        {"status": "error"},
+        {"dir": "sideways"},
+        {"from_ts": "yesterday"},
+        {"to_ts": "-1"},
+        {"from": "nonsense"},
+        {"type": "a", "org.matrix.msc4486.type": "b"},
+    ):
+        answer = await alice.request("GET", path, **query)
+        assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM"), query
+    features = (await alice.call("GET", "/_matrix/client/versions"))["unstable_features"]
+    assert features["org.matrix.msc4486"] is True
+
+
+@pytest.mark.parametrize("direction", ["f", "b"])
+async def test_d_14_the_list_comes_in_pages(
+    homeserver: Homeserver, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where several are due at one moment."""
+    monkeypatch.setattr(delayed_events, "PAGE_EVENTS", 2)
+    alice, _, room_id = await room_of_two(homeserver)
+    ids = [await delay(alice, room_id, 1_000 + n // 3) for n in range(7)]
+    found = await listed(alice, MERGED, dir=direction)
+    assert sorted(found) == sorted(ids)
+    due = [1_000 + ids.index(delay_id) // 3 for delay_id in found]
+    assert due == sorted(due, reverse=direction == "b")
+
+
 async def test_d_15_outcomes_are_kept_for_a_week(homeserver: Homeserver) -> None:
     alice, _, room_id = await room_of_two(homeserver)
     old = await delay(alice, room_id, 1_000)
@@ -639,6 +756,111 @@ async def test_d_15_of_each_user_so_many_and_so_much(
     monkeypatch.setattr(delayed_events, "RETAINED_BYTES_PER_USER_MAX", 250)
     assert await kept() == ids[3:]
     assert await outcome(bob, of_bob) is not None
+
+
+# --- what became of them, in /sync ---------------------------------------------------------------
+
+OUTCOMES = unstable.DELAYED_EVENT_OUTCOMES.unstable
+
+
+@pytest.mark.parametrize("long_ago", [False, True])
+async def test_d_23_a_sync_tells_what_was_sent_and_what_could_not_be(
+    homeserver: Homeserver, long_ago: bool
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    works = await delay(bob, room_id, 1_000)
+    fails = await delay(bob, room_id, 1_001, event_type="m.room.topic", state_key="")
+    ends = await delay(bob, room_id, 1_002)
+    await delay(bob, room_id, 999_999)
+    for user in (alice, bob):
+        await user.sync()
+    await manage(bob, ends, "cancel")
+    await fire(homeserver, 1_002)
+    if long_ago:
+        for services in homeserver.workers:
+            services.follower.floor = services.follower.head
+    since = bob.since
+    for _ in range(2):  # An answer that was lost comes again.
+        bob.since = since
+        told = (await bob.sync())[OUTCOMES]
+        assert [event["delay_id"] for event in told] == [works, fails]
+        assert told == [await look_up(bob, delay_id) for delay_id in (works, fails)]
+    assert OUTCOMES not in await bob.sync()
+    assert OUTCOMES not in await alice.sync()
+    bob.since = None
+    assert len((await bob.sync())[OUTCOMES]) == 2
+    for name in unstable.DELAYED_EVENT_OUTCOMES.spellings:
+        assert OUTCOMES not in await bob.sync(since=since, filter=f'{{"{name}":false}}')
+    refused = await bob.request("GET", "/sync", filter=f'{{"{OUTCOMES}":"no"}}')
+    assert refused.status == 400
+
+
+async def test_d_23_a_failure_ends_a_long_poll(homeserver: Homeserver) -> None:
+    """Nothing happens in any room."""
+    alice = await homeserver.register("alice")
+    await delay(alice, "!nowhere:hs1", 1_000)
+    await alice.sync()
+
+    async def told() -> list[dict]:
+        while OUTCOMES not in (answer := await alice.sync(timeout="30000")):
+            pass
+        return answer[OUTCOMES]
+
+    polling = asyncio.create_task(told())
+    await until(lambda: any(services.views.waiting for services in homeserver.workers))
+    await fire(homeserver, 1_000)
+    async with asyncio.timeout(30):
+        assert len(await polling) == 1
+
+
+async def test_d_23_what_was_sent_by_hand_or_was_so_already_is_told_too(
+    homeserver: Homeserver,
+) -> None:
+    alice, _, room_id = await room_of_two(homeserver)
+    await alice.put_state(room_id, EVENT, {"n": 1})
+    by_hand = await delay(alice, room_id, 1_000, {"n": 2})
+    same = await delay(alice, room_id, 1_000, {"n": 1}, state_key="")
+    await alice.sync()
+    await manage(alice, by_hand, "send")
+    await fire(homeserver, 1_000)
+    told = {e["delay_id"]: e["finalised"] for e in (await alice.sync())[OUTCOMES]}
+    assert told.keys() == {by_hand, same}
+    assert all("event_id" in end for end in told.values())
+
+
+# --- application services ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generation", ["merged", "former"])
+async def test_d_1_a_bridge_may_say_when_it_was_sent(
+    database_url: str, tmp_path: Path, generation: str
+) -> None:
+    """And whom it speaks for owns the event."""
+    async with (
+        running_bridge(tmp_path) as bridge,
+        running_homeserver(
+            database_url, tmp_path, clock=ManualClock(), appservice_files=str(bridge.file)
+        ) as homeserver,
+    ):
+        alice = await homeserver.register("alice")
+        room_id = await alice.create_room()
+        ghost = await make_ghost(homeserver, "_bridge_ghost")
+        await ghost.join(room_id)
+        for user, expected in ((ghost, 12_345), (alice, None)):
+            if generation == "merged":
+                delay_id = await delay(user, room_id, 1_000, {"n": 1}, ts="12345")
+            else:
+                path = f"/rooms/{quote(room_id)}/send/{EVENT}/ts"
+                query = {PARAMETER: "1000", "ts": "12345"}
+                delay_id = (await user.call("PUT", path, {"n": 1}, **query))["delay_id"]
+            others = [u for u in (ghost, alice) if u is not user]
+            assert (await others[0].request("GET", f"{MERGED}/{delay_id}")).status == 404
+            await fire(homeserver, 1_000)
+            event = (await sent(alice, room_id))[-1]
+            assert event["sender"] == user.user_id
+            now_ms = homeserver.clock.now_ms()
+            assert event["origin_server_ts"] == (now_ms if expected is None else expected)
+            assert (await outcome(user, delay_id) or {})["finalised_ts"] == now_ms, "never massaged"
 
 
 # --- unsigned ----------------------------------------------------------------------------------
@@ -939,7 +1161,10 @@ async def test_a_room_that_nobody_knows_fails_when_it_is_due(homeserver: Homeser
     alice = await homeserver.register("alice")
     delay_id = await delay(alice, "!nowhere:hs1", 1_000)
     await fire(homeserver, 1_000)
-    assert (await outcome(alice, delay_id) or {})["error"]["errcode"] == "M_NOT_FOUND"
+    assert (await outcome(alice, delay_id) or {})["error"]["errcode"] == "M_FORBIDDEN"
+    response = await manage(alice, await delay(alice, "!nowhere:hs1", 1_000), "send")
+    plain = await alice.request("PUT", f"/rooms/!nowhere:hs1/send/{EVENT}/x", {})
+    assert (response.status, response.json["errcode"]) == (plain.status, plain.json["errcode"])
 
 
 # --- sticky ------------------------------------------------------------------------------------
