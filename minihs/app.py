@@ -7,6 +7,7 @@ the former with a clock of their own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -40,6 +41,7 @@ from minihs.remote.http import HttpTransport
 from minihs.services.appservices import registry
 from minihs.services.appservices.registration import load_registrations
 from minihs.services.context import Services
+from minihs.services.ephemeral.presence import PresenceBoard
 from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.federation.delivery import Delivery
 from minihs.services.rooms.heads import RoomHeads
@@ -194,6 +196,7 @@ async def build_services(
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
             remote_summaries=BoundedCache(REMOTE_SUMMARIES_MAX),
             typing=TypingRooms(),
+            presence=PresenceBoard(),
             sticky_limits=StickyLimits(clock),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
@@ -210,9 +213,14 @@ async def build_services(
         follower.subscribe(services.views.follow, services.views.reset)
         follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         follower.subscribe(delivery.follow, delivery.reset)
+        follower.subscribe(
+            functools.partial(services.presence.follow, services),
+            functools.partial(services.presence.reset, services),
+        )
         services.remote.is_backing_off = delivery.is_backing_off
         await follower.start()
         services.committer.start()
+        await services.presence.load(services)
         await registry.begin(services.appservices, db, clock.now_ms())
         yield services
     finally:

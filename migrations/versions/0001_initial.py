@@ -213,6 +213,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
     )
     op.create_index(
+        "delayed_events_position",
+        "delayed_events",
+        ["position"],
+        unique=False,
+        postgresql_where=sa.text("position IS NOT NULL"),
+    )
+    op.create_index(
         "delayed_events_transaction_key",
         "delayed_events",
         ["device_nid", "txn_id", "room_id", "txn_scope"],
@@ -232,13 +239,6 @@ def upgrade() -> None:
         ["user_id", "finalised_ms"],
         unique=False,
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
-    )
-    op.create_index(
-        "delayed_events_position",
-        "delayed_events",
-        ["position"],
-        unique=False,
-        postgresql_where=sa.text("position IS NOT NULL"),
     )
     op.create_index(
         "delayed_events_user_position",
@@ -725,6 +725,73 @@ def upgrade() -> None:
     op.create_index("memberships_user_id", "memberships", ["user_id", "membership"], unique=False)
     op.create_index(
         "memberships_user_position", "memberships", ["user_id", "position"], unique=False
+    )
+    op.create_table(
+        "presence",
+        sa.Column("user_id", sa.Text(), nullable=False, comment="Whose"),
+        sa.Column("presence", sa.Text(), nullable=False, comment="online, unavailable or offline"),
+        sa.Column("status_msg", sa.Text(), nullable=True, comment="In the user's words"),
+        sa.Column(
+            "last_active_ms",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="When they last did something; 0: never",
+        ),
+        sa.Column(
+            "currently_active",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="They are doing something",
+        ),
+        sa.Column(
+            "until_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="Without another sign of life they are offline from then on",
+        ),
+        sa.Column(
+            "by_poll",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="It is how a client polls that made them online or unavailable",
+        ),
+        sa.Column(
+            "local",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="Whether the user is one of this server's",
+        ),
+        sa.Column("written_ms", sa.BigInteger(), nullable=False, comment="When it was written"),
+        sa.Column("position", sa.BigInteger(), nullable=False, comment="In the stream"),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("presence_pkey")),
+        comment="Who is there; lost in a crash, and told again by those who are",
+        prefixes=["UNLOGGED"],
+    )
+    op.create_index(
+        "presence_last_active_ms",
+        "presence",
+        ["last_active_ms"],
+        unique=False,
+        postgresql_where=sa.text("presence = 'online' AND local"),
+    )
+    op.create_index("presence_position", "presence", ["position"], unique=False)
+    op.create_index(
+        "presence_until_ms",
+        "presence",
+        ["until_ms"],
+        unique=False,
+        postgresql_where=sa.text("presence <> 'offline'"),
+    )
+    op.create_index(
+        "presence_written_ms",
+        "presence",
+        ["written_ms"],
+        unique=False,
+        postgresql_where=sa.text("presence <> 'offline' AND local"),
     )
     op.create_table(
         "profiles",
@@ -1506,6 +1573,23 @@ def downgrade() -> None:
     op.drop_index("receipts_position", table_name="receipts")
     op.drop_table("receipts")
     op.drop_table("profiles")
+    op.drop_index(
+        "presence_written_ms",
+        table_name="presence",
+        postgresql_where=sa.text("presence <> 'offline' AND local"),
+    )
+    op.drop_index(
+        "presence_until_ms",
+        table_name="presence",
+        postgresql_where=sa.text("presence <> 'offline'"),
+    )
+    op.drop_index("presence_position", table_name="presence")
+    op.drop_index(
+        "presence_last_active_ms",
+        table_name="presence",
+        postgresql_where=sa.text("presence = 'online' AND local"),
+    )
+    op.drop_table("presence")
     op.drop_index("memberships_user_position", table_name="memberships")
     op.drop_index("memberships_user_id", table_name="memberships")
     op.drop_index(
@@ -1567,11 +1651,6 @@ def downgrade() -> None:
         postgresql_where=sa.text("position IS NOT NULL"),
     )
     op.drop_index(
-        "delayed_events_position",
-        table_name="delayed_events",
-        postgresql_where=sa.text("position IS NOT NULL"),
-    )
-    op.drop_index(
         "delayed_events_user_finalised",
         table_name="delayed_events",
         postgresql_where=sa.text("finalised_ms IS NOT NULL"),
@@ -1585,6 +1664,11 @@ def downgrade() -> None:
         "delayed_events_transaction_key",
         table_name="delayed_events",
         postgresql_where=sa.text("txn_id IS NOT NULL"),
+    )
+    op.drop_index(
+        "delayed_events_position",
+        table_name="delayed_events",
+        postgresql_where=sa.text("position IS NOT NULL"),
     )
     op.drop_index(
         "delayed_events_finalised",

@@ -23,6 +23,7 @@ from minihs.api.client import (
     login,
     membership,
     openid,
+    presence,
     profile,
     push_rules,
     receipts,
@@ -202,7 +203,9 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/rooms/{roomId}/receipt/{receiptType}/{eventId}", receipts.post_receipt, "postReceipt", "user_or_guest", "write"),
     Route("POST", V3 + "/rooms/{roomId}/read_markers", receipts.set_read_marker, "setReadMarker", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/typing/{userId}", typing_notifications.set_typing, "setTyping", "user_or_guest", "write"),
-    # Messages to devices
+    # Presence, messages to devices
+    Route("GET", V3 + "/presence/{userId}/status", presence.get_presence, "getPresence", "user_or_guest", "read"),
+    Route("PUT", V3 + "/presence/{userId}/status", presence.set_presence, "setPresence", "user_or_guest", "write"),
     Route("PUT", V3 + "/sendToDevice/{eventType}/{txnId}", to_device.send_to_device, "sendToDevice", "user_or_guest", "write"),
     # Server to server: who we are
     Route("GET", FEDERATION + "/version", version.get_version, "getVersion", "anybody", "read"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
     from minihs.services.appservices.registry import Appservices
+    from minihs.services.ephemeral.presence import PresenceBoard
     from minihs.services.ephemeral.typing_notifications import TypingRooms
     from minihs.services.federation.delivery import Delivery
     from minihs.services.rooms.heads import RoomHeads
@@ -75,6 +76,7 @@ class Services:
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     typing: TypingRooms
+    presence: PresenceBoard
     sticky_limits: StickyLimits
     handshakes: SharedWork[str, EventId]
     server_acls: BoundedCache[EventId, ServerAcl]

@@ -441,6 +441,35 @@ typing = Table(
     comment="Who types where; lost in a crash, as it should be",
 )
 
+presence = Table(
+    "presence",
+    metadata,
+    _text("user_id", "Whose", primary_key=True),
+    _text("presence", "online, unavailable or offline"),
+    _text("status_msg", "In the user's words", null=True),
+    _bigint("last_active_ms", "When they last did something; 0: never", server_default="0"),
+    _flag("currently_active", "They are doing something"),
+    _bigint("until_ms", "Without another sign of life they are offline from then on"),
+    _flag("by_poll", "It is how a client polls that made them online or unavailable"),
+    _flag("local", "Whether the user is one of this server's"),
+    _bigint("written_ms", "When it was written"),
+    _bigint("position", "In the stream"),
+    Index("presence_position", "position"),
+    Index("presence_until_ms", "until_ms", postgresql_where=text("presence <> 'offline'")),
+    Index(
+        "presence_last_active_ms",
+        "last_active_ms",
+        postgresql_where=text("presence = 'online' AND local"),
+    ),
+    Index(
+        "presence_written_ms",
+        "written_ms",
+        postgresql_where=text("presence <> 'offline' AND local"),
+    ),
+    prefixes=["UNLOGGED"],
+    comment="Who is there; lost in a crash, and told again by those who are",
+)
+
 account_data = Table(
     "account_data",
     metadata,

@@ -132,6 +132,33 @@ class UnignoredUser:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceWrite:
+    """A user's presence changes; they are joined to `room_ids`.
+
+    `last_active_ms` is 0 where it is not known. Without another sign of life the user is offline
+    from `until_ms` on. `by_poll`: how a client polls made it so.
+    """
+
+    user_id: UserId
+    presence: str
+    status_msg: str | None
+    last_active_ms: int
+    currently_active: bool
+    until_ms: int
+    by_poll: bool
+    local: bool
+    written_ms: int
+    room_ids: tuple[str, ...] = ()
+    room_id: str = ""
+
+
+PRESENCE_COLUMNS = """
+      p.user_id, p.presence, p.status_msg, p.last_active_ms, p.currently_active, p.until_ms,
+      p.by_poll, p.local, p.written_ms
+"""
+
+
+@dataclass(frozen=True, slots=True)
 class ToDeviceMessage:
     """A message to a device of this server; `json` is the event as the client gets it."""
 
@@ -196,6 +223,7 @@ PlainRow = (
     | StayRedaction
     | ForgottenRoom
     | UnignoredUser
+    | PresenceWrite
     | DelayedEventOutcome
     | PurgedRoom
 )
@@ -379,6 +407,31 @@ WRITE_UNIGNORED = statement(
     """,
 )
 
+WRITE_PRESENCE = statement(
+    "stream_rows.write_presence",
+    """
+    INSERT INTO presence (
+      user_id, presence, status_msg, last_active_ms, currently_active, until_ms, by_poll, local,
+      written_ms, position
+    )
+    SELECT DISTINCT ON (user_id) *
+    FROM unnest(
+      $1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[], $6::bigint[],
+      $7::boolean[], $8::boolean[], $9::bigint[], $10::bigint[]
+    ) AS new (
+      user_id, presence, status_msg, last_active_ms, currently_active, until_ms, by_poll, local,
+      written_ms, position
+    )
+    ORDER BY user_id, position DESC
+    ON CONFLICT (user_id) DO UPDATE
+    SET
+      presence = excluded.presence, status_msg = excluded.status_msg,
+      last_active_ms = excluded.last_active_ms, currently_active = excluded.currently_active,
+      until_ms = excluded.until_ms, by_poll = excluded.by_poll, written_ms = excluded.written_ms,
+      position = excluded.position
+    """,
+)
+
 # Primary keys of to_device_sends and devices: a device that goes meanwhile gets nothing.
 WRITE_TO_DEVICE = statement(
     "stream_rows.write_to_device",
@@ -526,6 +579,21 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
             [r.sender for _, r in unignored],
             [r.until_ms for _, r in unignored],
             [p for p, _ in unignored],
+        )
+    presence = [(p, r) for p, r in rows if isinstance(r, PresenceWrite)]
+    if presence:
+        await queries.execute(
+            WRITE_PRESENCE,
+            [r.user_id for _, r in presence],
+            [r.presence for _, r in presence],
+            [r.status_msg for _, r in presence],
+            [r.last_active_ms for _, r in presence],
+            [r.currently_active for _, r in presence],
+            [r.until_ms for _, r in presence],
+            [r.by_poll for _, r in presence],
+            [r.local for _, r in presence],
+            [r.written_ms for _, r in presence],
+            [p for p, _ in presence],
         )
     sends = [(p, r) for p, r in rows if isinstance(r, ToDeviceSend)]
     if sends:

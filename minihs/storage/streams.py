@@ -16,7 +16,7 @@ import contextlib
 import logging
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
@@ -24,9 +24,11 @@ from minihs.storage.event_store import COLUMNS, StoredEvent
 from minihs.storage.event_writes import Membership
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import (
+    PRESENCE_COLUMNS,
     AccountDataWrite,
     DelayedEventOutcome,
     ForgottenRoom,
+    PresenceWrite,
     PurgedRoom,
     ReadRow,
     ReceiptWrite,
@@ -194,6 +196,38 @@ LIST_TYPING = statement(
     """,
 )
 
+
+# Indexes presence_position and memberships_user_id.
+LIST_PRESENCE = statement(
+    "streams.list_presence",
+    f"""
+    SELECT
+      p.position, {PRESENCE_COLUMNS},
+      ARRAY(
+        SELECT r.room_id
+        FROM memberships m
+        JOIN rooms r ON r.room_nid = m.room_nid
+        WHERE m.user_id = p.user_id AND m.membership = 'join'
+      )
+    FROM presence p
+    WHERE p.position > $1 AND p.position <= $2
+    """,  # noqa: S608  # a constant
+)
+
+ROWS: Final[tuple[tuple[str, Callable[..., StreamItem]], ...]] = (
+    (LIST_MEMBERSHIPS, Membership),
+    (LIST_ACCOUNT_DATA, AccountDataWrite),
+    (LIST_RECEIPTS, ReceiptWrite),
+    (LIST_TYPING, TypingWrite),
+    (LIST_STICKY_EVENTS, StickyEvent),
+    (LIST_UNIGNORED, UnignoredUser),
+    (LIST_STAY_REDACTIONS, StayRedaction.of_row),
+    (LIST_FORGOTTEN, ForgottenRoom),
+    (LIST_OUTCOMES, DelayedEventOutcome),
+    (LIST_PURGED, PurgedRoom),
+    (LIST_PRESENCE, PresenceWrite),
+)
+"""Tables of the stream that have a row for each item: how to read them, and what they make."""
 
 # Indexes to_device_messages_position and to_device_outbox_position.
 LIST_TO_DEVICE = statement(
@@ -401,28 +435,10 @@ class StreamFollower:
             items.append((stored.position or 0, stored))
             if stored.event.redacts is not None and stored.event.type == "m.room.redaction":
                 await self._note_redaction(stored)
-        for row in await fetch(LIST_MEMBERSHIPS, after, upto):
-            items.append((row[0], Membership(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_ACCOUNT_DATA, after, upto):
-            items.append((row[0], AccountDataWrite(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_RECEIPTS, after, upto):
-            items.append((row[0], ReceiptWrite(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_TYPING, after, upto):
-            items.append((row[0], TypingWrite(row[1], tuple(row[2]), tuple(row[3]))))  # noqa: PERF401
-        for row in await fetch(LIST_STICKY_EVENTS, after, upto):
-            items.append((row[0], StickyEvent(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_UNIGNORED, after, upto):
-            items.append((row[0], UnignoredUser(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_STAY_REDACTIONS, after, upto):
-            items.append((row[0], StayRedaction.of_row(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_FORGOTTEN, after, upto):
-            items.append((row[0], ForgottenRoom(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_OUTCOMES, after, upto):
-            items.append((row[0], DelayedEventOutcome(*row[1:])))  # noqa: PERF401
-        for row in await fetch(LIST_PURGED, after, upto):
-            items.append((row[0], PurgedRoom(*row[1:])))  # noqa: PERF401
+        for text, make in ROWS:  # An event comes before its membership.
+            items += [(row[0], make(*tuple(row)[1:])) for row in await fetch(text, after, upto)]
         items += _to_device_news(await fetch(LIST_TO_DEVICE, after, upto))
-        items.sort(key=lambda positioned: positioned[0])  # Stable: an event before its membership.
+        items.sort(key=lambda positioned: positioned[0])
         return items
 
     async def _note_redaction(self, stored: StoredEvent) -> None:

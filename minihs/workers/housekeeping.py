@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minihs.services.accounts import deactivation
 from minihs.services.encryption import to_device
-from minihs.services.ephemeral import typing_notifications
+from minihs.services.ephemeral import presence, typing_notifications
 from minihs.services.federation import transactions
 from minihs.services.rooms import (
     delayed_events,
@@ -18,6 +18,7 @@ from minihs.workers.runner import LeasedLoop
 
 LOOPS = (
     LeasedLoop("typing-expiry", 5_000, typing_notifications.expire_overdue),
+    LeasedLoop("presence", 5_000, presence.expire),
     LeasedLoop("deactivations", 2_000, deactivation.resume_deactivations),
     LeasedLoop("sticky-recheck", 1_000, sticky_events.recheck_soft_failed),
     LeasedLoop("sticky-release", 1_000, sticky_limits.release_waiting),

@@ -36,6 +36,7 @@ async def send_message(request: Request) -> object:
         sticky_ms=sticky_duration_ms(request),
         sent_ms=massaged_ts(request),
     )
+    request.services.presence.note_active(request.services, requester.user_id)
     return {"event_id": event_id}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minihs.api.client.presence import wished_presence
 from minihs.base.errors import BadJson, InvalidParam
 from minihs.base.limits import (
     SLIDING_LISTS_MAX,
@@ -176,18 +177,19 @@ async def _sync(
     merged: bool,
 ) -> object:
     services, requester = request.services, request.requester
-    if len(lists) > SLIDING_LISTS_MAX or len(subscriptions) > SLIDING_LISTS_MAX:
     requester.require_device()
+    if len(lists) > SLIDING_LISTS_MAX or len(subscriptions) > SLIDING_LISTS_MAX:
         raise InvalidParam(f"There may be {SLIDING_LISTS_MAX} lists and as many subscriptions.")
     conn_id = body.conn_id or ""
     if len(conn_id) > CONN_ID_CHARS_MAX or "\0" in conn_id:
         raise InvalidParam("This conn_id is too long, or has characters that it may not have.")
-    presence = request.query("set_presence") or body.set_presence
-    if presence not in (None, "online", "offline", "unavailable"):
-        raise InvalidParam("set_presence must be online, offline or unavailable.")
+    presence = wished_presence(request, body.set_presence)
     if body.timeout is not None and body.timeout < 0:
         raise InvalidParam("timeout must not be negative.")
     timeout_ms = request.query_integer("timeout", body.timeout or 0, high=SYNC_TIMEOUT_MAX_MS)
+    services.presence.note_poll(
+        services, requester.user_id, requester.device_nid, presence, timeout_ms
+    )
     await services.follower.wait_for(requester.position)
     pos = request.query("pos") or body.pos
     head = services.follower.head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import InvalidParam
+from minihs.api.client.presence import wished_presence
 from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
 from minihs.protocol import unstable
 from minihs.protocol.filters import Filter
@@ -28,9 +28,10 @@ async def sync(request: Request) -> object:
     await services.follower.wait_for(requester.position)
     since = request.query("since")
     token = parse_token(since, services.follower.head) if since is not None else None
-    presence = request.query("set_presence")
-    if presence not in (None, "online", "offline", "unavailable"):
-        raise InvalidParam("set_presence must be online, offline or unavailable.")
+    timeout_ms = request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS)
+    services.presence.note_poll(
+        services, requester.user_id, requester.device_nid, wished_presence(request), timeout_ms
+    )
     return await v3.sync(
         services,
         SyncRequest(
@@ -44,7 +45,7 @@ async def sync(request: Request) -> object:
             backlogs={} if token is None else token.backlogs,
             unignored=None if token is None else token.unignored,
             to_device=None if token is None else token.to_device,
-            timeout_ms=request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS),
+            timeout_ms=timeout_ms,
         ),
     )
 

@@ -81,6 +81,7 @@ async def mark_read(
             rows.append(AccountDataWrite(user_id, room_id, FULLY_READ, content))
         else:
             rows.append(ReceiptWrite(room_id, user_id, kind, thread_id, event_id, now_ms))
+    services.presence.note_active(services, user_id)
     if rows:
         await services.committer.commit_rows(rows)
 

@@ -75,6 +75,7 @@ async def set_typing(
             new[user_id] = now_ms + min(timeout_ms, TYPING_TIMEOUT_MAX_MS)
         if new != old:
             await _write(services, room_id, new)
+    services.presence.note_active(services, user_id)
 
 
 async def expire(services: Services, room_id: RoomId) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from minihs.base.errors import BadJson, Forbidden, TooLarge
+from minihs.base.limits import STATUS_CHARS_MAX
 from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.identifiers import (
     EventId,
@@ -31,6 +32,7 @@ from minihs.services.encryption.to_device import (
     receive_direct_messages,
 )
 from minihs.services.ephemeral import typing_notifications
+from minihs.services.ephemeral.presence import RemotePresence, receive_presence
 from minihs.services.rooms.server_acls import is_allowed
 from minihs.storage import receipts as receipt_reads
 from minihs.storage.event_store import ACCEPTED, StoredEvent
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 TYPING_MS: Final = 60_000  # Servers repeat it before; none says when it ends. Ours, as others do.
 RECEIPTS_MAX: Final = 5_000  # Of one transaction.
+PRESENCE_MAX: Final = 1_000  # The same.
 
 Handler = Callable[["Services", "ServerName", "Sequence[Mapping[str, object]]"], Awaitable[None]]
 
@@ -169,6 +172,52 @@ def _is_news(
     return stored.order > old.order
 
 
+# --- presence ----------------------------------------------------------------------------------
+
+
+async def _receive_presence(
+    services: Services, origin: ServerName, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """m.presence. Spec: server-server-api#presence."""
+    if not services.config.presence_enabled:
+        return
+    now_ms = services.clock.now_ms()
+    newest: dict[UserId, RemotePresence] = {}
+    for content in contents:
+        push = content.get("push")
+        for update in push if isinstance(push, list) else ():
+            presence = _read_presence(origin, update, now_ms)
+            if presence is None:
+                logger.debug("ignored presence from %s", origin)
+            elif len(newest) < PRESENCE_MAX:
+                newest[presence.user_id] = presence
+    if newest:
+        await receive_presence(services, newest)
+
+
+def _read_presence(origin: ServerName, update: object, now_ms: int) -> RemotePresence | None:
+    """Return what is said of one of the origin's users, if it can be."""
+    match update:
+        case {
+            "user_id": str(user_id),
+            "presence": "online" | "unavailable" | "offline" as presence,
+            **rest,
+        } if (user := _user_of(origin, user_id)) is not None:
+            status_msg, ago_ms = rest.get("status_msg"), rest.get("last_active_ago")
+            if not isinstance(status_msg, str) or len(status_msg) > STATUS_CHARS_MAX:
+                status_msg = None
+            is_time = isinstance(ago_ms, int) and 0 <= ago_ms <= now_ms
+            return RemotePresence(
+                user,
+                presence,
+                None if status_msg is None else status_msg.replace("\0", ""),
+                now_ms - ago_ms if is_time else 0,  # type: ignore[operator]  # an integer
+                rest.get("currently_active") is True,
+            )
+        case _:
+            return None
+
+
 # --- messages to devices -----------------------------------------------------------------------
 
 
@@ -212,10 +261,11 @@ async def _heard(services: Services, origin: ServerName, room_ids: set[RoomId]) 
     return {room_id for room_id, is_heard in zip(rooms, allowed, strict=True) if is_heard}
 
 
-# What is not here is ignored: presence, changes of devices and of keys have nobody yet who would
-# want to know.
+# What is not here is ignored: changes of devices and of keys have nobody yet who would want to
+# know.
 HANDLERS: Final[dict[str, Handler]] = {
     "m.typing": _receive_typing,
     "m.receipt": _receive_receipts,
     "m.direct_to_device": _receive_to_device,
+    "m.presence": _receive_presence,
 }

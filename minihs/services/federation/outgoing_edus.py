@@ -1,4 +1,4 @@
-"""EDUs that we send: messages to devices, typing notifications, receipts; packed for a transaction.
+"""EDUs that we send: messages to devices, typing, receipts and presence, packed for a transaction.
 
 Of messages every one is sent. Of the rest, what came later about the same thing replaces what has
 not been sent yet.
@@ -16,7 +16,7 @@ from minihs.protocol import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from minihs.storage.stream_rows import ReceiptWrite
+    from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite
 
 EDUS_MAX = 100  # Spec: server-server-api#transactions
 
@@ -69,7 +69,20 @@ class OutgoingMessage:
         return ("m.direct_to_device",)
 
 
-OutgoingEdu: TypeAlias = TypingNotification | OutgoingReceipt
+@dataclass(frozen=True, slots=True)
+class OutgoingPresence:
+    """What a user is. Spec: server-server-api#presence."""
+
+    position: int
+    write: PresenceWrite
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What it is about: the newest word on it is the only one that counts."""
+        return "m.presence", self.write.user_id
+
+
+OutgoingEdu: TypeAlias = TypingNotification | OutgoingReceipt | OutgoingPresence
 
 
 def pack(
@@ -79,19 +92,23 @@ def pack(
 
     All of the messages are among the first, and none among the others.
 
-    Receipts share an EDU wherever they can: in one, a user has one receipt in a room. Who no longer
-    types by now was never news.
+    Receipts share an EDU wherever they can: in one, a user has one receipt in a room. All presence
+    is in one. Who no longer types by now was never news.
     """
     packed: list[dict[str, object]] = [
         {"edu_type": "m.direct_to_device", "content": canonical_json.decode(message.json)}
         for message in messages
     ]
     receipts: list[dict[str, dict[str, dict[str, dict[str, object]]]]] = []
+    presence: list[dict[str, object]] = []
     used: list[OutgoingEdu] = []
     left: list[OutgoingEdu] = []
     for edu in edus:
-        if len(packed) + len(receipts) >= EDUS_MAX:
+        if len(packed) + len(receipts) + bool(presence) >= EDUS_MAX:
             left.append(edu)
+        elif isinstance(edu, OutgoingPresence):
+            presence.append(_presence_json(edu.write, now_ms))
+            used.append(edu)
         elif isinstance(edu, OutgoingReceipt):
             _add_receipt(receipts, edu.receipt)
             used.append(edu)
@@ -100,7 +117,21 @@ def pack(
             packed.append({"edu_type": "m.typing", "content": content})
             used.append(edu)
     packed += [{"edu_type": "m.receipt", "content": content} for content in receipts]
+    if presence:
+        packed.append({"edu_type": "m.presence", "content": {"push": presence}})
     return packed, used, left
+
+
+def _presence_json(write: PresenceWrite, now_ms: int) -> dict[str, object]:
+    update: dict[str, object] = {
+        "user_id": write.user_id,
+        "presence": write.presence,
+        "last_active_ago": max(now_ms - write.last_active_ms, 0),
+        "currently_active": write.currently_active,
+    }
+    if write.status_msg is not None:
+        update["status_msg"] = write.status_msg
+    return update
 
 
 def _add_receipt(

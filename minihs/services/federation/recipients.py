@@ -26,13 +26,14 @@ from minihs.protocol.membership import membership_of
 from minihs.protocol.responsibility import passes_on
 from minihs.services.federation.outgoing_edus import (
     OutgoingEdu,
+    OutgoingPresence,
     OutgoingReceipt,
     TypingNotification,
 )
-from minihs.storage import destinations, state_reads, sticky_events
+from minihs.storage import destinations, presence, state_reads, sticky_events
 from minihs.storage.event_store import ACCEPTED, StoredEvent
 from minihs.storage.state import EMPTY_STATE_ID
-from minihs.storage.stream_rows import ReceiptWrite, ToDeviceNews, TypingWrite
+from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite, ToDeviceNews, TypingWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 SERVERS_MAX = 500_000  # Of all rooms that are remembered.
 CHANGES_MAX = 1_000  # More changes of membership than these by one event: read the room anew.
+PRESENCE_MAX = 500  # Of a room, told to a server that joins it.
 RECEIPT_TRANSACTIONS_PER_S = 50  # How many requests a room's read receipts may cause.
 MEMBER = "m.room.member"
 OUT = "leave"  # What somebody is of whom a room's state says nothing.
@@ -106,7 +108,7 @@ class Recipients:
         The caller moves `position` on when it has taken notice of it.
         """
         items = await services.follower.between(self.position, upto)
-        wanted = {r for _, item in items if (r := _room_with_news(services, item)) is not None}
+        wanted = {r for _, item in items for r in _rooms_with_news(services, item)}
         rooms = {r: known for r in wanted if (known := self._rooms.get(r)) is not None}
         rooms |= await self._load(services, wanted - rooms.keys(), self.position)
         shares: dict[str, Share] = {}
@@ -125,8 +127,8 @@ class Recipients:
                     _share(shares, item.room_id, room).edus += edus
             elif isinstance(item, ReceiptWrite) and (room := rooms.get(item.room_id)) is not None:
                 self._hold_receipt(services, position, item, room)
-            elif isinstance(item, ToDeviceNews) and item.servers:
-                done.append(Share(item.servers, messages_at=position))
+            elif (share := _personal_news(services, position, item, rooms)) is not None:
+                done.append(share)
         return done + list(shares.values())
 
     async def _read_event(
@@ -164,6 +166,7 @@ class Recipients:
                 done.append(Share(unaware, [stored]))
         if own in room.joined and come - {own}:
             done += await _sticky_backlog(services, stored, come - {own})
+            done += await _presence_of_room(services, stored, come - {own})
         if ours:
             told = come | {
                 server_name_of(c.user_id)
@@ -258,8 +261,15 @@ async def _sticky_backlog(
     return [Share(servers, live, is_backlog=True)] if live else []
 
 
+def _rooms_with_news(services: Services, item: object) -> Sequence[str]:
+    """Return the rooms of an item that other servers may have to hear of."""
+    if isinstance(item, PresenceWrite):
+        return item.room_ids if item.local else ()
+    room_id = _room_with_news(services, item)
+    return () if room_id is None else (room_id,)
+
+
 def _room_with_news(services: Services, item: object) -> str | None:
-    """Return the room of an item that other servers may have to hear of."""
     if isinstance(item, StoredEvent):
         if item.status != ACCEPTED:
             return None
@@ -279,6 +289,37 @@ def _share(shares: dict[str, Share], room_id: str, room: RoomServers) -> Share:
     if share is None:
         share = shares[room_id] = Share(room.joined)
     return share
+
+
+def _personal_news(
+    services: Services, position: int, item: object, rooms: dict[str, RoomServers]
+) -> Share | None:
+    """Return what is news of users rather than rooms, and for which servers.
+
+    What a user of ours is, for the servers that share a room with them; and messages to devices.
+    """
+    if isinstance(item, ToDeviceNews) and item.servers:
+        return Share(item.servers, messages_at=position)
+    if isinstance(item, PresenceWrite) and item.local:
+        found = [room for r in item.room_ids if (room := rooms.get(r)) is not None]
+        servers = {server for room in found for server in room.joined} - {services.server_name}
+        if servers:
+            return Share(servers, edus=[OutgoingPresence(position, item)])
+    return None
+
+
+async def _presence_of_room(
+    services: Services, join: StoredEvent, servers: Collection[str]
+) -> list[Share]:
+    """Return what servers that join a room are told: who of ours in it is there."""
+    if not services.config.presence_enabled:
+        return []
+    position = join.position or 0
+    writes = await presence.list_of_rooms(
+        services.db, [join.event.room_id], PRESENCE_MAX, local_only=True
+    )
+    edus: list[OutgoingEdu] = [OutgoingPresence(position, write) for write in writes]
+    return [Share(servers, edus=edus)] if edus else []
 
 
 def _typing_news(

@@ -19,7 +19,7 @@ from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.spans import Span
-from minihs.services.sync.streams import account_data, state, timeline, to_device
+from minihs.services.sync.streams import account_data, presence, state, timeline, to_device
 from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
@@ -115,6 +115,10 @@ async def _collect(
     answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
     answer |= assemble.events_json("account_data", data.get("", ()))
     answer |= assemble.events_json("to_device", messages.events)
+    new_rooms = [span.room_id for span in spans if span.is_new]
+    answer |= assemble.events_json(
+        "presence", await presence.read(services, request, view, new_rooms, upto)
+    )
     if request.filter.delayed_outcomes:
         outcomes = await delayed_events.list_outcomes(services, request.user_id, since, upto)
         answer |= unstable.DELAYED_EVENT_OUTCOMES.write(outcomes) if outcomes else {}

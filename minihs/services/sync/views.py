@@ -21,6 +21,7 @@ from minihs.storage.stream_rows import (
     AccountDataWrite,
     DelayedEventOutcome,
     ForgottenRoom,
+    PresenceWrite,
     ToDeviceNews,
     UnignoredUser,
 )
@@ -57,13 +58,15 @@ class Inbox:
 class UserView:
     """The rooms of one user; `changed_at` is when anything last concerned them.
 
-    `inboxes` are of those devices (by device_nid) for which messages may wait.
+    `inboxes` are of those devices (by device_nid) for which messages may wait. Nobody's presence
+    that they may see has changed after `presence_at`.
     """
 
     user_id: str
     rooms: dict[str, RoomMembership]
     changed_at: int
     inboxes: dict[int, Inbox] = field(default_factory=dict)
+    presence_at: int = 0
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
@@ -118,6 +121,7 @@ class Views:
             rooms,
             self._follower.head,
             {nid: Inbox(first, last) for nid, first, last in inboxes},
+            self._follower.head,
         )
         for item in self._follower.items_after(position):
             if isinstance(item, Membership) and item.user_id == user_id:
@@ -153,6 +157,7 @@ class Views:
     def follow(self, items: Sequence[Positioned]) -> None:
         """Apply new items of the stream, and wake those whom they concern."""
         concerned: set[UserView] = set()
+        presence: list[tuple[int, PresenceWrite]] = []
         for position, item in items:
             if isinstance(item, StoredEvent):
                 self._touch(self._by_room.get(item.event.room_id), position, concerned)
@@ -163,6 +168,8 @@ class Views:
             ):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
+            elif isinstance(item, PresenceWrite):
+                presence.append((position, item))
             elif isinstance(item, ToDeviceNews):
                 for user_id in {user_id for user_id, _ in item.devices}:
                     view = self._views.get(user_id)
@@ -171,8 +178,27 @@ class Views:
                         self._touch({view}, position, concerned)
             else:
                 self._touch(self._by_room.get(item.room_id), position, concerned)
+        if presence:
+            self._follow_presence(presence, concerned)
         for view in concerned:
             view.wake()
+
+    def _follow_presence(
+        self, changes: Sequence[tuple[int, PresenceWrite]], concerned: set[UserView]
+    ) -> None:
+        """Note whom changes of presence concern; a room's members once, however many changed."""
+        rooms = {room_id for _, change in changes for room_id in change.room_ids}
+        found = {
+            view
+            for room_id in rooms
+            for view in self._by_room.get(room_id, ())
+            if view.rooms[room_id].membership == "join"
+        }
+        found |= {view for _, c in changes if (view := self._views.get(c.user_id)) is not None}
+        last = changes[-1][0]
+        for view in found:
+            view.presence_at = last
+        self._touch(found, last, concerned)
 
     def _touch(self, views: set[UserView] | None, position: int, concerned: set[UserView]) -> None:
         if views:

@@ -1,0 +1,315 @@
+"""Presence: who is there, who is idle, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from minihs.base.clock import ManualClock
+from minihs.services.ephemeral import presence
+from tests.helpers.homeserver import running_homeserver
+from tests.helpers.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.helpers.homeserver import Homeserver, User
+
+pytestmark = pytest.mark.spec("client-server-api#presence")
+
+UNSEEN = {"set_presence": "offline"}  # Of those who watch, and are not to be seen themselves.
+
+
+@pytest.fixture
+async def timed(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
+    """A server whose clock the test moves."""
+    async with running_homeserver(database_url, tmp_path, clock=ManualClock()) as server:
+        yield server
+
+
+async def says(user: User, state: str, message: str | None = None) -> None:
+    """Let a user say what they are."""
+    body = {"presence": state} | ({} if message is None else {"status_msg": message})
+    await user.call("PUT", f"/presence/{quote(user.user_id)}/status", body)
+
+
+async def status(reader: User, user: User) -> dict:
+    return await reader.call("GET", f"/presence/{quote(user.user_id)}/status")
+
+
+def told(answer: dict) -> dict[str, dict]:
+    """Return the contents of the presence events of a sync, by user."""
+    events = answer.get("presence", {}).get("events", [])
+    assert all(event["type"] == "m.presence" for event in events)
+    return {event["sender"]: event["content"] for event in events}
+
+
+async def hears(reader: User, user: User, state: str) -> dict:
+    """Sync until the reader is told that a user is so; return the content."""
+    found: dict = {}
+
+    async def is_told() -> bool:
+        found.update(told(await reader.sync(**UNSEEN)))
+        return found.get(user.user_id, {}).get("presence") == state
+
+    await until(is_told)
+    return found[user.user_id]
+
+
+async def pair(homeserver: Homeserver) -> tuple[User, User, str]:
+    """Return two users in one room, of whom the second has seen everything."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room()
+    await bob.join(room)
+    await bob.sync(**UNSEEN)
+    return alice, bob, room
+
+
+async def test_what_alice_says_is_told_to_those_in_her_rooms(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.sync(**UNSEEN)
+    await says(alice, "online", "at work")
+    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    assert content.pop("last_active_ago") >= 0
+    assert content == {"presence": "online", "status_msg": "at work", "currently_active": True}
+    assert told(await carol.sync(**UNSEEN)) == {}
+    assert told(await bob.sync(**UNSEEN)) == {}, "told once"
+    await says(alice, "unavailable")
+    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    assert (content["presence"], content["currently_active"]) == ("unavailable", False)
+    assert "status_msg" not in content
+    assert told(await alice.sync(**UNSEEN))[alice.user_id]["presence"] == "unavailable"
+
+
+async def test_saying_the_same_again_is_no_news(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await says(alice, "online", "here")
+    await bob.sync(**UNSEEN)
+    await says(alice, "online", "here")
+    assert told(await bob.sync(**UNSEEN)) == {}
+
+
+async def test_who_waits_is_woken_by_a_change(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    waiting = asyncio.ensure_future(bob.sync(timeout="60000", **UNSEEN))
+    await says(alice, "online")
+    assert alice.user_id in told(await waiting)
+
+
+async def test_a_client_that_polls_makes_its_user_online(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await alice.sync(**UNSEEN)
+    assert told(await bob.sync(**UNSEEN)) == {}
+    await alice.sync()
+    await hears(bob, alice, "online")
+    await alice.sync(set_presence="unavailable")
+    await hears(bob, alice, "unavailable")
+    await alice.sync(set_presence="online")
+    await hears(bob, alice, "online")
+
+
+async def test_what_a_user_says_outlasts_a_poll(homeserver: Homeserver) -> None:
+    alice, bob, room = await pair(homeserver)
+    await alice.sync()
+    await hears(bob, alice, "online")
+    await says(alice, "unavailable", "asleep")
+    await alice.sync()
+    assert (await status(bob, alice))["presence"] == "unavailable"
+    await alice.say(room)
+    content = await hears(bob, alice, "online")
+    assert content["status_msg"] == "asleep", "doing something makes one online"
+
+
+async def test_an_initial_sync_tells_who_is_there(homeserver: Homeserver) -> None:
+    alice, bob, room = await pair(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.join(room)
+    await says(alice, "online")
+    await says(carol, "offline")
+    bob.since = None
+    assert told(await bob.sync(**UNSEEN)).keys() == {alice.user_id}
+
+
+async def test_who_joins_is_told_and_told_of(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room()
+    await says(alice, "online")
+    await says(bob, "unavailable")
+    await alice.sync(**UNSEEN)
+    await bob.sync(**UNSEEN)
+    await bob.join(room)
+    assert alice.user_id in told(await bob.sync(**UNSEEN))
+    await hears(alice, bob, "unavailable")
+
+
+async def test_from_far_back_changes_are_read_from_the_database(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await says(alice, "online", "one")
+    for services in homeserver.workers:
+        follower = services.follower
+        follower.floor = follower.head
+    assert told(await bob.sync(**UNSEEN))[alice.user_id]["status_msg"] == "one"
+
+
+async def test_presence_is_read_by_those_who_share_a_room(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    carol = await homeserver.register("carol")
+    assert await status(bob, alice) == {"presence": "offline"}
+    await says(alice, "unavailable", "soon")
+    found = await status(bob, alice)
+    assert (found["presence"], found["status_msg"]) == ("unavailable", "soon")
+    assert (await status(alice, alice))["presence"] == "unavailable"
+    response = await carol.request("GET", f"/presence/{quote(alice.user_id)}/status")
+    assert (response.status, response.json["errcode"]) == (403, "M_FORBIDDEN")
+    assert (await carol.request("GET", "/presence/nobody/status")).status == 400
+
+
+async def test_nobody_speaks_for_others_or_nonsense(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    path = f"/presence/{quote(alice.user_id)}/status"
+    assert (await bob.request("PUT", path, {"presence": "online"})).status == 403
+    for body in ({}, {"presence": "busy"}, {"presence": 1}):
+        assert (await alice.request("PUT", path, body)).status == 400
+    for message in ("x" * 1_001, "\0"):
+        body = {"presence": "online", "status_msg": message}
+        assert (await alice.request("PUT", path, body)).status == 400
+    assert (await alice.request("GET", "/sync", set_presence="busy")).status == 400
+
+
+async def test_filters_choose_presence(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await says(alice, "online")
+    for part in ({"types": []}, {"not_types": ["m.*"]}, {"not_senders": [alice.user_id]}):
+        answer = await bob.call(
+            "GET", "/sync", filter=str({"presence": part}).replace("'", '"'), **UNSEEN
+        )
+        assert told(answer) == {}, part
+
+
+async def test_ignored_users_are_not_told_of(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    path = f"/user/{quote(bob.user_id)}/account_data/m.ignored_user_list"
+    await bob.call("PUT", path, {"ignored_users": {alice.user_id: {}}})
+    await says(alice, "online")
+    assert told(await bob.sync(**UNSEEN)) == {}
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+async def pass_time(homeserver: Homeserver, duration_ms: int) -> None:
+    """Let time pass as far as presence is concerned."""
+    clock = homeserver.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance_ms(duration_ms)
+    for services in homeserver.workers:
+        await services.presence.renew(services)
+    await presence.expire(homeserver.services)
+
+
+async def test_who_polls_no_more_is_offline(timed: Homeserver) -> None:
+    alice, bob, _ = await pair(timed)
+    await alice.sync()
+    await hears(bob, alice, "online")
+    await pass_time(timed, 20_000)
+    await alice.sync()
+    await pass_time(timed, 30_000)
+    assert told(await bob.sync(**UNSEEN)) == {}
+    await pass_time(timed, 30_000)
+    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    assert (content["presence"], content["currently_active"]) == ("offline", False)
+    assert content["last_active_ago"] == 80_000
+
+
+async def test_a_long_poll_is_a_sign_of_life_to_its_end(timed: Homeserver) -> None:
+    alice, bob, _ = await pair(timed)
+    await alice.sync()
+    await hears(bob, alice, "online")
+    await alice.sync()  # Now she has seen her own.
+    waiting = asyncio.ensure_future(alice.sync(timeout="120000"))
+    await until(lambda: any(s.views.waiting for s in timed.workers))
+    await pass_time(timed, 110_000)
+    assert (await status(bob, alice))["presence"] == "online"
+    await pass_time(timed, 20_000)
+    await waiting
+    await pass_time(timed, 60_000)
+    assert (await status(bob, alice))["presence"] == "offline"
+
+
+async def test_who_does_nothing_becomes_idle(timed: Homeserver) -> None:
+    alice, bob, room = await pair(timed)
+    await alice.sync()
+    await hears(bob, alice, "online")
+
+    async def poll_for(duration_ms: int) -> None:
+        for _ in range(duration_ms // 20_000):
+            await alice.sync()
+            await pass_time(timed, 20_000)
+
+    await poll_for(200_000)
+    await alice.say(room)
+    await poll_for(300_000)
+    assert told(await bob.sync(**UNSEEN)) == {}, "she said something"
+    await poll_for(40_000)
+    assert told(await bob.sync(**UNSEEN))[alice.user_id]["presence"] == "unavailable"
+    await alice.sync()
+    assert (await status(bob, alice))["presence"] == "unavailable", "a poll is no activity"
+    await alice.say(room)
+    await hears(bob, alice, "online")
+
+
+async def test_many_who_come_at_once_are_told_of_together(timed: Homeserver) -> None:
+    alice, bob, room = await pair(timed)
+    others = [await timed.register(f"user{n}") for n in range(6)]
+    for user in others:
+        await user.join(room)
+    await bob.sync(**UNSEEN)
+    commits = [services.committer.counts.rows for services in timed.workers]
+    await asyncio.gather(*(user.sync() for user in (alice, *others)))
+    first = told(await bob.sync(timeout="10000", **UNSEEN))
+    timed.clock.advance_ms(presence.GATHER_MS)  # type: ignore[attr-defined]  # a ManualClock
+    rest: dict = {}
+
+    async def all_told() -> bool:
+        rest.update(told(await bob.sync(**UNSEEN)))
+        return len(first.keys() | rest.keys()) == 7
+
+    await until(all_told)
+    written = sum(s.committer.counts.rows for s in timed.workers) - sum(commits)
+    assert written == 7, "one row a user"
+
+
+async def test_other_processes_know_who_is_there(database_url: str, tmp_path: Path) -> None:
+    async with running_homeserver(database_url, tmp_path, workers=2) as server:
+        alice, bob, _ = await pair(server)
+        await alice.sync()
+        await hears(bob, alice, "online")
+        await until(lambda: all(alice.user_id in s.presence.known for s in server.workers))
+    async with running_homeserver(database_url, tmp_path, workers=1) as server:
+        assert alice.user_id in server.services.presence.known, "also after a restart"
+
+
+async def test_presence_can_be_switched_off(database_url: str, tmp_path: Path) -> None:
+    async with running_homeserver(database_url, tmp_path, presence_enabled=False) as server:
+        alice, bob, _ = await pair(server)
+        await says(alice, "online", "here")
+        await alice.sync()
+        assert told(await bob.sync(**UNSEEN)) == {}
+        assert await status(bob, alice) == {"presence": "offline"}
+        assert await server.services.db.fetch("SELECT FROM presence") == []
+
+
+async def test_polls_of_somebody_who_is_there_write_nothing(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await alice.sync()
+    await hears(bob, alice, "online")
+    before = [services.committer.counts.rows for services in homeserver.workers]
+    for _ in range(5):
+        await alice.sync()
+    assert [services.committer.counts.rows for services in homeserver.workers] == before
+    assert told(await bob.sync(**UNSEEN)) == {}
