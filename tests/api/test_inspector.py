@@ -14,12 +14,13 @@ from typing_extensions import override
 from minihs.api.inspector import graph, pages, rendering
 from minihs.base.clock import ManualClock
 from minihs.protocol import unstable
-from minihs.services.inspector import rooms
+from minihs.services.inspector import rooms, sticky_events
 from minihs.services.inspector.access import SESSION_LIFETIME_MS
 from minihs.services.inspector.events import ShownEvent
 from minihs.services.inspector.sticky_events import ServerView, delivery_state
 from minihs.services.rooms.redact_on_ban import PURGE_AFTER_MS, purge_redacted
 from tests.helpers.browser import chromium, find_chromium
+from tests.helpers.deliveries import settled
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.inspected_room import (
     ERIN,
@@ -35,6 +36,7 @@ from tests.helpers.inspected_room import (
     stick,
 )
 from tests.helpers.network import running_federation
+from tests.helpers.remote_members import put_member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -401,6 +403,23 @@ async def test_sticky_events_with_time_left_and_who_has_them(inspected: Inspecte
     page = await get(inspected.homeserver, room_path(inspected.room_id), inspected.admin, **HTML)
     for text in ("43 min", "of 50 min", "backing off", "soft-failed, held back", "erin-phone"):
         assert text in page.text
+
+
+async def test_many_servers_are_summed_up(
+    inspected: InspectedRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, room_id = inspected.homeserver.services, inspected.room_id
+    for n in range(6):
+        await put_member(services, room_id, f"@guest:s{n}.example")
+    await settled(services)
+    path = room_path(room_id)
+    page = await get(inspected.homeserver, path, inspected.admin, **HTML)
+    # Nobody answers for the new ones, but they are owed what is sticky since they joined.
+    assert "delivered to 2 of 9 servers" in page.text
+    monkeypatch.setattr(sticky_events, "SERVERS_MAX", 3)
+    view = await view_of(inspected)
+    assert (len(view["servers"]), view["more_servers"]) == (3, True)
+    assert view["servers"][0]["server_name"] == SERVER
 
 
 @pytest.mark.spec("MSC4354#rate-limits")

@@ -78,6 +78,7 @@ class RoomView:
     joined: int
     state_id: int
     servers: Sequence[ServerView]
+    more_servers: bool
     forward_extremities: Sequence[str]
     sticky_events: Sequence[StickyView]
     more_sticky_events: bool
@@ -117,7 +118,7 @@ async def view_room(
     """
     row = await _room(services, room_id)
     extremities = _extremities(row)
-    servers = await view_servers(services, row.room_nid)
+    servers, more_servers = await view_servers(services, row.room_nid)
     sticky, more_sticky = await view_sticky_events(services, row.room_nid, row.state_id, servers)
     stays, more_stays = await view_stays(services, row.room_nid)
     page = await _page(services, row.room_nid, before)
@@ -137,6 +138,7 @@ async def view_room(
         joined=row.joined_count,
         state_id=row.state_id,
         servers=servers,
+        more_servers=more_servers,
         forward_extremities=extremities,
         sticky_events=sticky,
         more_sticky_events=more_sticky,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.inspector import ServedRow, ServerRow, StickyRow
 
-STICKY_MAX = 200
+STICKY_MAX = 100
 SERVERS_MAX = 50
 
 DeliveryState = Literal["delivered", "queued", "catching up", "repeating", "backing off"]
@@ -90,12 +90,17 @@ class StickyView:
     deliveries: Sequence[DeliveryView]
 
 
-async def view_servers(services: Services, room_nid: int) -> list[ServerView]:
-    """Return the servers in a room with the state of our deliveries to them."""
-    rows = await inspector.list_servers(services.db, room_nid, SERVERS_MAX)
+async def view_servers(services: Services, room_nid: int) -> tuple[list[ServerView], bool]:
+    """Return the servers in a room, those with the most users first, and if there are more.
+
+    With each the state of our deliveries to it.
+    """
+    found = await inspector.list_servers(services.db, room_nid, SERVERS_MAX + 1)
+    rows = found[:SERVERS_MAX]
     served = await inspector.list_served(services.db, [row.server_name for row in rows])
     shards = await inspector.list_shard_positions(services.db)
-    return [_server(services, row, served.get(row.server_name), shards) for row in rows]
+    views = [_server(services, row, served.get(row.server_name), shards) for row in rows]
+    return views, len(found) > SERVERS_MAX
 
 
 def _server(
