@@ -183,6 +183,29 @@ LIST_LATE_STICKY = statement(
     """,
 )
 
+# Primary key of to_device_messages, then of devices.
+LIST_TO_DEVICE = statement(
+    "appservices.list_to_device",
+    """
+    SELECT d.user_id, d.device_id, m.json
+    FROM unnest($1::bigint[], $2::bigint[]) AS asked (position, device_nid)
+    JOIN to_device_messages m
+      ON m.device_nid = asked.device_nid AND m.position = asked.position
+    JOIN devices d ON d.device_nid = m.device_nid
+    ORDER BY m.position, d.device_nid
+    """,
+)
+
+# Primary key.
+DELETE_TO_DEVICE = statement(
+    "appservices.delete_to_device",
+    """
+    DELETE FROM to_device_messages m
+    USING unnest($1::bigint[], $2::bigint[]) AS given (position, device_nid)
+    WHERE m.device_nid = given.device_nid AND m.position = given.position
+    """,
+)
+
 # Unique index rooms_room_id_key.
 INSERT_ROOM = statement(
     "appservices.insert_room",
@@ -279,6 +302,19 @@ async def list_aliases(queries: Queries, room_ids: Collection[str]) -> list[tupl
 async def list_late_sticky(queries: Queries, event_ids: Collection[str]) -> set[str]:
     """Return those of the sticky events that were refused first, and accepted later (MSC4354)."""
     return {row[0] for row in await queries.fetch(LIST_LATE_STICKY, list(event_ids))}
+
+
+async def list_to_device(
+    queries: Queries, places: Sequence[tuple[int, int]]
+) -> list[tuple[str, str, str]]:
+    """Return user, device and JSON of the messages at (position, device_nid) that are left."""
+    rows = await queries.fetch(LIST_TO_DEVICE, [p for p, _ in places], [d for _, d in places])
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def delete_to_device(queries: Queries, places: Sequence[tuple[int, int]]) -> None:
+    """Delete the messages at (position, device_nid)."""
+    await queries.execute(DELETE_TO_DEVICE, [p for p, _ in places], [d for _, d in places])
 
 
 async def update_listed(

@@ -277,6 +277,59 @@ async def test_a_service_that_was_down_is_not_told_who_typed_then(house: House, 
         assert {len(t["content"]["user_ids"]) for t in bridge.ephemeral("m.typing")} == {0}
 
 
+# --- messages to devices -------------------------------------------------------------------------
+
+
+async def send_to_device(user: User, number: int, *users: User) -> None:
+    messages = {one.user_id: {"*": {"n": number}} for one in users}
+    path = f"/sendToDevice/m.test/{number}"
+    await user.call("PUT", path, {"messages": messages})
+
+
+async def test_messages_to_devices_of_a_services_users_are_told(house: House, bridge: Bridge):
+    bridge.register(
+        namespaces={
+            "users": [
+                {"regex": "@_bridge_.*", "exclusive": True},
+                {"regex": "@bob", "exclusive": False},
+            ]
+        }
+    )
+    async with house.running() as server:
+        delivery = await begin(server.services)
+        alice, bob = await server.register("alice"), await server.register("bob")
+        ghost = await make_ghost(server, "_bridge_g")
+        await ghost.request("PUT", "/devices/PHONE", {})
+        await send_to_device(alice, 1, alice, bob, ghost)
+        await settled(delivery)
+        await send_to_device(alice, 2, ghost)
+        await settled(delivery)
+        one, two = [transaction.body for transaction in bridge.transactions]
+        assert one["to_device"] == one["de.sorunome.msc2409.to_device"]
+        assert sorted(one["to_device"], key=str) == sorted(
+            (
+                {
+                    "type": "m.test",
+                    "sender": alice.user_id,
+                    "content": {"n": 1},
+                    "to_user_id": user_id,
+                    "to_device_id": device_id,
+                }
+                for user_id, device_id in (
+                    (bob.user_id, bob.device_id),
+                    (ghost.user_id, "PHONE"),
+                )
+            ),
+            key=str,
+        )
+        assert [(m["to_user_id"], m["content"]) for m in two["to_device"]] == [
+            (ghost.user_id, {"n": 2})
+        ]
+        assert len((await bob.sync())["to_device"]["events"]) == 1, "they are bob's as well"
+        left = await ghost.sync(device_id="PHONE")
+        assert left.get("to_device", {"events": []})["events"] == [], "nobody else reads them"
+
+
 # --- in order, at least once, the same -----------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from minihs.base.limits import APPSERVICE_TRANSACTION_TIMEOUT_MS
 from minihs.remote.appservices import V1
 from minihs.remote.transport import RemoteError
-from minihs.services.appservices.interest import MEMBER, Interest
+from minihs.services.appservices.interest import MEMBER, Found, Interest
 from minihs.services.appservices.transactions import body_of
 from minihs.storage import appservices, jobs
 
@@ -196,20 +196,31 @@ class AppserviceDelivery:
         while queue.position < (head := services.follower.head):
             upto = min(head, queue.position + READ_POSITIONS_MAX)
             found = await queue.interest.read(services, queue.position, upto)
-            if not found.events and not found.ephemeral:
+            if found.is_nothing:
                 queue.position = found.upto
                 continue
             await self._make_users(queue.service, found.events)
-            body = await body_of(services, queue.service, found.events, found.ephemeral)
-            text = body.decode()
-            txn_id = await appservices.begin_transaction(
-                services.db, queue.service.id, queue.txn_id, found.upto, text
-            )
-            if txn_id is None:
-                raise RuntimeError("another process delivers to the same application service")
+            text = (await body_of(services, queue.service, found)).decode()
+            txn_id = await self._begin_transaction(queue, found, text)
             queue.txn_id, queue.upto, queue.pending = txn_id, found.upto, text
             return True
         return False
+
+    async def _begin_transaction(self, queue: _Queue, found: Found, text: str) -> int:
+        """Write a transaction down, and return its id.
+
+        Messages to devices are in it from now on, and in no inbox any more: see `ToDevice`.
+        """
+        last = [(one.position, one.device_nid) for one in found.to_device if one.is_last]
+        async with self._services.db.transaction() as tx:
+            txn_id = await appservices.begin_transaction(
+                tx, queue.service.id, queue.txn_id, found.upto, text
+            )
+            if txn_id is None:
+                raise RuntimeError("another process delivers to the same application service")
+            if last:
+                await appservices.delete_to_device(tx, last)
+        return txn_id
 
     async def _make_users(self, service: Registration, events: Sequence[StoredEvent]) -> None:
         """Let a service make those of its users who are spoken of, and are not there.

@@ -19,7 +19,7 @@ from minihs.protocol.membership import membership_of
 from minihs.services.rooms.heads import load_head
 from minihs.storage import appservices
 from minihs.storage.event_store import ACCEPTED, StoredEvent
-from minihs.storage.stream_rows import ReceiptWrite, StickyEvent, TypingWrite
+from minihs.storage.stream_rows import ReceiptWrite, StickyEvent, ToDeviceNews, TypingWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -48,6 +48,15 @@ class _Room:
     joined: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class ToDevice:
+    """Where a message for a device of a user of the service lies; `is_last`: for nobody else."""
+
+    position: int
+    device_nid: int
+    is_last: bool
+
+
 @dataclass(slots=True)
 class Found:
     """What concerns a service in the stream up to a position."""
@@ -55,6 +64,21 @@ class Found:
     upto: int
     events: list[StoredEvent] = field(default_factory=list)
     ephemeral: list[Ephemeral] = field(default_factory=list)
+    to_device: list[ToDevice] = field(default_factory=list)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing concerns it."""
+        return not (self.events or self.ephemeral or self.to_device)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one transaction holds no more."""
+        return (
+            len(self.events) >= EVENTS_MAX
+            or len(self.ephemeral) >= EPHEMERAL_MAX
+            or len(self.to_device) >= EPHEMERAL_MAX
+        )
 
 
 class Interest:
@@ -87,7 +111,13 @@ class Interest:
                 told = self._service.receive_ephemeral
                 if told and await self._is_heard(services, item, aliased):
                     found.ephemeral.append(item)
-            if len(found.events) >= EVENTS_MAX or len(found.ephemeral) >= EPHEMERAL_MAX:
+            elif isinstance(item, ToDeviceNews):
+                found.to_device += [
+                    ToDevice(position, device_nid, self._service.owns_user(user_id))
+                    for user_id, device_nid in item.devices
+                    if self._is_own(services, user_id)
+                ]
+            if found.is_full:
                 found.upto = position
                 break
         return found

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from minihs.protocol.unstable import APPSERVICE_EPHEMERAL
+from minihs.protocol.unstable import APPSERVICE_EPHEMERAL, APPSERVICE_TO_DEVICE
 from minihs.services.ephemeral.receipts import receipt_content
 from minihs.services.rooms.client_events import client_event, prepare
-from minihs.storage import timelines
+from minihs.storage import appservices, timelines
 from minihs.storage.stream_rows import ReceiptWrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from minihs.services.appservices.interest import Ephemeral
+    from minihs.services.appservices.interest import Ephemeral, Found, ToDevice
     from minihs.services.appservices.registration import Registration
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
@@ -27,26 +27,37 @@ MEMBER = "m.room.member"
 OUTSIDE = {"invite": "invite_room_state", "knock": "knock_room_state"}
 
 
-async def body_of(
-    services: Services,
-    service: Registration,
-    events: Sequence[StoredEvent],
-    ephemeral: Sequence[Ephemeral],
-) -> bytes:
+async def body_of(services: Services, service: Registration, found: Found) -> bytes:
     """Return the body of a transaction."""
-    await prepare(services, events)
+    await prepare(services, found.events)
     now_ms = services.clock.now_ms()
     shown = [
         await _with_stripped_state(
             services, service, stored, client_event(stored, now_ms, with_room_id=True)
         )
-        for stored in events
+        for stored in found.events
     ]
     parts = [b'"events":[%b]' % b",".join(shown)]
-    if ephemeral:
-        told = orjson.dumps(ephemeral_events(ephemeral, now_ms))
+    if found.ephemeral:
+        told = orjson.dumps(ephemeral_events(found.ephemeral, now_ms))
         parts += [b'"%b":%b' % (name.encode(), told) for name in APPSERVICE_EPHEMERAL.written]
+    if messages := await _to_device(services, found.to_device):
+        parts += [b'"%b":[%b]' % (n.encode(), messages) for n in APPSERVICE_TO_DEVICE.written]
     return b"{%b}" % b",".join(parts)
+
+
+async def _to_device(services: Services, places: Sequence[ToDevice]) -> bytes:
+    """Return messages to devices with whom they are for, as the elements of a list."""
+    if not places:
+        return b""
+    messages = await appservices.list_to_device(
+        services.db, [(one.position, one.device_nid) for one in places]
+    )
+    return b",".join(
+        b'{"to_user_id":%b,"to_device_id":%b,%b'
+        % (orjson.dumps(user_id), orjson.dumps(device_id), json.encode()[1:])
+        for user_id, device_id, json in messages
+    )
 
 
 async def _with_stripped_state(
