@@ -196,6 +196,16 @@ INSERT_HELD = statement(
     """,
 )
 
+# Primary key.
+INSERT_OUT_OF_PLACE = statement(
+    "sticky_events.insert_out_of_place",
+    """
+    INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, waits_for)
+    VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT DO NOTHING
+    """,
+)
+
 # Primary key of rooms.
 LIST_ROOMS_BY_NID = statement(
     "sticky_events.list_rooms_by_nid",
@@ -337,6 +347,18 @@ async def insert_held(
     await queries.execute(
         INSERT_HELD, event_id, room_nid, sender, until_ms, state_id, HELD_PER_SENDER_MAX - 1
     )
+
+
+async def insert_out_of_place(
+    queries: Queries,
+    event_id: EventId,
+    room_nid: int,
+    sender: str,
+    until_ms: int,
+    waits_for: str | None,
+) -> None:
+    """Note a sticky event without a place in its room, before it is delivered or has to wait."""
+    await queries.execute(INSERT_OUT_OF_PLACE, event_id, room_nid, sender, until_ms, waits_for)
 
 
 async def list_rooms_by_nid(queries: Queries, room_nids: Collection[int]) -> dict[int, str]:

@@ -750,9 +750,9 @@ async def test_s_20_a_user_may_have_so_many_in_a_room(database_url: str, tmp_pat
         kept = await alice.call("PUT", path, {"body": "x"}, **{DURATION: "60000"})
         await alice.call("PUT", at(room_id, "state", "org.x", ""), {}, **{DURATION: "60000"})
 
-        for endpoint in ("send", "state"):
-            more = at(room_id, endpoint, "org.x", "more")
-            refused = await alice.request("PUT", more, {"body": "x"}, **{DURATION: "60000"})
+        more = at(room_id, "send", "org.x", "more")
+        for path_of_more in (more, at(room_id, "state", "org.x", "more")):
+            refused = await alice.request("PUT", path_of_more, {"body": "x"}, **{DURATION: "60000"})
             assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
             assert refused.json["retry_after_ms"] == 20_000
         again = await alice.call("PUT", path, {"body": "x"}, **{DURATION: "60000"})

@@ -168,8 +168,7 @@ async def test_s_13_what_other_servers_say_is_left_is_not_believed(
     path = f"/_matrix/federation/v1/event/{quote(event.event_id)}"
     answer = await evil.request(hs1.name, "GET", path)
     assert not isinstance(answer, RemoteError)
-    (pdu,) = answer["pdus"]  # type: ignore[misc]  # a list of one
-    assert TTL not in pdu.get("unsigned", {})
+    assert TTL not in str(answer)
 
 
 # --- soft failure -------------------------------------------------------------------------------
@@ -473,17 +472,54 @@ async def test_s_21_when_too_much_waits_the_server_is_told_to_come_again(
     assert more.event_id in await collect(alice, room)
 
 
-async def test_s_21_a_sticky_event_that_cannot_be_judged_is_not_passed_over_in_silence(
+async def test_s_21_what_it_follows_need_not_be_had(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
 ):
     hidden = room.send(MALLORY, "m.room.message", {"body": "x"}, origin_server_ts=clock.now_ms())
     event = stuck(room, clock.now_ms())
-    serve(evil, room, hidden=[hidden.event_id])
-    evil.on("GET", "/_matrix/federation/v1/state_ids/{roomId}", {})
-    evil.on("GET", "/_matrix/federation/v1/state/{roomId}", {})
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    answer = await alice.sync()
+    assert ids(section(answer, room.room_id)) == [event.event_id]
+    assert timeline(answer, room.room_id) == [], "it has no place yet"
+    assert (await event_of(alice, room, event))["unsigned"][TTL] == 10 * MINUTE_MS
+    await push(evil, hs1, [hidden])
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    answer = await alice.sync()
+    assert timeline(answer, room.room_id) == [hidden.event_id, event.event_id]
+    assert section(answer, room.room_id) == []
+    alice.since = None
+    await push(evil, hs1, talk(room, clock.now_ms()))
+    assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
+
+
+async def test_s_21_out_of_its_place_it_is_checked_against_the_present(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    before = await banned(hs1, alice, room)
+    hidden = room.send(
+        MALLORY, "m.room.message", {"body": "x"}, prev=before, origin_server_ts=clock.now_ms()
+    )
+    event = stuck(room, clock.now_ms(), prev=[hidden])
+    await push(evil, hs1, [event])
+    assert section(await alice.sync(), room.room_id) == []
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/unban", {"user_id": MALLORY})
+    await refresh(room, hs1)
+    await push(evil, hs1, [room.send(
+        MALLORY, "m.room.member", {"membership": "join"}, state_key=MALLORY,
+        prev=[room.current("m.room.member", MALLORY)],  # type: ignore[list-item]  # it is there
+    )])  # fmt: skip
+    await sticky_events.recheck_soft_failed(hs1.services)
+    assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
+
+
+async def test_s_21_what_it_rests_upon_must_be_had_else_its_sender_is_told(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    join = room.join("@other:evil")
+    event = stuck(room, clock.now_ms(), sender="@other:evil")
     answered = await push(evil, hs1, [event])
     assert "error" in answered[event.event_id]
-    await push(evil, hs1, [hidden])
+    await push(evil, hs1, [join])
     assert await push(evil, hs1, [event]) == {event.event_id: {}}
     assert event.event_id in timeline(await alice.sync(), room.room_id)
 

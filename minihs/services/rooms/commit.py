@@ -309,9 +309,7 @@ def _write_origin(plan: Plan, write: EventWrite, origin: Origin | None, now_ms: 
         case DelayedSending(delay_id, due_ms):
             stored.txn_id, write.delayed = delay_id, DelayedOutcome(delay_id, due_ms, now_ms)
             owner: UserId = stored.event.sender
-            plan.rows.append(
-                DelayedEventOutcome(owner, delay_id, due_ms, now_ms, stored.event_id)
-            )
+            plan.rows.append(DelayedEventOutcome(owner, delay_id, due_ms, now_ms, stored.event_id))
         case None:
             pass
 
@@ -386,8 +384,11 @@ async def store_history(
             write.stored.sticky_until_ms = sticky.end_ms
     if rows:
         await services.committer.commit_rows(rows)
-    await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
+    written = await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
     for write in writes:
+        if write.stored.event_id not in written:  # Another process was faster, and knows better.
+            services.events.forget(write.stored.event_id)
+            continue
         services.events.remember(write.stored)
         services.events.redact_by_stays(write.stored)
         await _hold_back(services, room_nid, write.stored, now_ms)
@@ -429,6 +430,24 @@ async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now
         # Against which state it was tried is noted by the first second try.
         await sticky_events.insert_held(
             services.db, stored.event_id, room_nid, stored.event.sender, until_ms, -1
+        )
+
+
+async def deliver_out_of_place(services: Services, room_nid: int, stored: StoredEvent) -> None:
+    """Deliver a sticky event that is stored, but has no place in the room.
+
+    MSC4354#federation-behaviour
+    """
+    event, until_ms = stored.event, stored.sticky_until_ms
+    if until_ms is None or stored.redacted_by is not None:
+        return
+    waits_for = services.sticky_limits.waits_for(services, event.room_id, event.sender)
+    await sticky_events.insert_out_of_place(
+        services.db, event.event_id, room_nid, event.sender, until_ms, waits_for
+    )
+    if waits_for is None:
+        await services.committer.commit_rows(
+            [StickyEvent(event.room_id, event.event_id, event.sender, until_ms)]
         )
 
 

@@ -185,9 +185,11 @@ async def fetch_events_between(
         # Fewer than asked for: that is all that there is.
         if not new or len(pdus) < BETWEEN_EVENTS_MAX:
             break
-        prev_ids = {e for event in found.values() for e in event.prev_event_ids} - found.keys()
+        every = given | found
+        prev_ids = {e for event in every.values() for e in event.prev_event_ids} - every.keys()
         unknown = prev_ids - (await list_with_state(services, room.room_id, prev_ids)).keys()
-        latest = [e for e, event in found.items() if not unknown.isdisjoint(event.prev_event_ids)]
+        # Those that were pushed come first: they are what all this is for.
+        latest = [e for e, event in every.items() if not unknown.isdisjoint(event.prev_event_ids)]
         if not latest:
             break
     return list(found.values())

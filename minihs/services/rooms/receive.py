@@ -9,7 +9,10 @@ stands in the graph:
   build upon it, but it is no end of the graph and nobody is shown it;
 * rejected: kept as well, so that we know it when it comes again, but it changes no state;
 * dropped: nothing is kept of it. It is malformed or not signed; the sender is told. Or it could not
-  be judged, as what it follows or rests upon could not be had: it may come again, and be judged.
+  be judged, as what it follows or rests upon could not be had: it may come again, and be judged;
+* out of place: a sticky message (MSC4354) is delivered even if what it follows cannot be had, or is
+  of a time before we came. It is judged by its auth events and by the room's current state, and has
+  no place in the graph or in timelines until it comes again with what it follows.
 
 Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -29,7 +32,7 @@ from minihs.protocol.event_auth import (
 )
 from minihs.protocol.events import Event
 from minihs.protocol.state_resolution import MissingEventsError
-from minihs.protocol.stickiness import sticky_duration_ms
+from minihs.protocol.stickiness import stickiness, sticky_duration_ms
 from minihs.services.rooms import commit, early_redactions, missing, state
 from minihs.services.rooms.commit import HistoryWrite, Plan, PlannedEvent, Refusal
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
@@ -39,6 +42,7 @@ from minihs.services.rooms.verification import BadPdu, examine_pdus, verify_pdus
 from minihs.storage import membership as memberships
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
+from minihs.storage.events import list_range
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
@@ -239,9 +243,10 @@ async def _fetch_what_is_missing(
     services: Services, receipt: Receipt, ends: Sequence[EventId], near: State
 ) -> None:
     """Fetch what the events follow and what they rest upon, in so far as we lack it."""
-    if await _unknown_prevs(services, receipt, receipt.events):
+    linked = await _to_be_linked(services, receipt)
+    if await _unknown_prevs(services, receipt, linked):
         async with services.heads.fetching.take((receipt.room.room_id, receipt.origin)):
-            await _fetch_prev_events(services, receipt, ends, near)
+            await _fetch_prev_events(services, receipt, linked, ends, near)
     events = [*receipt.pulled, *receipt.events]
     named = {e for event in events for e in event.auth_event_ids}
     named -= {event.event_id for event in events}
@@ -249,6 +254,31 @@ async def _fetch_what_is_missing(
     if unknown:
         resting = [event for event in events if not unknown.isdisjoint(event.auth_event_ids)]
         await missing.fetch_auth_events(services, receipt.origin, receipt.room, resting)
+
+
+async def _to_be_linked(services: Services, receipt: Receipt) -> list[Event]:
+    """Return the events of which we want to have what they follow.
+
+    What is sticky and older than all that we have of the room is delivered for what it is: servers
+    push it to those who join. Were it linked, the past would come after the present in timelines.
+
+    MSC4354#federation-behaviour
+    """
+    sticky = {e.event_id for e in receipt.events if is_sticky_message(e, receipt.received_ms)}
+    if not sticky or not await _unknown_prevs(services, receipt, receipt.events):
+        return receipt.events
+    room_nid, everywhere = receipt.room.room_nid, ((0, 0), (2**62, 0))
+    first = await list_range(
+        services.db, services.events, room_nid, *everywhere, backward=False, limit=1
+    )
+    depth = first[0].event.depth if first else 0
+    return [e for e in receipt.events if e.event_id not in sticky or e.depth >= depth]
+
+
+def is_sticky_message(event: Event, now_ms: int) -> bool:
+    """Return whether an event that comes now is sticky, and changes no state. MSC4354#proposal."""
+    sticky = None if event.is_state else stickiness(event.pdu, now_ms)
+    return sticky is not None and sticky.is_sticky(now_ms)
 
 
 async def _unknown_prevs(
@@ -262,15 +292,19 @@ async def _unknown_prevs(
 
 
 async def _fetch_prev_events(
-    services: Services, receipt: Receipt, ends: Sequence[EventId], near: State
+    services: Services,
+    receipt: Receipt,
+    linked: Sequence[Event],
+    ends: Sequence[EventId],
+    near: State,
 ) -> None:
     """Fetch the events between, and at their far end, if it does not reach us, the state.
 
     Events that a server pushes are never the far end themselves: it has what they follow, and to
     believe its word about the state there would let it replace ours.
     """
-    unknown = await _unknown_prevs(services, receipt, receipt.events)
-    following = [e for e in receipt.events if not unknown.isdisjoint(e.prev_event_ids)]
+    unknown = await _unknown_prevs(services, receipt, linked)
+    following = [e for e in linked if not unknown.isdisjoint(e.prev_event_ids)]
     if not following:  # They came while we waited for our turn.
         return
     pulled = await missing.fetch_events_between(
@@ -392,6 +426,8 @@ class Judge:
         except (MissingEventsError, state.TooManyLoadsError) as error:
             verdict = f"the state before it could not be resolved: {error}"
         if isinstance(verdict, str):  # That is no fault of the event; it may come again.
+            if await self._take_out_of_place(event, stored):
+                return
             logger.info("cannot judge %s from %s: %s", event.event_id, origin, verdict)
             if sticky_duration_ms(event.pdu) is not None:  # Its loss must be told.
                 self.receipt.dropped[event.event_id] = f"cannot judge it: {verdict}"
@@ -409,6 +445,36 @@ class Judge:
         else:
             await self._refuse(verdict, stored)
         self.known[event.event_id] = stored
+
+    async def _take_out_of_place(self, event: Event, stored: StoredEvent | None) -> bool:
+        """Keep a sticky message that cannot be judged where it stands; return whether it is kept.
+
+        MSC4354#federation-behaviour
+        """
+        auth = [self.known[e] for e in event.auth_event_ids if e in self.known]
+        if (
+            not is_sticky_message(event, self.receipt.received_ms)
+            or len(auth) < len(event.auth_event_ids)
+            or missing.refusal_by_auth_events(event, auth) is not None
+        ):
+            return False
+        services, head = self.services, self.head
+        refusal = await self._refusal_by_state(event, head.state, set())
+        await self._make_sure()
+        if stored is None:
+            await services.event_numbers.reserve(1)
+        kept = StoredEvent(
+            event,
+            services.event_numbers.take() if stored is None else stored.event_nid,
+            redacted_by=await self._redacted_by(event),
+            status=ACCEPTED if refusal is None else SOFT_FAILED,
+        )
+        room_nid = self.receipt.room.room_nid
+        await commit.store_history(services, room_nid, [HistoryWrite(kept, refusal=refusal)])
+        if refusal is None:
+            await commit.deliver_out_of_place(services, room_nid, kept)
+        self.receipt.dropped.pop(event.event_id, None)
+        return True
 
     async def _judge(self, event: Event) -> Verdict | str:
         """Return the verdict on a valid, signed, hashed event, or why there cannot be one."""
@@ -534,11 +600,7 @@ class Judge:
         services, event, refusal = self.services, verdict.event, verdict.refusal
         if refusal is None:
             raise ValueError("it is not refused")
-        durable = await self._submit()
-        if durable is not None:
-            await durable
-        if not await is_confirmed(services, self.head, self.head.cursor.pending):
-            raise Conflict
+        await self._make_sure()
         after, rows = verdict.before, list(verdict.rows)
         if verdict.status == SOFT_FAILED and event.is_state:
             await services.states.numbers.reserve(1)
@@ -556,6 +618,18 @@ class Judge:
             "rejected" if verdict.status == REJECTED else "soft-failed",
             event.event_id, self.receipt.origin, refusal.message, refusal.rule,
         )  # fmt: skip
+
+    async def _make_sure(self) -> None:
+        """Let what has been accepted be durable, and the room be what we took it for.
+
+        Raises:
+            Conflict: it is not.
+        """
+        durable = await self._submit()
+        if durable is not None:
+            await durable
+        if not await is_confirmed(self.services, self.head, self.head.cursor.pending):
+            raise Conflict
 
     async def _submit(self) -> asyncio.Future[int] | None:
         """Hand what has been accepted so far to the committer."""

@@ -44,6 +44,9 @@ Seen = tuple[StoredEvent, str]
 DUMMY_EVENT = "org.matrix.dummy_event"
 DUMMY_TEXT = DUMMY_EVENT.encode()
 
+# Of what has no place in the room nothing is known but that it is sticky.
+UNPLACED = ReaderState(HistoryVisibility.JOINED, "leave")
+
 VISIBILITY_KEY = ("m.room.history_visibility", "")
 MEMBER_EVENTS_MAX = 200  # How far back a user's last stay is looked for.
 
@@ -84,11 +87,10 @@ async def visible(
     undecided: list[int] = []
     now_ms = services.clock.now_ms() if sticky else None
     for stored in events:
-        if stored.status != ACCEPTED or stored.state_before is None:
+        if stored.status != ACCEPTED or is_dummy(stored):
             continue
-        if is_dummy(stored):
-            continue
-        if stored.order is None and not _is_live(stored, now_ms):
+        # What is sticky may be delivered before it has a place in the room's history.
+        if (stored.order is None or stored.state_before is None) and not _is_live(stored, now_ms):
             continue
         if ignored and not stored.event.is_state and stored.event.sender in ignored:
             continue
@@ -124,6 +126,7 @@ async def _decide(
     """Return, for each event, what the reader gets of it; `now_ms` only where stickiness counts."""
     state_ids = {stored.state_before for stored in events if stored.state_before is not None}
     states = await reader_states(services, queries, reader, state_ids)
+    states.setdefault(0, UNPLACED)
     ends = await _stays(services, queries, reader, events, states, since, now_ms)
     decided: list[Seen | None] = []
     strangers: set[str] = set()
