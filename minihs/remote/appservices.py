@@ -3,7 +3,7 @@
 They are named by the administrator, so the guard against internal addresses is not for them: that
 is where they live. What they answer is bounded in time and size, and redirects are not followed.
 
-Spec: application-service-api#homeserver---application-service-api
+Spec: application-service-api#homeserver--gt-application-service-api
 """
 
 from __future__ import annotations

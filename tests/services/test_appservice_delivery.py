@@ -161,7 +161,7 @@ async def test_a_service_is_told_what_happens_in_rooms_of_its(
         assert types(bridge)[0] == "m.room.create"
 
 
-@pytest.mark.spec("application-service-api#get_matrixappv1usersuserid")
+@pytest.mark.spec("application-service-api#querying")
 async def test_a_service_may_make_users_who_are_invited(house: House, bridge: Bridge):
     async with house.running() as server:
         delivery = await begin(server.services)

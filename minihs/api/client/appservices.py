@@ -1,4 +1,7 @@
-"""What only application services may ask of us. Spec: application-service-api."""
+"""What only application services may ask.
+
+Spec: application-service-api#client-server-api-extensions
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def massaged_ts(request: Request) -> int | None:
 async def ping_appservice(request: Request) -> object:
     """POST /_matrix/client/v1/appservice/{appserviceId}/ping.
 
-    Spec: application-service-api#post_matrixclientv1appserviceappserviceidping
+    Spec: client-server-api#post_matrixclientv1appserviceappserviceidping
     """
     body = await request.json(Ping)
     duration_ms = await ping.ping(
@@ -58,7 +61,7 @@ async def ping_appservice(request: Request) -> object:
 async def update_appservice_room_directory_visibility(request: Request) -> object:
     """PUT /_matrix/client/v3/directory/list/appservice/{networkId}/{roomId}.
 
-    Spec: application-service-api#put_matrixclientv3directorylistappservicenetworkidroomid
+    Spec: client-server-api#put_matrixclientv3directorylistappservicenetworkidroomid
     """
     body = await request.json(Visibility)
     await directory.set_visibility(

@@ -225,7 +225,7 @@ class AppserviceDelivery:
     async def _make_users(self, service: Registration, events: Sequence[StoredEvent]) -> None:
         """Let a service make those of its users who are spoken of, and are not there.
 
-        Spec: application-service-api#get_matrixappv1usersuserid
+        Spec: application-service-api#querying
         """
         registry = self._services.appservices
         named = {

@@ -23,7 +23,7 @@ async def set_visibility(
 ) -> None:
     """Put a room into the directory of one of a service's networks, or take it out.
 
-    Spec: application-service-api#put_matrixclientv3directorylistappservicenetworkidroomid
+    Spec: client-server-api#put_matrixclientv3directorylistappservicenetworkidroomid
 
     Raises:
         Forbidden: it is no application service that asks.

@@ -22,7 +22,7 @@ async def ping(
     """Ping the application service that asks for it; return how long it took, in milliseconds.
 
     If it was left alone as it did not answer, it no longer is.
-    Spec: application-service-api#post_matrixclientv1appserviceappserviceidping
+    Spec: client-server-api#post_matrixclientv1appserviceappserviceidping
 
     Raises:
         Forbidden: somebody else asks for it.

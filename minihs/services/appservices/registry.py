@@ -150,7 +150,7 @@ class Appservices:
     async def make_user(self, service: Registration, user_id: str) -> None:
         """Let a service make a user of its own who is not there, if it wants to.
 
-        Spec: application-service-api#get_matrixappv1usersuserid
+        Spec: application-service-api#querying
         """
         await self._query("users", user_id, [service], patiently=False)
 

@@ -1,6 +1,6 @@
 """What a transaction to an application service says, as JSON.
 
-Spec: application-service-api#put_matrixappv1transactionstxnid
+Spec: application-service-api#pushing-events
 """
 
 from __future__ import annotations
