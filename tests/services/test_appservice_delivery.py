@@ -253,6 +253,25 @@ async def test_a_service_that_wants_it_is_told_who_types_and_reads(house: House,
         assert {receipt["room_id"] for receipt in receipts} == {room_id}
 
 
+@pytest.mark.spec("application-service-api#pushing-ephemeral-data")
+async def test_a_service_that_wants_it_is_told_who_is_there(house: House, bridge: Bridge):
+    bridge.register(receive_ephemeral=True)
+    async with house.running() as server:
+        delivery = await begin(server.services)
+        alice, bob = await server.register("alice"), await server.register("bob")
+        ghost = await make_ghost(server, "_bridge_g")
+        await ghost.join(await alice.create_room())
+        await bob.create_room()
+        for user in (alice, bob, ghost):
+            path = f"/presence/{quote(user.user_id)}/status"
+            await user.call("PUT", path, {"presence": "online", "status_msg": "hello"})
+        await settled(delivery)
+        told = {event["sender"]: event["content"] for event in bridge.ephemeral("m.presence")}
+        assert told.keys() == {alice.user_id, ghost.user_id}
+        assert told[alice.user_id]["presence"] == "online"
+        assert told[alice.user_id]["status_msg"] == "hello"
+
+
 async def test_a_service_that_does_not_want_it_is_told_events_only(house: House, bridge: Bridge):
     async with house.running() as server:
         delivery = await begin(server.services)

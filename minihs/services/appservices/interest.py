@@ -19,10 +19,16 @@ from minihs.protocol.membership import membership_of
 from minihs.services.rooms.heads import load_head
 from minihs.storage import appservices
 from minihs.storage.event_store import ACCEPTED, StoredEvent
-from minihs.storage.stream_rows import ReceiptWrite, StickyEvent, ToDeviceNews, TypingWrite
+from minihs.storage.stream_rows import (
+    PresenceWrite,
+    ReceiptWrite,
+    StickyEvent,
+    ToDeviceNews,
+    TypingWrite,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from minihs.services.appservices.registration import Registration
     from minihs.services.context import Services
@@ -34,7 +40,7 @@ ROOMS_MAX = 100_000  # Users of the service in them count.
 MEMBER = "m.room.member"
 UNKNOWN_STATE = -1
 
-Ephemeral = ReceiptWrite | TypingWrite
+Ephemeral = ReceiptWrite | TypingWrite | PresenceWrite
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +113,7 @@ class Interest:
                 stored = await services.events.get(item.event_id) if item.event_id in late else None
                 if stored is not None and await self._concerns_now(services, stored, aliased):
                     found.events.append(stored)
-            elif isinstance(item, ReceiptWrite | TypingWrite):
+            elif isinstance(item, Ephemeral):
                 told = self._service.receive_ephemeral
                 if told and await self._is_heard(services, item, aliased):
                     found.ephemeral.append(item)
@@ -186,11 +192,7 @@ class Interest:
         Members of a room who left it are still members of its state, so where there is none now
         there was none ever; where there is one their states must be looked at.
         """
-        rooms = {
-            room_id
-            for _, item in items
-            if (room_id := _room_of(item)) and self._rooms.get(room_id) is None
-        }
+        rooms = {r for _, item in items for r in self._rooms_of(item) if self._rooms.get(r) is None}
         if not rooms:
             return
         members = await appservices.list_local_members(services.db, rooms)
@@ -202,7 +204,7 @@ class Interest:
         """Return the rooms with an alias in one of the service's namespaces."""
         if not self._service.aliases:
             return set()
-        rooms = {room_id for _, item in items if (room_id := _room_of(item))}
+        rooms = {room_id for _, item in items for room_id in self._rooms_of(item)}
         aliases = await appservices.list_aliases(services.db, rooms) if rooms else []
         return {room_id for room_id, alias in aliases if self._service.has_alias(alias)}
 
@@ -234,26 +236,34 @@ class Interest:
     async def _is_heard(
         self, services: Services, item: Ephemeral, aliased: Collection[str]
     ) -> bool:
-        """Return whether the service is told of a receipt, or of who types.
+        """Return whether the service is told of a receipt, of who types, or of who is there.
 
         Spec: application-service-api#pushing-ephemeral-data
         """
         if isinstance(item, ReceiptWrite) and item.receipt_type != "m.read":
             return self._is_own(services, item.user_id)
-        return (
-            item.room_id in aliased
-            or self._service.has_room(item.room_id)
-            or bool(await self._present(services, item.room_id))
-        )
+        if isinstance(item, PresenceWrite) and self._is_own(services, item.user_id):
+            return True
+        for room_id in self._rooms_of(item):
+            if (
+                room_id in aliased
+                or self._service.has_room(room_id)
+                or await self._present(services, room_id)
+            ):
+                return True
+        return False
 
-
-def _room_of(item: object) -> str | None:
-    """Return the room of an item that a service may have to hear of."""
-    if isinstance(item, StoredEvent):
-        return item.event.room_id
-    if isinstance(item, StickyEvent | ReceiptWrite | TypingWrite):
-        return item.room_id
-    return None
+    def _rooms_of(self, item: object) -> Sequence[str]:
+        """Return the rooms of an item that the service may have to hear of."""
+        if isinstance(item, StoredEvent):
+            return (item.event.room_id,)
+        if isinstance(item, StickyEvent):
+            return (item.room_id,)
+        if not self._service.receive_ephemeral:
+            return ()
+        if isinstance(item, PresenceWrite):
+            return item.room_ids
+        return (item.room_id,) if isinstance(item, ReceiptWrite | TypingWrite) else ()
 
 
 async def _late_sticky(services: Services, items: Collection[Positioned]) -> set[str]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from minihs.protocol.unstable import APPSERVICE_EPHEMERAL, APPSERVICE_TO_DEVICE
+from minihs.services.ephemeral.presence import content_of
 from minihs.services.ephemeral.receipts import receipt_content
 from minihs.services.rooms.client_events import client_event, prepare
 from minihs.storage import appservices, timelines
-from minihs.storage.stream_rows import ReceiptWrite
+from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +40,7 @@ async def body_of(services: Services, service: Registration, found: Found) -> by
     ]
     parts = [b'"events":[%b]' % b",".join(shown)]
     if found.ephemeral:
-        told = orjson.dumps(ephemeral_events(found.ephemeral, now_ms))
+        told = orjson.dumps(ephemeral_events(services, found.ephemeral))
         parts += [b'"%b":%b' % (name.encode(), told) for name in APPSERVICE_EPHEMERAL.written]
     if messages := await _to_device(services, found.to_device):
         parts += [b'"%b":[%b]' % (n.encode(), messages) for n in APPSERVICE_TO_DEVICE.written]
@@ -81,19 +82,23 @@ async def _with_stripped_state(
     return b'%b,"%b":%b}}' % (shown[:-2], name.encode(), stripped.encode())
 
 
-def ephemeral_events(items: Iterable[Ephemeral], now_ms: int) -> list[dict[str, object]]:
-    """Return receipts and typing notifications as a service is told them: each with its room.
+def ephemeral_events(services: Services, items: Iterable[Ephemeral]) -> list[dict[str, object]]:
+    """Return receipts, typing notifications and presence as a service is told them.
 
     Who is long done typing when the service is told does not type.
     Spec: application-service-api#pushing-ephemeral-data
     """
     receipts: dict[str, list[tuple[str, str, str, str, int]]] = {}
     typing: dict[str, list[str]] = {}
+    present: dict[str, dict[str, object]] = {}
+    now_ms = services.clock.now_ms()
     for item in items:
         if isinstance(item, ReceiptWrite):
             receipts.setdefault(item.room_id, []).append(
                 (item.event_id, item.receipt_type, item.user_id, item.thread_id, item.ts_ms)
             )
+        elif isinstance(item, PresenceWrite):
+            present[item.user_id] = content_of(services, item)
         else:
             typing[item.room_id] = [
                 user_id
@@ -107,5 +112,9 @@ def ephemeral_events(items: Iterable[Ephemeral], now_ms: int) -> list[dict[str, 
     told += [
         {"type": "m.typing", "room_id": room_id, "content": {"user_ids": user_ids}}
         for room_id, user_ids in typing.items()
+    ]
+    told += [
+        {"type": "m.presence", "sender": user_id, "content": content}
+        for user_id, content in present.items()
     ]
     return told
