@@ -34,9 +34,13 @@ _STRICT = (
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
 
-# A number that orjson would not keep as it is written: a float, or too many digits for 64 bits.
-# Found inside a string it only costs the slower path.
-_DELICATE_NUMBER = re.compile(rb"(?:^|[:,\[])\s*-?(?:[0-9]{18}|[0-9]+[.eE])")
+# A number that orjson would not keep as it is written: a float, too many digits for 64 bits, or
+# minus zero. Found inside a string it only costs the slower path.
+_DELICATE_NUMBER = re.compile(rb"(?:^|[:,\[])\s*-?(?:[0-9]{18}|[0-9]+[.eE]|(?<=-)0)")
+
+
+class MinusZero(int):
+    """`-0`, which Canonical JSON does not have: no integer to `check`, 0 to everything else."""
 
 
 class JsonError(ValueError):
@@ -144,7 +148,7 @@ def decode_lenient(data: bytes | str) -> object:
     if _DELICATE_NUMBER.search(text) is None:
         return value
     try:
-        return json.loads(text)  # noqa: TID251  This module is the wrapper.
+        return json.loads(text, parse_int=_integer)  # noqa: TID251  This module is the wrapper.
     except (ValueError, RecursionError) as error:
         raise JsonError(str(error)) from error
 
@@ -161,6 +165,10 @@ def canonicalize(text: bytes | str) -> bytes:
     """
     decode(text)  # Refuses what Python's parser is too kind to.
     return encode_strict(json.loads(text, parse_float=_integer_if_one))  # noqa: TID251  As above.
+
+
+def _integer(numeral: str) -> int:
+    return MinusZero() if numeral == "-0" else int(numeral)
 
 
 def _integer_if_one(numeral: str) -> int | float:

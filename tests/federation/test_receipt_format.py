@@ -88,6 +88,34 @@ async def test_J05_other_numbers_are_not(
     assert "Canonical JSON" in await dropped(hs1, evil, room, pdu, event)
 
 
+@pytest.mark.parametrize("numeral", [b"-0", b"NaN", b"Infinity", b"1e400", b"-1e2", b"00", b"+1"])
+async def test_J05_numerals_that_are_none_drop_their_pdu_or_are_no_json(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, numeral: bytes
+):
+    """As a `-0` reaches us, it is signed as what it counts for: 0."""
+    good, bad = draft(room), draft(room, {"body": "numeral", "n": 0})
+    text = orjson.dumps(bad.pdu).replace(b'"n":0', b'"n":' + numeral)
+    status, answer = await push_raw(hs1, evil, b"[" + text + b"," + orjson.dumps(good.pdu) + b"]")
+    if numeral in (b"-0", b"-1e2"):
+        assert status == 200
+        assert answer["pdus"].pop(good.event_id) == {}
+        (result,) = answer["pdus"].values()
+        assert "Canonical JSON" in result["error"]
+    else:
+        assert (status, answer["errcode"]) == (400, "M_NOT_JSON")
+    assert await hs1.services.events.get(bad.event_id) is None
+
+
+@pytest.mark.parametrize("version", ["5"])
+async def test_J06_minus_zero_is_zero_there(hs1: Homeserver, evil: EvilServer, room: Room):
+    event = draft(room, {"body": "numeral", "n": 0})
+    text = orjson.dumps(event.pdu).replace(b'"n":0', b'"n":-0')
+    assert await push_raw(hs1, evil, b"[" + text + b"]") == (200, {"pdus": {event.event_id: {}}})
+    stored = await hs1.services.events.get(event.event_id)
+    assert stored is not None
+    assert b'"n":0' in stored.event.json
+
+
 @pytest.mark.parametrize("version", ["1", "3", "5"])
 @pytest.mark.parametrize("number", [2**53, 10**30, 1.0, 1.5, 1e100])
 async def test_J06_old_rooms_may_have_them_and_they_are_kept(

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.base.randomness import Randomness
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId, RoomId, UserId
@@ -432,6 +433,59 @@ async def test_A05_a_room_is_created_once(hs1: Homeserver, evil: EvilServer, roo
     results = await push(evil, hs1, [pdu])
     assert all("error" in result for result in results.values())
     assert await ends(hs1, room) == {end.event_id for end in room.ends}
+
+
+@pytest.mark.spec("rooms/v12#state-resolution")
+@pytest.mark.parametrize("version", ["11", "12"])
+@pytest.mark.parametrize("seed", range(8))
+async def test_A06_a_ban_stays_in_whatever_order_the_rest_arrives(
+    federation: Federation, hs1: Homeserver, alice: User, evil: EvilServer, room: Room, seed: int
+):
+    """Mallory, a moderator, does what she can beside her ban; Carol, who saw it, builds upon it."""
+    chance = Randomness(seed)
+    hs2 = federation.evil("hs2")
+    carol = "@carol:hs2"
+    join = room.join(carol)
+    assert await push(hs2, hs1, [join]) == {join.event_id: {}}
+    first = {} if room.room_version.creators_are_privileged else {ALICE: 100}
+    levels = {"users": {**first, MALLORY: 50, carol: 50}, "ban": 50}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    fork = list(room.ends)
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/ban", {"user_id": MALLORY})
+    await alice.put_state(room.room_id, "m.room.topic", {"topic": "tea"})
+    await refresh(room, hs1)
+    beside = fork
+    grabbed = {**levels, "users_default": 40, "ban": 40}
+    made: list[Event] = []
+    for kind, content, state_key in (
+        ("m.room.topic", {"topic": "spam"}, ""),
+        ("m.room.power_levels", grabbed, ""),
+        ("m.room.member", {"membership": "ban"}, "@dave:hs3"),
+        ("m.room.member", {"membership": "join", "displayname": "me"}, MALLORY),
+        ("m.room.power_levels", levels, ""),
+    ):
+        event = room.send(MALLORY, kind, content, state_key=state_key, prev=beside)
+        beside = [event]
+        made.append(event)
+    carols = [
+        room.send(carol, "m.room.message", {"body": f"{n}"}, prev=[end])
+        for n, end in enumerate(made)
+    ]
+    serve(evil, room)
+    serve(hs2, room)
+    events = [(evil, e) for e in made] + [(hs2, e) for e in carols]
+    events.sort(key=lambda _: chance.between(0, 2**30))
+    for server, event in [*events, *events]:
+        assert (await push(server, hs1, [event])).get(event.event_id) == {}
+    merged = room.send(carol, "m.room.message", {"body": "both"}, prev=list(room.ends))
+    assert await push(hs2, hs1, [merged]) == {merged.event_id: {}}
+    path = f"/rooms/{quote(room.room_id)}/state/m.room"
+    assert (await alice.call("GET", f"{path}.member/{quote(MALLORY)}"))["membership"] == "ban"
+    assert await alice.call("GET", f"{path}.topic/") == {"topic": "tea"}
+    assert (await alice.call("GET", f"{path}.power_levels/")).get("users_default", 0) == 0
+    entries = {event["event_id"] for event in await alice.call("GET", path.removesuffix("/m.room"))}
+    assert entries == set(room.state_of([merged]).values())
 
 
 async def test_A07_an_auth_chain_is_bounded(

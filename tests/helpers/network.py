@@ -355,8 +355,11 @@ class Federation:
         self._directory = directory
         self.servers: dict[str, Homeserver] = {}
 
-    async def start(self, name: str, **options: object) -> Homeserver:
-        """Run a homeserver; options are those of the configuration."""
+    async def start(self, name: str, *, workers: int = 1, **options: object) -> Homeserver:
+        """Run a homeserver; options are those of the configuration.
+
+        Of several `workers` the first is asked by other servers.
+        """
         dsn = await self._stack.enter_async_context(self._database())
         directory = self._directory / name.replace(":", "_")
         directory.mkdir()
@@ -367,7 +370,7 @@ class Federation:
                 clock=self.network.clock,
                 seed=zlib.crc32(name.encode()),  # of the signing key, among others
                 transport=self.network.transport(name),
-                workers=1,
+                workers=workers,
                 **{"server_name": name, "default_room_version": "12", **options},
             )
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +16,9 @@ from minihs.protocol.redaction import redact
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.state_resolution import resolve
 from minihs.protocol.state_resolution.state_maps import conflicted_state_subgraph
+
+if TYPE_CHECKING:
+    from minihs.protocol.room_versions import RoomVersion
 
 OWN = Path(__file__).parent / "vectors"
 SHARED = Path(__file__).parents[2].parent / "shared" / "vectors"
@@ -77,9 +82,13 @@ def resolution_cases() -> list[dict[str, object]]:
     return cases
 
 
-@pytest.mark.spec("rooms/v2#state-resolution", "rooms/v12#state-resolution")
-@pytest.mark.parametrize("case", resolution_cases(), ids=lambda case: str(case["name"]))
-def test_public_cases_of_state_resolution(case: dict[str, list[dict[str, object]]]) -> None:
+State = dict[StateKey, EventId]
+
+
+def read_case(
+    case: dict[str, list[dict[str, object]]],
+) -> tuple[RoomVersion, list[State], dict[EventId, Event], State]:
+    """Return a case's room version, states and events, and what the states resolve to."""
     room_version = ROOM_VERSIONS[str(case["room_version"])]
     room_id = "!" + _event_id(case["events"][0]["event_id"])[1:]
     events = {}
@@ -96,8 +105,40 @@ def test_public_cases_of_state_resolution(case: dict[str, list[dict[str, object]
         listed = [events[_event_id(label)] for label in _labels(labels)]
         return {event.key: event.event_id for event in listed}
 
-    resolved = resolve(room_version, [state_map(labels) for labels in case["states"]], events)
-    assert resolved == state_map(case["resolved"])
+    states = [state_map(labels) for labels in case["states"]]
+    return room_version, states, events, state_map(case["resolved"])
+
+
+@pytest.mark.spec("rooms/v2#state-resolution", "rooms/v12#state-resolution")
+@pytest.mark.parametrize("case", resolution_cases(), ids=lambda case: str(case["name"]))
+def test_public_cases_of_state_resolution(case: dict[str, list[dict[str, object]]]) -> None:
+    room_version, states, events, resolved = read_case(case)
+    assert resolve(room_version, states, events) == resolved
+
+
+@pytest.mark.spec("rooms/v2#state-resolution", "rooms/v12#state-resolution")
+@pytest.mark.parametrize("case", resolution_cases(), ids=lambda case: str(case["name"]))
+def test_A06_resets_of_the_state_come_out_alike_in_any_order(
+    case: dict[str, list[dict[str, object]]],
+) -> None:
+    """More than a thousand orders in all of states, of entries in a state, and of events."""
+    room_version, states, events, resolved = read_case(case)
+    chance = Random(str(case["name"]))
+
+    def shuffled(mapping: dict) -> dict:
+        return dict(chance.sample(list(mapping.items()), len(mapping)))
+
+    for _ in range(40):
+        given = [shuffled(state) for state in chance.sample(states, len(states))]
+        given += chance.choices(given, k=chance.randrange(2))
+        assert resolve(room_version, given, shuffled(events)) == resolved
+
+
+def test_A06_the_cases_have_each_shape() -> None:
+    names = " ".join(str(case["name"]) for case in resolution_cases())
+    shapes = ["problem_a", "problem_b", "conflicted subgraph", "mainline", "ban_vs_power_levels"]
+    assert [shape for shape in shapes if shape not in names] == []
+    assert len(resolution_cases()) * 40 > 1_000
 
 
 def _event_id(label: object) -> EventId:
