@@ -189,7 +189,7 @@ INSERT_HELD = statement(
     WHERE event_id IN (
       SELECT event_id
       FROM sticky_events
-      WHERE room_nid = $2 AND sender = $3 AND position IS NULL
+      WHERE room_nid = $2 AND sender = $3 AND position IS NULL AND waits_for IS NULL
       ORDER BY until_ms DESC
       OFFSET $6
     )
