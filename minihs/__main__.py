@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token.add_argument("--days", type=float, help="for how long (default: for ever)")
     commands.add_parser("check-config", help="check and print the configuration")
     commands.add_parser("doctor", help="check what the server depends on")
-    commands.add_parser("new-signing-key", help="make a key where the old one is lost for good")
+    new_key = commands.add_parser("new-signing-key", help="make a key, where the old one is lost")
+    new_key.add_argument(
+        "--replace", action="store_true", help="retire the present key, if it is to be used no more"
+    )
     dag = commands.add_parser("dag", help="replay room DAG files and print the verdicts as JSON")
     dag.add_argument("files", nargs="+", type=Path, metavar="FILE")
     dag.add_argument("--explain", metavar="EVENT_ID", help="explain how a merge was resolved")
@@ -204,14 +207,20 @@ def _doctor(config: Config, _options: argparse.Namespace) -> int:
     return _with_database(config, examine, migrated=False)
 
 
-def _new_signing_key(config: Config, _options: argparse.Namespace) -> int:
-    from minihs.app import load_signing_key  # noqa: PLC0415
+def _new_signing_key(config: Config, options: argparse.Namespace) -> int:
+    from minihs.base.clock import SystemClock  # noqa: PLC0415
     from minihs.base.randomness import Randomness  # noqa: PLC0415
+    from minihs.services import own_keys  # noqa: PLC0415
 
-    if config.signing_key_file.exists():
-        raise ConfigError(f"{config.signing_key_file} is there; it is never overwritten")
-    key = load_signing_key(config, Randomness())
-    print(f"{config.signing_key_file} holds the new key {key.key_id}.")  # noqa: T201
+    path = config.signing_key_file
+    if options.replace:
+        key = own_keys.replace_signing_key(config, Randomness(), SystemClock().now_ms())
+        print("The old key is retired; restart the server to sign with the new one.")  # noqa: T201
+    elif path.exists():
+        raise ConfigError(f"{path} is there; it is never overwritten (--replace retires that key)")
+    else:
+        key = own_keys.load_signing_key(config, Randomness())
+    print(f"{path} holds the new key {key.key_id}.")  # noqa: T201
     return 0
 
 

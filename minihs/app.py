@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -29,15 +28,10 @@ from minihs.base.sharing import SharedWork
 from minihs.base.tasks import TaskOwner
 from minihs.protocol.identifiers import EventId, ServerName, parse_server_name
 from minihs.protocol.room_versions import ROOM_VERSIONS
-from minihs.protocol.signatures import (
-    SigningKey,
-    generate_signing_key,
-    read_signing_key,
-    write_signing_key,
-)
 from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
 from minihs.remote.http import HttpTransport
+from minihs.services import own_keys
 from minihs.services.appservices import registry
 from minihs.services.appservices.registration import load_registrations
 from minihs.services.context import Services
@@ -94,24 +88,6 @@ def check_config(config: Config) -> None:
     load_registrations(config.registration_files, config.server_name)
 
 
-def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
-    """Return the server's signing key; make it when there is none."""
-    path = config.signing_key_file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = write_signing_key(generate_signing_key(randomness.bytes(32)))
-        partial = path.with_suffix(f".{os.getpid()}.new")
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # The first of several processes wins; the others read its key.
-        with contextlib.suppress(FileExistsError):
-            os.link(partial, path)
-        partial.unlink()
-    return read_signing_key(path.read_text())
-
-
 async def _check_database(db: Database, config: Config) -> None:
     """Refuse a database that is not ours, and warn about one that may forget."""
     unsafe = await inspection.check_usable(db)
@@ -161,13 +137,14 @@ async def build_services(
         states = StateStore(db, Numbers(db, "state_numbers"))
         follower = StreamFollower(db, events, clock, tasks)
         rulesets = Rulesets(db)
-        signing_key = load_signing_key(config, randomness)
+        signing_key = own_keys.load_signing_key(config, randomness)
         server_name = ServerName(config.server_name)
         delivery = Delivery(clock, db)
         services = Services(
             config=config,
             server_name=server_name,
             signing_key=signing_key,
+            retired_keys=own_keys.read_retired_keys(config),
             clock=clock,
             randomness=randomness,
             tasks=tasks,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import EventId, ServerName
     from minihs.protocol.server_acl import ServerAcl
+    from minihs.protocol.server_keys import VerifyKey
     from minihs.protocol.signatures import SigningKey
     from minihs.remote.client import Remote
     from minihs.services.appservices.registry import Appservices
@@ -52,6 +53,7 @@ class Services:
     config: Config
     server_name: ServerName
     signing_key: SigningKey
+    retired_keys: tuple[VerifyKey, ...]
     clock: Clock
     randomness: Randomness
     tasks: TaskOwner

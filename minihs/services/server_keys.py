@@ -124,7 +124,9 @@ async def verify_keys(
         return {}
     if name == services.server_name:
         key = services.signing_key
-        return {key.key_id: key.public_key} if key.key_id in wanted else {}
+        own = {old.key_id: old.key for old in services.retired_keys if old.is_valid_at(at_ms)}
+        own[key.key_id] = key.public_key
+        return {key_id: own[key_id] for key_id in wanted if key_id in own}
     known = await _known(services, name, Need(wanted, at_ms, for_request))
     if missing := tuple(key_id for key_id in wanted if key_id not in known):
         need = Need(missing, at_ms, for_request)

@@ -12,6 +12,9 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from minihs.protocol.identifiers import ServerName
+from minihs.protocol.server_keys import read_server_keys
+from minihs.protocol.signatures import read_signing_key
 from minihs.storage.embedded import Cluster, packaged_binaries, start_cluster
 from tests.helpers.homeserver import PASSWORD
 from tests.helpers.postgres import cluster_directory
@@ -196,6 +199,24 @@ async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: st
         assert (status, key.exists()) == (0, True), said
         assert "never overwritten" in (await minihs(server, "new-signing-key"))[1]
         await server.start()
+        await server.stop()
+
+
+@pytest.mark.spec("server-server-api#publishing-keys")
+async def test_a_key_that_is_replaced_is_published_as_an_old_one(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path) as server:
+        await server.stop()
+        key = tmp_path / "signing.key"
+        old = read_signing_key(key.read_text())
+        status, said = await minihs(server, "new-signing-key", "--replace")
+        assert status == 0, said
+        new = read_signing_key(key.read_text())
+        await server.start()
+        published = (await server.request("GET", "/_matrix/key/v2/server")).json
+        keys = {k.key_id: k for k in read_server_keys(published, ServerName("hs1"), 2**53).keys}
+        assert keys.keys() == {old.key_id, new.key_id}
+        assert (keys[new.key_id].is_old, keys[new.key_id].key) == (False, new.public_key)
+        assert (keys[old.key_id].is_old, keys[old.key_id].key) == (True, old.public_key)
         await server.stop()
 
         connection = await asyncpg.connect(database_url)

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from minihs.protocol.canonical_json import decode
+from minihs.protocol.hashes import encode_base64
 from minihs.protocol.identifiers import parse_server_name
 from minihs.protocol.server_keys import is_key_id
 from minihs.protocol.signatures import sign_json
@@ -26,13 +27,20 @@ SERVERS_MAX: Final = 50
 
 
 def own_keys(services: Services) -> dict[str, object]:
-    """Return our key object, good for a day. Spec: server-server-api#publishing-keys."""
+    """Return our key object, good for a day, with the keys that we used before.
+
+    Spec: server-server-api#publishing-keys
+    """
     key = services.signing_key
     published = {
         "server_name": services.server_name,
         "valid_until_ts": services.clock.now_ms() + VALIDITY_MS,
         "verify_keys": {key.key_id: {"key": key.public_key_base64}},
-        "old_verify_keys": {},
+        "old_verify_keys": {
+            old.key_id: {"key": encode_base64(old.key), "expired_ts": old.valid_until_ms}
+            for old in services.retired_keys
+            if old.key_id != key.key_id
+        },
     }
     return sign_json(published, services.server_name, key)
 
