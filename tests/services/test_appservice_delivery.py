@@ -215,6 +215,29 @@ async def test_a_sticky_event_is_told_once_with_its_time_left(house: House, brid
         assert told[0]["msc4354_sticky"] == {"duration_ms": 60_000}
 
 
+@pytest.mark.spec("MSC4140#syncing-failed-delayed-events")
+async def test_a_service_is_told_what_became_of_its_delayed_events(house: House, bridge: Bridge):
+    async with house.running() as server:
+        delivery = await begin(server.services)
+        alice, ghost = await server.register("alice"), await make_ghost(server, "_bridge_g")
+        room_id = await ghost.create_room()
+        path = f"/rooms/{quote(room_id)}/delayed_event/m.room.message/t1"
+        body = {"delay_ms": 60_000, "content": {"body": "later"}}
+        scheduled = (await ghost.call("PUT", path, body))["delay_id"]
+        await alice.join(room_id)
+        await alice.call("PUT", path, body)
+        await ghost.call("POST", f"/_matrix/client/v1/delayed_events/{scheduled}/send")
+        await settled(delivery)
+        told = [
+            outcome
+            for one in bridge.transactions
+            for outcome in one.body.get("org.matrix.msc4140.finalised_delayed_events", ())
+        ]
+        assert [outcome["delay_id"] for outcome in told] == [scheduled]
+        assert told[0]["finalised"]["event_id"] == bridge.events[-1]["event_id"]
+        assert bridge.texts == ["later"]
+
+
 # --- ephemeral data ------------------------------------------------------------------------------
 
 

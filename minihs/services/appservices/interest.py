@@ -20,6 +20,7 @@ from minihs.services.rooms.heads import load_head
 from minihs.storage import appservices
 from minihs.storage.event_store import ACCEPTED, StoredEvent
 from minihs.storage.stream_rows import (
+    DelayedEventOutcome,
     PresenceWrite,
     ReceiptWrite,
     StickyEvent,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from minihs.storage.streams import Positioned
 
 EVENTS_MAX = 100
-EPHEMERAL_MAX = 100
+OTHERS_MAX = 100  # Of each of the other kinds.
 ROOMS_MAX = 100_000  # Users of the service in them count.
 MEMBER = "m.room.member"
 UNKNOWN_STATE = -1
@@ -71,20 +72,18 @@ class Found:
     events: list[StoredEvent] = field(default_factory=list)
     ephemeral: list[Ephemeral] = field(default_factory=list)
     to_device: list[ToDevice] = field(default_factory=list)
+    outcomes: list[DelayedEventOutcome] = field(default_factory=list)
 
     @property
     def is_nothing(self) -> bool:
         """Whether nothing concerns it."""
-        return not (self.events or self.ephemeral or self.to_device)
+        return not (self.events or self.ephemeral or self.to_device or self.outcomes)
 
     @property
     def is_full(self) -> bool:
         """Whether one transaction holds no more."""
-        return (
-            len(self.events) >= EVENTS_MAX
-            or len(self.ephemeral) >= EPHEMERAL_MAX
-            or len(self.to_device) >= EPHEMERAL_MAX
-        )
+        others = max(len(self.ephemeral), len(self.to_device), len(self.outcomes))
+        return len(self.events) >= EVENTS_MAX or others >= OTHERS_MAX
 
 
 class Interest:
@@ -123,6 +122,8 @@ class Interest:
                     for user_id, device_nid in item.devices
                     if self._is_own(services, user_id)
                 ]
+            elif isinstance(item, DelayedEventOutcome) and self._is_own(services, item.user_id):
+                found.outcomes.append(item)
             if found.is_full:
                 found.upto = position
                 break

@@ -5,13 +5,20 @@ Spec: application-service-api#pushing-events
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import orjson
 
-from minihs.protocol.unstable import APPSERVICE_EPHEMERAL, APPSERVICE_TO_DEVICE
+from minihs.base.errors import NotFound
+from minihs.protocol.unstable import (
+    APPSERVICE_EPHEMERAL,
+    APPSERVICE_TO_DEVICE,
+    DELAYED_EVENT_OUTCOMES,
+)
 from minihs.services.ephemeral.presence import content_of
 from minihs.services.ephemeral.receipts import receipt_content
+from minihs.services.rooms import delayed_events
 from minihs.services.rooms.client_events import client_event, prepare
 from minihs.storage import appservices, timelines
 from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from minihs.services.appservices.registration import Registration
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
+    from minihs.storage.stream_rows import DelayedEventOutcome
 
 MEMBER = "m.room.member"
 OUTSIDE = {"invite": "invite_room_state", "knock": "knock_room_state"}
@@ -44,7 +52,26 @@ async def body_of(services: Services, service: Registration, found: Found) -> by
         parts += [b'"%b":%b' % (name.encode(), told) for name in APPSERVICE_EPHEMERAL.written]
     if messages := await _to_device(services, found.to_device):
         parts += [b'"%b":[%b]' % (n.encode(), messages) for n in APPSERVICE_TO_DEVICE.written]
+    if outcomes := await _outcomes(services, found.outcomes):
+        told = orjson.dumps(outcomes)
+        parts += [b'"%b":%b' % (n.encode(), told) for n in DELAYED_EVENT_OUTCOMES.written]
     return b"{%b}" % b",".join(parts)
+
+
+async def _outcomes(
+    services: Services, outcomes: Iterable[DelayedEventOutcome]
+) -> list[dict[str, object]]:
+    """Return what became of delayed events, as far as it is remembered.
+
+    MSC4140#syncing-failed-delayed-events
+    """
+    told = []
+    for outcome in outcomes:
+        with contextlib.suppress(NotFound):
+            told.append(
+                await delayed_events.get_delayed_event(services, outcome.user_id, outcome.delay_id)
+            )
+    return told
 
 
 async def _to_device(services: Services, places: Sequence[ToDevice]) -> bytes:
