@@ -6,9 +6,12 @@ whatever rests upon them (D1). Only `services.rooms.commit` calls this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import asyncpg
+
+from minihs.base.errors import Unavailable
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import array_literal
 
@@ -41,7 +44,12 @@ class HistoryWrite:
     refusal: Refusal | None = None
 
 
-# Unique index events_event_id_key. What has a place in the room keeps it.
+ATTEMPTS = 20
+
+# Unique index events_event_id_key. What has a place in the room keeps it. Sorted, so that two
+# processes that are given one room cannot deadlock. Where the writer did not know that another
+# process has just stored an event, and numbered it otherwise, all fails: others rest upon the
+# number (see `_renumbered`).
 WRITE_EVENTS = statement(
     "history_writes.write_events",
     """
@@ -60,16 +68,27 @@ WRITE_EVENTS = statement(
       event_nid, event_id, status, key_nid, state_before, state_after, auth_nids, order_major,
       order_minor, thread_root, redacted_by, json, sticky_until_ms
     )
+    ORDER BY event_id
     ON CONFLICT (event_id) DO UPDATE
     SET
-      status = excluded.status, state_before = excluded.state_before,
+      status = excluded.status / (events.event_nid = excluded.event_nid)::integer,
+      state_before = excluded.state_before,
       state_after = excluded.state_after, order_major = excluded.order_major,
       order_minor = excluded.order_minor, thread_root = excluded.thread_root,
       redacted_by = coalesce(events.redacted_by, excluded.redacted_by),
       json = CASE WHEN excluded.redacted_by IS NULL THEN events.json ELSE excluded.json END,
       auth_nids = coalesce(excluded.auth_nids, events.auth_nids)
-    WHERE events.order_major IS NULL AND excluded.state_before IS NOT NULL
+    WHERE
+      events.event_nid <> excluded.event_nid
+      OR (events.order_major IS NULL AND excluded.state_before IS NOT NULL)
+    RETURNING event_id
     """,
+)
+
+# Unique index events_event_id_key.
+LIST_NUMBERS = statement(
+    "history_writes.list_numbers",
+    "SELECT event_id, event_nid FROM events WHERE event_id = ANY($1::text[])",
 )
 
 WRITE_STATES = statement(
@@ -136,14 +155,51 @@ async def write_history(
     writes: Sequence[HistoryWrite],
     key_nids: Mapping[StateKey, int],
     more_states: Sequence[StateRow] = (),
-) -> None:
+) -> set[EventId]:
     """Write events, and the states and refusals that come with them, in one transaction.
 
-    `more_states` are written, too.
+    `more_states` are written, too. Returned are the events that were written; the others are
+    stored already, and not as they were given. Whatever another process has stored meanwhile has
+    its number afterwards.
+
+    Raises:
+        Unavailable: other processes write the same events, time after time.
     """
+    for _ in range(ATTEMPTS):
+        try:
+            return await _write_once(db, room_nid, writes, key_nids, more_states)
+        except asyncpg.DeadlockDetectedError:
+            continue
+        except asyncpg.DivisionByZeroError:
+            writes = await _renumbered(db, writes)
+    raise Unavailable("The database is too busy.")
+
+
+async def _renumbered(db: Database, writes: Sequence[HistoryWrite]) -> list[HistoryWrite]:
+    """Return the events with the numbers that other processes have given to them."""
+    by_id = {w.stored.event_id: w.stored for w in writes}
+    numbers: dict[int, int] = {}
+    for event_id, event_nid in await db.fetch(LIST_NUMBERS, list(by_id)):
+        numbers[by_id[event_id].event_nid] = event_nid
+        by_id[event_id].event_nid = event_nid
+    return [
+        w
+        if w.auth_nids is None
+        else replace(w, auth_nids=[numbers.get(number, number) for number in w.auth_nids])
+        for w in writes
+    ]
+
+
+async def _write_once(
+    db: Database,
+    room_nid: int,
+    writes: Sequence[HistoryWrite],
+    key_nids: Mapping[StateKey, int],
+    more_states: Sequence[StateRow],
+) -> set[EventId]:
     async with db.transaction() as tx:
         events = [w.stored for w in writes]
-        await tx.execute(
+        rows = await tx.fetch(
             WRITE_EVENTS,
             [s.event_nid for s in events],
             room_nid,
@@ -173,6 +229,7 @@ async def write_history(
                 [refusal.message for _, refusal in refused],
                 [array_literal(refusal.deciding) for _, refusal in refused],
             )
+    return {row[0] for row in rows}
 
 
 async def write_states(

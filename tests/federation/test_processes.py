@@ -1,0 +1,115 @@
+"""Processes of one server that do the same thing at the same time, on one database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from tests.federation.test_joins import enter, members
+
+if TYPE_CHECKING:
+    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.network import Federation
+
+# Of the events that rest upon others, those that name a number that no event has.
+LOST = """
+    SELECT e.event_id
+    FROM events e
+    CROSS JOIN LATERAL unnest(e.auth_nids) AS named (event_nid)
+    WHERE NOT EXISTS (SELECT FROM events a WHERE a.event_nid = named.event_nid)
+    UNION ALL
+    SELECT s.state_id::text
+    FROM state_entries s
+    WHERE
+      s.event_nid IS NOT NULL
+      AND NOT EXISTS (SELECT FROM events a WHERE a.event_nid = s.event_nid)
+"""
+
+
+async def known_numbers(server: Homeserver, event_ids: list[str]) -> list[dict[str, int]]:
+    """Return the numbers that each process knows events by."""
+    return [
+        {e: found.event_nid for e, found in (await worker.events.get_many(event_ids)).items()}
+        for worker in server.workers
+    ]
+
+
+async def state_ids(user: User, room_id: str) -> list[str]:
+    events = await user.call("GET", f"/rooms/{quote(room_id)}/state")
+    return [event["event_id"] for event in events]  # type: ignore[index]  # a list
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_two_processes_that_join_a_room_at_once_know_it_by_the_same_numbers(
+    federation: Federation, version: str
+):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice = await hs1.register("alice")
+    guests = [await hs2.register(name) for name in ("bob", "carol")]
+    for _ in range(5):
+        room_id = await alice.create_room(room_version=version)
+        for number in range(10):
+            await alice.put_state(room_id, "a.state", {"number": number}, str(number))
+
+        await asyncio.gather(*(enter(guest, room_id, "hs1") for guest in guests))
+
+        for guest in guests:
+            joined = await members(guest, room_id)
+            assert set(joined.values()) == {"join"}
+            assert set(joined) == {alice.user_id, *(guest.user_id for guest in guests)}
+        ids = await state_ids(guests[0], room_id)
+        assert sorted(ids) == sorted(await state_ids(guests[1], room_id))
+        first, second = await known_numbers(hs2, ids)
+        assert first == second
+        assert await hs2.services.db.fetch(LOST) == []
+        for guest in guests:
+            await guest.say(room_id)
+
+
+async def test_a_user_who_joins_by_two_processes_at_once_is_in(federation: Federation):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    for _ in range(5):
+        room_id = await alice.create_room()
+        await asyncio.gather(*(enter(bob, room_id, "hs1") for _ in range(2)))
+        assert await members(bob, room_id) == {alice.user_id: "join", bob.user_id: "join"}
+        assert sorted(await state_ids(bob, room_id)) == sorted(await state_ids(bob, room_id))
+        await bob.say(room_id)
+
+
+async def test_two_processes_that_fetch_the_same_history_have_it_in_one_order(
+    federation: Federation,
+):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice = await hs1.register("alice")
+    guests = [await hs2.register(name) for name in ("bob", "carol")]
+    room_id = await alice.create_room()
+    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
+    for guest in guests:
+        await enter(guest, room_id, "hs1")
+
+    async def paged(guest: User) -> list[str]:
+        found: list[str] = []
+        query = {"dir": "b", "limit": "30"}
+        while True:
+            page = await guest.call("GET", f"/rooms/{quote(room_id)}/messages", **query)
+            found += [e["event_id"] for e in page["chunk"] if e["type"] == "m.room.message"]
+            if "end" not in page:
+                return found
+            query["from"] = page["end"]
+
+    for _ in range(2):  # The second time it is all here.
+        first, second = await asyncio.gather(*map(paged, guests))
+        assert first == second == said[::-1]
+    first_orders, second_orders = [
+        {e: found.order for e, found in (await worker.events.get_many(said)).items()}
+        for worker in hs2.workers
+    ]
+    assert first_orders == second_orders
+    assert await hs2.services.db.fetch(LOST) == []
