@@ -147,8 +147,8 @@ async def test_a_pause_and_its_transaction_outlive_a_restart(
         await alice.say(room_id, "second")
         await settled(server.services)
         delivery = server.services.delivery
-        repeat = delivery._destinations["evil"].repeat
-        assert repeat is not None
+        repeated_id = delivery._destinations["evil"].repeat_id
+        assert repeated_id is not None
         await delivery.give_back_shards(server.services, "first")
     federation.network.heal()
     evil.answer = lambda _: None
@@ -160,7 +160,7 @@ async def test_a_pause_and_its_transaction_outlive_a_restart(
         clock.advance_ms(3_000)
         await server.services.delivery.hold_shards(server.services, "second")
         await until(lambda: evil.bodies == ["first", "second"])
-        assert evil.taken[0].path["txnId"] == repeat.txn_id
+        assert evil.taken[0].path["txnId"] == repeated_id
 
 
 async def test_when_too_much_has_happened_everybody_is_caught_up(

@@ -41,17 +41,17 @@ MESSAGES_BYTES_MAX = 2 * 1_048_576  # with so many bytes, unless a single one is
 async def to_repeat(services: Services, destination: Destination) -> Transaction | None:
     """Return the transaction that must be repeated before any other, or None.
 
+    Its events are read again: what has been deleted meanwhile, with its room, is owed to nobody.
     Spec: server-server-api#put_matrixfederationv1sendtxnid
     """
-    if destination.repeat is None and destination.repeat_id is not None:
-        positions = destination.repeat_positions
-        ids = await destinations.list_at_positions(services.db, positions)
-        events = await services.events.get_many(ids)
-        pdus = sorted(events.values(), key=position_of)
-        if pdus:
-            upto = position_of(pdus[-1])
-            destination.repeat = Transaction(destination.repeat_id, pdus, (), upto)
-    return destination.repeat
+    if destination.repeat_id is None:
+        return None
+    ids = await destinations.list_at_positions(services.db, destination.repeat_positions)
+    pdus = sorted((await services.events.get_many(ids)).values(), key=position_of)
+    if not pdus:
+        destination.repeat_id, destination.repeat_positions = None, ()
+        return None
+    return Transaction(destination.repeat_id, pdus, (), position_of(pdus[-1]))
 
 
 async def messages_owed(services: Services, destination: Destination) -> list[OutgoingMessage]:

@@ -217,7 +217,7 @@ class Delivery:
                 for share in shares:  # Nobody sees a part of it: here nothing waits.
                     self._hand_out(services, share)
                 recipients.position = upto
-            shares, next_ms = recipients.due_receipts(self._clock.now_ms())
+            shares, next_ms = await recipients.due(services)
             for share in shares:
                 self._hand_out(services, share)
         if next_ms is not None:
@@ -492,7 +492,7 @@ class Delivery:
         destination.is_down = destination.refuses_edus = False
         destination.pdus_max = PDUS_MAX
         destination.last_success_ms = self._clock.now_ms()
-        destination.repeat, destination.repeat_id, destination.repeat_positions = None, None, ()
+        destination.repeat_id, destination.repeat_positions = None, ()
         self._paused.pop(destination.name, None)
 
     async def _note_taken(
@@ -513,7 +513,7 @@ class Delivery:
         One bad EDU or PDU must not keep everything else from being delivered.
         """
         self.transactions_failed += 1
-        destination.repeat, destination.repeat_id, destination.repeat_positions = None, None, ()
+        destination.repeat_id, destination.repeat_positions = None, ()
         if _is_single_message(transaction):
             return
         if transaction.messages:
@@ -556,11 +556,8 @@ class Delivery:
         )  # fmt: skip
         self._fall_behind(destination)
         if transaction.pdus:
-            positions = tuple(map(position_of, transaction.pdus))
-            destination.repeat = Transaction(
-                transaction.txn_id, transaction.pdus, (), position_of(transaction.pdus[-1])
-            )
-            destination.repeat_id, destination.repeat_positions = transaction.txn_id, positions
+            destination.repeat_id = transaction.txn_id
+            destination.repeat_positions = tuple(map(position_of, transaction.pdus))
         destination.retry_at_ms = now_ms + pause_ms
         destination.is_down = not error.server_is_up
         alive_ms = min(ALIVE_PAUSE_MS * (destination.failures - 1), ALIVE_PAUSE_MS_MAX)

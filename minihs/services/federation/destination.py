@@ -43,9 +43,13 @@ class Transaction:
 class Destination:
     """A server that we send to; see `destinations.DestinationRow` for what is kept of it.
 
-    `pdus` and `edus` (by what they are about) are its queue, empty while it is `behind`. `repeat`,
-    or at first only its id and positions, must be sent before anything else. `begun_ms` is when its
-    last transaction began; the next one comes no sooner than `pace_ms` after that.
+    `pdus` and `edus` (by what they are about) are its queue, empty while it is `behind`. The
+    transaction with `repeat_id`, of the events at `repeat_positions`, must be sent before anything
+    else. `begun_ms` is when its last transaction began; the next one comes no sooner than `pace_ms`
+    after that.
+
+    Messages to devices are not in the queue but in the database: `messages_at` is the newest one's
+    position, 0 if there is none. Those up to `careful_upto` are sent one by one.
     """
 
     name: str
@@ -56,7 +60,6 @@ class Destination:
     retry_at_ms: int = 0
     is_down: bool = False
     last_success_ms: int | None = None
-    repeat: Transaction | None = None
     repeat_id: str | None = None
     repeat_positions: tuple[int, ...] = ()
     pdus: list[StoredEvent] = field(default_factory=list)
@@ -77,7 +80,7 @@ class Destination:
         """Return a destination as it was written."""
         return cls(
             row.server_name, row.shard, row.position, row.behind, row.failures, row.retry_at_ms,
-            row.is_down, row.last_success_ms, None, row.txn_id, row.txn_positions,
+            row.is_down, row.last_success_ms, row.txn_id, row.txn_positions,
         )  # fmt: skip
 
     @property
