@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 SERVERS_MAX = 500_000  # Of all rooms that are remembered.
 CHANGES_MAX = 1_000  # More changes of membership than these by one event: read the room anew.
-PRESENCE_MAX = 500  # Of a room, told to a server that joins it.
+PRESENCE_MAX = 500  # Of a room, told to a server that joins it,
+NEWCOMERS_PAUSE_MS = 5_000  # after so long.
 RECEIPT_TRANSACTIONS_PER_S = 50  # How many requests a room's read receipts may cause.
 MEMBER = "m.room.member"
 OUT = "leave"  # What somebody is of whom a room's state says nothing.
@@ -88,6 +89,18 @@ class _Change:
     after: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Newcomers:
+    """Servers that have joined a room, and when they are told who of ours is there.
+
+    Not at once: they are still storing the room.
+    """
+
+    join: StoredEvent
+    servers: Collection[str]
+    due_ms: int
+
+
 class Recipients:
     """Reads the stream for those who deliver. `position` is how far it has come."""
 
@@ -95,12 +108,14 @@ class Recipients:
         self.position = 0
         self._rooms: BoundedCache[str, RoomServers] = BoundedCache(SERVERS_MAX)
         self._with_receipts: dict[str, RoomServers] = {}
+        self._newcomers: list[_Newcomers] = []
 
     def begin_at(self, position: int) -> None:
         """Forget all rooms and read on from a position."""
         self.position = position
         self._rooms = BoundedCache(SERVERS_MAX)
         self._with_receipts.clear()
+        self._newcomers.clear()
 
     async def read(self, services: Services, upto: int) -> list[Share]:
         """Return what the stream up to a position, which has been seen, owes to whom.
@@ -166,7 +181,9 @@ class Recipients:
                 done.append(Share(unaware, [stored]))
         if own in room.joined and come - {own}:
             done += await _sticky_backlog(services, stored, come - {own})
-            done += await _presence_of_room(services, stored, come - {own})
+            if services.config.presence_enabled:
+                due_ms = services.clock.now_ms() + NEWCOMERS_PAUSE_MS
+                self._newcomers.append(_Newcomers(stored, come - {own}, due_ms))
         if ours:
             told = come | {
                 server_name_of(c.user_id)
@@ -229,8 +246,9 @@ class Recipients:
             self._with_receipts[receipt.room_id] = room
         room.receipts.append(OutgoingReceipt(position, receipt))
 
-    def due_receipts(self, now_ms: int) -> tuple[list[Share], int | None]:
-        """Return the receipts that have waited long enough, and when more will have."""
+    async def due(self, services: Services) -> tuple[list[Share], int | None]:
+        """Return what has waited long enough (receipts, presence), and when more will have."""
+        now_ms = services.clock.now_ms()
         waiting = self._with_receipts.items()
         due = [(room_id, room) for room_id, room in waiting if room.receipts_due_ms <= now_ms]
         shares = []
@@ -238,7 +256,14 @@ class Recipients:
             del self._with_receipts[room_id]
             shares.append(Share(list(room.joined), edus=list(room.receipts)))
             room.receipts.clear()
-        later = (room.receipts_due_ms for room in self._with_receipts.values())
+        later = [room.receipts_due_ms for room in self._with_receipts.values()]
+        newcomers, self._newcomers = self._newcomers, []
+        for newcomer in newcomers:
+            if newcomer.due_ms <= now_ms:
+                shares += await _presence_of_room(services, newcomer)
+            else:
+                self._newcomers.append(newcomer)
+                later.append(newcomer.due_ms)
         return shares, min(later, default=None)
 
 
@@ -308,18 +333,14 @@ def _personal_news(
     return None
 
 
-async def _presence_of_room(
-    services: Services, join: StoredEvent, servers: Collection[str]
-) -> list[Share]:
-    """Return what servers that join a room are told: who of ours in it is there."""
-    if not services.config.presence_enabled:
-        return []
-    position = join.position or 0
+async def _presence_of_room(services: Services, newcomers: _Newcomers) -> list[Share]:
+    """Return what servers that have joined a room are told: who of ours in it is there."""
+    position = newcomers.join.position or 0
     writes = await presence.list_of_rooms(
-        services.db, [join.event.room_id], PRESENCE_MAX, local_only=True
+        services.db, [newcomers.join.event.room_id], PRESENCE_MAX, local_only=True
     )
     edus: list[OutgoingEdu] = [OutgoingPresence(position, write) for write in writes]
-    return [Share(servers, edus=edus)] if edus else []
+    return [Share(newcomers.servers, edus=edus)] if edus else []
 
 
 def _typing_news(
