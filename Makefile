@@ -89,6 +89,7 @@ check-pages: install
 	$(BIN)/python -m tools.spec_map --check
 	$(BIN)/python -m tools.configuration_page --check
 	$(BIN)/python -m tools.attacks_page --check
+	$(BIN)/python -m tools.msc_guides --check
 
 .PHONY: fmt
 fmt: install ## Format the code and sort its imports
@@ -105,6 +106,7 @@ spec-map: install ## Rebuild docs/spec: passage -> functions -> tests, endpoint 
 docs: install spec-map ## Rebuild every page that is made from code
 	$(BIN)/python -m tools.configuration_page
 	$(BIN)/python -m tools.attacks_page
+	$(BIN)/python -m tools.msc_guides
 
 .PHONY: migration
 migration: install ## Write the next migration from storage/schema.py: make migration M="what changed"

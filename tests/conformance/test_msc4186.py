@@ -376,6 +376,29 @@ async def test_history_from_before_the_join_stays_hidden(homeserver: Homeserver)
     assert bodies(room) == ["after"]
 
 
+async def test_a_room_that_several_rules_match_gets_what_any_asks_for(
+    homeserver: Homeserver,
+) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room(name="The room")
+    for n in range(5):
+        await alice.say(room_id, str(n))
+    answer = await Client(alice).sync(
+        lists={
+            "short": a_list(limit=1, required={"include": [{"type": "m.room.create"}]}),
+            "lazy": a_list(limit=0, required={"lazy_members": True}),
+        },
+        room_subscriptions={
+            room_id: subscription(3, {"include": [{"type": "m.room.name", "state_key": ""}]})
+        },
+    )
+    room = answer["rooms"][room_id]
+    assert bodies(room) == ["2", "3", "4"]
+    assert keys(room) == {
+        ("m.room.create", ""), ("m.room.name", ""), ("m.room.member", alice.user_id),
+    }  # fmt: skip
+
+
 async def test_a_larger_timeline_limit_brings_older_events(homeserver: Homeserver) -> None:
     alice = await homeserver.register("alice")
     room_id = await alice.create_room()

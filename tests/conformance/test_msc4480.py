@@ -90,7 +90,7 @@ async def room_of_two(homeserver: Homeserver, **options: object) -> tuple[User, 
     return alice, bob, room_id
 
 
-async def test_ss_2_what_is_sticky_comes_in_the_extension_once(homeserver: Homeserver) -> None:
+async def test_ss_02_what_is_sticky_comes_in_the_extension_once(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)
     await client.sync()
@@ -104,14 +104,14 @@ async def test_ss_2_what_is_sticky_comes_in_the_extension_once(homeserver: Homes
     assert section(await client.sync(), room_id) == []
 
 
-async def test_ss_1_who_does_not_ask_gets_none(homeserver: Homeserver) -> None:
+async def test_ss_01_who_does_not_ask_gets_none(homeserver: Homeserver) -> None:
     alice, _, room_id = await room_of_two(homeserver)
     await stick(alice, room_id)
     response = await Client(alice).ask({"enabled": False}, lists={"all": a_list()})
     assert response.json["extensions"] == {}
 
 
-async def test_ss_3_what_the_timeline_shows_is_not_repeated(homeserver: Homeserver) -> None:
+async def test_ss_03_what_the_timeline_shows_is_not_repeated(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)
     await client.sync()
@@ -122,7 +122,7 @@ async def test_ss_3_what_the_timeline_shows_is_not_repeated(homeserver: Homeserv
     assert section(await client.sync(), room_id) == []
 
 
-async def test_ss_4_pages_go_from_the_oldest_on_each_event_once(homeserver: Homeserver) -> None:
+async def test_ss_04_pages_go_from_the_oldest_on_each_event_once(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)
     sent = [await stick(alice, room_id, str(n)) for n in range(25)]
@@ -136,7 +136,7 @@ async def test_ss_4_pages_go_from_the_oldest_on_each_event_once(homeserver: Home
     assert section(await client.sync(limit=10), room_id) == []
 
 
-async def test_ss_4_an_answer_that_was_lost_comes_again(homeserver: Homeserver) -> None:
+async def test_ss_04_an_answer_that_was_lost_comes_again(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)
     sent = [await stick(alice, room_id, str(n)) for n in range(4)]
@@ -148,7 +148,7 @@ async def test_ss_4_an_answer_that_was_lost_comes_again(homeserver: Homeserver) 
     assert section(await client.sync(limit=2), room_id) == first == sent[2:]
 
 
-async def test_ss_4_at_most_a_hundred_come_at_once(homeserver: Homeserver) -> None:
+async def test_ss_04_at_most_a_hundred_come_at_once(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     sent = [await stick(alice, room_id, str(n)) for n in range(110)]
     await alice.say(room_id)
@@ -158,7 +158,7 @@ async def test_ss_4_at_most_a_hundred_come_at_once(homeserver: Homeserver) -> No
     assert section(await client.sync(), room_id) == sent[100:]
 
 
-async def test_ss_5_rooms_outside_the_window_count(homeserver: Homeserver) -> None:
+async def test_ss_05_rooms_outside_the_window_count(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     event_id = await stick(alice, room_id)
     other = await bob.create_room()
@@ -168,7 +168,7 @@ async def test_ss_5_rooms_outside_the_window_count(homeserver: Homeserver) -> No
     assert section(answer, room_id) == [event_id]
 
 
-async def test_ss_5_rooms_that_nothing_matches_do_not_count(homeserver: Homeserver) -> None:
+async def test_ss_05_rooms_that_nothing_matches_do_not_count(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await stick(alice, room_id)
     answer = await Client(bob).sync(lists={"dms": a_list(is_dm=True)})
@@ -178,7 +178,7 @@ async def test_ss_5_rooms_that_nothing_matches_do_not_count(homeserver: Homeserv
     assert len(section(answer, room_id)) == 1
 
 
-async def test_ss_6_ignored_users_are_skipped_before_counting(homeserver: Homeserver) -> None:
+async def test_ss_06_ignored_users_are_skipped_before_counting(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     mallory = await homeserver.register("mallory")
     await mallory.join(room_id)
@@ -191,7 +191,7 @@ async def test_ss_6_ignored_users_are_skipped_before_counting(homeserver: Homese
     assert section(await Client(bob).sync(limit=5), room_id) == [wanted]
 
 
-async def test_ss_7_whoever_joins_gets_all_that_is_live(homeserver: Homeserver) -> None:
+async def test_ss_07_whoever_joins_gets_all_that_is_live(homeserver: Homeserver) -> None:
     alice, carol = await homeserver.register("alice"), await homeserver.register("carol")
     hidden = {
         "type": "m.room.history_visibility",
@@ -212,7 +212,7 @@ async def test_ss_7_whoever_joins_gets_all_that_is_live(homeserver: Homeserver) 
     assert section(await client.sync(), room_id) == []
 
 
-async def test_ss_8_a_room_that_starts_to_match_gives_all_it_has(homeserver: Homeserver) -> None:
+async def test_ss_08_a_room_that_starts_to_match_gives_all_it_has(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     sent = [await stick(alice, room_id, str(n)) for n in range(3)]
     await alice.say(room_id)
@@ -229,7 +229,7 @@ async def test_ss_8_a_room_that_starts_to_match_gives_all_it_has(homeserver: Hom
     assert section(await client.sync(), room_id) == []
 
 
-async def test_ss_8_a_room_that_matches_again_repeats_nothing(homeserver: Homeserver) -> None:
+async def test_ss_08_a_room_that_matches_again_repeats_nothing(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client, dms = Client(bob), {"dms": a_list(is_dm=True)}
     first = await stick(alice, room_id)
@@ -242,7 +242,7 @@ async def test_ss_8_a_room_that_matches_again_repeats_nothing(homeserver: Homese
     assert section(await client.sync(), room_id) == [second]
 
 
-async def test_ss_9_only_who_is_joined_gets_any(homeserver: Homeserver) -> None:
+async def test_ss_09_only_who_is_joined_gets_any(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     carol = await homeserver.register("carol")
     await alice.invite(room_id, carol)
@@ -299,7 +299,7 @@ async def test_ss_10_a_lost_connection_loses_no_position(homeserver: Homeserver)
     assert section(await client.sync(), room_id) == [missed]
 
 
-async def test_one_rooms_flood_does_not_delay_another(homeserver: Homeserver) -> None:
+async def test_ss_04_one_rooms_flood_does_not_delay_another(homeserver: Homeserver) -> None:
     alice, bob, loud = await room_of_two(homeserver)
     quiet = await alice.create_room()
     await bob.join(quiet)
@@ -311,3 +311,54 @@ async def test_one_rooms_flood_does_not_delay_another(homeserver: Homeserver) ->
     answer = await Client(bob).sync(limit=10)
     assert section(answer, quiet) == [call]
     assert len(section(answer, loud)) == 9
+
+
+async def test_ss_06_who_is_ignored_no_longer_is_made_up_for(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.join(room_id)
+    path = f"/user/{quote(bob.user_id)}/account_data/m.ignored_user_list"
+    await bob.call("PUT", path, {"ignored_users": {carol.user_id: {}}})
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(carol, room_id, str(n)) for n in range(7)]
+    await alice.say(room_id)
+    assert section(await client.sync(), room_id) == []
+    await bob.call("PUT", path, {"ignored_users": {}})
+    seen: list[str] = []
+    for _ in range(3):
+        seen += section(await client.sync(limit=3), room_id)
+    assert seen == sent
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_02_whoever_was_sent_it_is_told_of_a_redaction(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    await client.sync()
+    sticky = await stick(alice, room_id)
+    await alice.say(room_id)
+    assert section(await client.sync(), room_id) == [sticky]
+    path = f"/rooms/{quote(room_id)}/redact/{quote(sticky)}/r1"
+    redaction = (await alice.call("PUT", path, {}))["event_id"]
+    await alice.say(room_id)
+    assert section(await client.sync(), room_id) == [redaction]
+    assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_07_a_joiners_timeline_and_pages_show_each_event_once(
+    homeserver: Homeserver,
+) -> None:
+    alice, carol = await homeserver.register("alice"), await homeserver.register("carol")
+    room_id = await alice.create_room()
+    client = Client(carol)
+    await client.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(25)]
+    await carol.join(room_id)
+    seen: list[str] = []
+    for _ in range(4):
+        answer = await client.sync(limit=10, lists={"all": a_list(limit=8)})
+        events = answer["rooms"].get(room_id, {}).get("timeline", [])
+        seen += [e["event_id"] for e in events if e["event_id"] in sent]
+        seen += section(answer, room_id)
+    assert sorted(seen) == sorted(sent)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEDGERS = sorted((ROOT / "docs/spec").glob("msc*.toml"))
 STATUSES = {"yes", "partial", "no", "client"}
 FORCES = {"MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "ours"}
-KEYS = {"number", "force", "asks", "status", "code", "tests", "note"}
+KEYS = {"number", "force", "heading", "asks", "status", "code", "tests", "note"}
 
 
 @functools.cache

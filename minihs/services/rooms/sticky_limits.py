@@ -15,6 +15,7 @@ MSC4354#rate-limits
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.caching import BoundedCache
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import ServerName
     from minihs.services.context import Services
     from minihs.storage.streams import Positioned
+
+logger = logging.getLogger(__name__)
 
 OF_SERVER_AND_ROOM = Limit(interval_ms=1_000, burst=200)
 RELEASED_AT_ONCE = 10  # Of each server and room, each time that those are looked for who wait.
@@ -90,7 +93,9 @@ class StickyLimits:
             return None
         if not self._buckets.add((server_name, room_id), OF_SERVER_AND_ROOM):
             return None
-        self._crowded.put(server_name, True)  # noqa: FBT003  # a value
+        if self._crowded.get(server_name) is None:
+            logger.info("%s sends many sticky events to %s; some wait", server_name, room_id)
+            self._crowded.put(server_name, True)  # noqa: FBT003  # a value
         return server_name
 
     async def check_room_for_more(self, services: Services, server_name: str) -> None:
