@@ -47,6 +47,38 @@ async def test_what_comes_from_other_servers_is_told(
     assert bridge.texts == ["hi"]
 
 
+async def test_what_comes_beside_the_rooms_end_is_told_where_a_user_of_the_service_is(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock, bridge: Bridge
+):
+    """Forks are merged by state resolution: who is in the room does not follow from one event."""
+    delivery = await begin(hs1.services)
+    ghost = await make_ghost(hs1, "_bridge_g")
+    before = list(room.ends)
+
+    async def fork(body: str) -> None:
+        for event_type, content, key in (
+            ("m.room.member", {"membership": "join", "displayname": body}, MALLORY),
+            ("m.room.message", {"body": body}, None),
+        ):
+            draft = room.draft(
+                MALLORY, event_type, content, state_key=key, prev=before,
+                origin_server_ts=clock.now_ms(),
+            )  # fmt: skip
+            event = Event.from_pdu(forge(draft, {}), room.room_version)
+            await push(evil, hs1, [event])
+        await alice.say(room.room_id, f"after {body}")
+        await settled(delivery)
+
+    await fork("before the ghost")
+    assert bridge.texts == []
+    await ghost.join(room.room_id)
+    await fork("with the ghost")
+    await ghost.leave(room.room_id)
+    await settled(delivery)
+    await fork("without the ghost")
+    assert bridge.texts == ["with the ghost", "after with the ghost"]
+
+
 @pytest.mark.spec("MSC4354#federation-behaviour")
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 async def test_a_sticky_event_that_was_refused_is_told_when_it_is_accepted(

@@ -509,6 +509,32 @@ async def test_a_ping_ends_the_pause(house: House, bridge: Bridge):
         await until(lambda: len(bridge.transactions) == 2)
 
 
+async def test_a_service_that_is_down_keeps_no_other_waiting(
+    database_url: str, tmp_path: Path, bridge: Bridge
+):
+    (tmp_path / "other").mkdir()
+    async with running_bridge(tmp_path / "other") as other:
+        everywhere = {"rooms": [{"regex": "!", "exclusive": False}]}
+        other.register(id="other", as_token="x", sender_localpart="o", namespaces=everywhere)
+        bridge.answer = lambda _: (500, {})
+        async with running_homeserver(
+            database_url,
+            tmp_path,
+            clock=ManualClock(),
+            appservice_files=f"{bridge.file}, {other.file}",
+        ) as server:
+            delivery = await begin(server.services)
+            ghost = await make_ghost(server, "_bridge_g")
+            room_id = await ghost.create_room()
+            for text in ("one", "two"):
+                await ghost.say(room_id, text)
+            await settled(delivery)
+            assert other.texts == ["one", "two"]
+            assert len(bridge.transactions) == 1
+            mine = User(server, ghost.user_id, "x")
+            assert (await mine.request("GET", "/account/whoami")).json["user_id"] == "@o:hs1"
+
+
 # --- several processes ---------------------------------------------------------------------------
 
 

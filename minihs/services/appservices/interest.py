@@ -157,8 +157,11 @@ class Interest:
         room = self._rooms.get(event.room_id) or _Room(UNKNOWN_STATE)
         is_simple = stored.state_before == before and stored.state_after == after
         own = is_simple and event.type == MEMBER and self._is_own(services, event.state_key)
-        if room.state_id is None and not own and (is_simple or before == after):
-            return False
+        if room.state_id is None and not own:
+            if is_simple or before == after:
+                return False
+            if not await self._have_been_in(services, [event.room_id]):
+                return False  # Whatever was resolved, it was not about them.
         if room.state_id != before:
             room = _Room(before, await self._joined(services, before))
         was_there = bool(room.joined)
@@ -196,10 +199,14 @@ class Interest:
         rooms = {r for _, item in items for r in self._rooms_of(item) if self._rooms.get(r) is None}
         if not rooms:
             return
-        members = await appservices.list_local_members(services.db, rooms)
-        entered = {room_id for room_id, user_id in members if self._is_own(services, user_id)}
+        entered = await self._have_been_in(services, rooms)
         for room_id in rooms:
             self._rooms.put(room_id, _Room(UNKNOWN_STATE if room_id in entered else None))
+
+    async def _have_been_in(self, services: Services, rooms: Collection[str]) -> set[str]:
+        """Return those of the rooms that users of the service are or were in."""
+        members = await appservices.list_local_members(services.db, rooms)
+        return {room_id for room_id, user_id in members if self._is_own(services, user_id)}
 
     async def _aliased(self, services: Services, items: Collection[Positioned]) -> set[str]:
         """Return the rooms with an alias in one of the service's namespaces."""

@@ -17,6 +17,7 @@ from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.base.errors import Exclusive, RequestTimeout
 from minihs.base.metrics import Family, labels
+from minihs.protocol.identifiers import server_name_of
 from minihs.remote.appservices import V1
 from minihs.remote.transport import RemoteError
 from minihs.services.accounts.authentication import hash_token
@@ -45,6 +46,7 @@ class Appservices:
     ) -> None:
         self.remote = remote
         self.all: Services = tuple(registrations)
+        self._server_name = server_name_of(self.all[0].sender) if self.all else ""
         self.masks: Batcher[tuple[str, str], Mask] = Batcher(
             lambda asked: appservices.list_masks(db, asked)
         )
@@ -73,8 +75,8 @@ class Appservices:
         return tuple(service for service in self.all if service.url is not None)
 
     def of_user(self, user_id: str) -> Services:
-        """Return the services that a user of this server is in a namespace of."""
-        if not self.all:
+        """Return the services that a user is in a namespace of; none for users of other servers."""
+        if not self.all or server_name_of(user_id) != self._server_name:
             return ()
         found = self._by_user.get(user_id)
         if found is None:
