@@ -12,8 +12,12 @@ import pytest
 
 from minihs.protocol.identifiers import EventId
 from minihs.services.rooms import redact_on_ban
+from minihs.storage.event_store import REJECTED
 from tests.federation.test_backfill import Past, join, pages
-from tests.helpers.homeserver import running_homeserver
+from tests.federation.test_delivery_between_servers import pass_time, quiet
+from tests.federation.test_delivery_between_servers import start as start_servers
+from tests.helpers.appservices import make_ghost, running_bridge
+from tests.helpers.homeserver import User, running_homeserver
 from tests.helpers.mirror import push, refresh
 from tests.helpers.rooms import MALLORY
 
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 
     from minihs.base.clock import ManualClock
     from minihs.protocol.events import Event
-    from tests.helpers.homeserver import Homeserver, User
-    from tests.helpers.network import EvilServer
+    from tests.helpers.homeserver import Homeserver
+    from tests.helpers.network import EvilServer, Federation
     from tests.helpers.rooms import Room
 
 pytestmark = pytest.mark.spec("MSC4293#proposal")
@@ -369,6 +373,86 @@ async def test_r_14_a_soft_failed_ban_redacts_nothing(
     assert not by_ban(await shown_to(alice, room, spam))
 
 
+EVE = "@eve:evil"
+
+
+@pytest.mark.parametrize("version", ["11"])
+async def test_r_14_a_ban_that_state_resolution_takes_back_undoes_nothing(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    """The moderator, it turns out, had lost the power before: Mallory was never banned.
+
+    What was redacted stays so; what Mallory says from then on is not.
+    """
+    moderator = "@moderator:evil"
+    await push(evil, hs1, [room.join(moderator), room.join(EVE)])
+    levels = await alice.call("GET", f"/rooms/{quote(room.room_id)}/state/m.room.power_levels")
+    levels["users"] |= {moderator: 50, EVE: 100}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    await push(evil, hs1, [spam])
+    before = list(room.ends)
+    content = {"membership": "ban", FLAG: True}
+    ban = room.send(moderator, "m.room.member", content, state_key=MALLORY)
+    await push(evil, hs1, [ban])
+    assert by_ban(await shown_to(alice, room, spam))
+    levels["users"][moderator] = 0
+    demoted = room.send(EVE, "m.room.power_levels", levels, state_key="", prev=before)
+    await push(evil, hs1, [demoted])
+    members = await alice.call("GET", f"/rooms/{quote(room.room_id)}/joined_members")
+    assert MALLORY in members["joined"]
+    assert by_ban(await shown_to(alice, room, spam))
+    after = room.send(MALLORY, "m.room.message", {"body": "still here"}, prev=[demoted])
+    await push(evil, hs1, [after])
+    assert not by_ban(await shown_to(alice, room, after))
+
+
+async def test_r_14_three_servers_redact_the_same_though_one_was_away(
+    federation: Federation, clock: ManualClock
+):
+    """While hs2 is cut off, its Mallory goes on speaking, and Alice bans her with the flag."""
+    servers = await start_servers(federation, "hs1", "hs2", "hs3")
+    alice, mallory, carol = [
+        await server.register(name)
+        for server, name in zip(servers, ("alice", "mallory", "carol"), strict=True)
+    ]
+    room_id = await alice.create_room()
+    await mallory.call("POST", f"/join/{quote(room_id)}", {}, via="hs1")
+    await carol.call("POST", f"/join/{quote(room_id)}", {}, via="hs1")
+    await quiet(servers)
+    said = [await mallory.say(room_id, "before")]
+    await quiet(servers)
+    federation.network.isolate("hs2")
+    said += [await mallory.say(room_id, f"meanwhile {n}") for n in range(3)]
+    wish = {"user_id": mallory.user_id, **FLAGGED}
+    await alice.call("POST", f"/rooms/{quote(room_id)}/ban", wish)
+    await quiet(servers)
+    federation.network.heal()
+    await pass_time(servers, clock, 20_000)
+    for server in servers:
+        stored = await server.services.events.get_many([EventId(e) for e in said])
+        assert stored.keys() == set(said), server.name
+        for one in stored.values():
+            assert one.redacted_by is not None, server.name
+            assert one.event.content == {}, server.name
+    clock.advance_ms(redact_on_ban.PURGE_AFTER_MS)
+    for server in servers:
+        await redact_on_ban.purge_redacted(server.services)
+        for event_id in said:
+            text = await stored_json(server, event_id)
+            assert "before" not in text
+            assert "meanwhile" not in text
+    await alice.call("POST", f"/rooms/{quote(room_id)}/unban", {"user_id": mallory.user_id})
+    await quiet(servers)
+    await mallory.call("POST", f"/join/{quote(room_id)}", {}, via="hs1")
+    back = await mallory.say(room_id, "sorry")
+    await quiet(servers)
+    for user in (alice, mallory, carol):
+        shown = await user.call("GET", f"/rooms/{quote(room_id)}/event/{quote(back)}")
+        assert shown["content"]["body"] == "sorry"
+
+
 # --- R-5: the power to redact -------------------------------------------------------------------
 
 
@@ -392,6 +476,33 @@ async def test_r_5_power_is_needed(scene: Scene, levels: dict[str, Any], redacts
     await scene.remove("ban", FLAGGED, by=scene.bob)
     assert (await scene.member())["content"]["membership"] == "ban"
     assert await scene.redacted(said) == [redacts]
+
+
+async def test_r_5_creators_have_any_power(scene: Scene):
+    """Since room version 12; whatever the room asks for."""
+    said = await scene.mallory.say(scene.room_id)
+    levels = {"redact": 1_000, "events": {"m.room.redaction": 1_000}, "users": {}}
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", levels)
+    await scene.remove("ban", FLAGGED)
+    assert await scene.redacted(said) == [True]
+
+
+async def test_r_5_a_rejected_ban_redacts_nothing(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    """Somebody without any power bans, by a server that does not mind."""
+    victim = await hs1.register("victim")
+    await victim.join(room.room_id)
+    said = await victim.say(room.room_id, "opinion")
+    await refresh(room, hs1)
+    ban = room.draft(
+        MALLORY, "m.room.member", {"membership": "ban", FLAG: True}, state_key=victim.user_id
+    )
+    await push(evil, hs1, [ban])
+    stored = await hs1.services.events.get(ban.event_id)
+    assert stored is None or stored.status == REJECTED
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(said)}"
+    assert not by_ban(await alice.call("GET", path))
 
 
 async def test_r_5_power_is_judged_at_the_ban_and_not_later(
@@ -438,6 +549,28 @@ async def test_r_7_unbans_invites_and_joins_redact_nothing(scene: Scene):
     ):
         await scene.alice.put_state(scene.room_id, "m.room.member", content, mallory)
         assert await scene.redacted(said) == [False], content
+
+
+async def test_r_7_a_refused_knock_redacts_nothing(scene: Scene):
+    """It looks like a kick, too."""
+    said = await scene.mallory.say(scene.room_id)
+    await scene.mallory.leave(scene.room_id)
+    await scene.alice.put_state(scene.room_id, "m.room.join_rules", {"join_rule": "knock"})
+    await scene.mallory.call("POST", f"/knock/{quote(scene.room_id)}", {})
+    await scene.remove("kick", FLAGGED)
+    assert (await scene.member())["content"]["membership"] == "leave"
+    assert await scene.redacted(said) == [False]
+
+
+async def test_r_7_banning_oneself_redacts_nothing(scene: Scene):
+    await scene.alice.put_state(
+        scene.room_id, "m.room.power_levels", {"users": {scene.mallory.user_id: 60}}
+    )
+    said = await scene.mallory.say(scene.room_id)
+    wish = {"user_id": scene.mallory.user_id, **FLAGGED}
+    answer = await scene.mallory.request("POST", f"{scene.path}/ban", wish)
+    assert answer.status == 403, "nobody has more power than themselves"
+    assert await scene.redacted(said) == [False]
 
 
 @pytest.mark.parametrize("how", ["invite", "unban", "leave", "join"])
@@ -594,6 +727,38 @@ async def test_control_state_in_force_stays(scene: Scene):
     assert (await scene.get(now))["content"] == acl
     assert (await scene.get(old))["content"] == {}
     assert (await scene.get(name))["content"] == {}
+
+
+async def test_control_state_is_redacted_too_where_the_option_says_so(federation: Federation):
+    server = await federation.start("hs1", redact_on_ban_spares_control_state=False)
+    alice, mallory = await server.register("alice"), await server.register("mallory")
+    room_id = await alice.create_room()
+    await mallory.join(room_id)
+    await alice.put_state(room_id, "m.room.power_levels", {"users": {mallory.user_id: 60}})
+    acl = await mallory.put_state(room_id, "m.room.server_acl", {"allow": ["*"]})
+    wish = {"user_id": mallory.user_id, **FLAGGED}
+    await alice.call("POST", f"/rooms/{quote(room_id)}/ban", wish)
+    path = f"/rooms/{quote(room_id)}/event/{quote(acl)}"
+    assert (await alice.call("GET", path))["content"] == {}
+
+
+async def test_r_1_guests_and_users_of_bridges_are_no_exception(
+    federation: Federation, tmp_path: Path
+):
+    async with running_bridge(tmp_path) as bridge:
+        server = await federation.start("hs1", allow_guests=True, appservice_files=str(bridge.file))
+        alice, ghost = await server.register("alice"), await make_ghost(server, "_bridge_g")
+        made = await server.request("POST", "/register", {}, {"kind": "guest"})
+        guest = User(server, made.json["user_id"], made.json["access_token"])
+        may_come = {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}
+        room_id = await alice.create_room(initial_state=[may_come])
+        for target in (guest, ghost):
+            await target.join(room_id)
+            said = await target.say(room_id, "spam")
+            wish = {"user_id": target.user_id, **FLAGGED}
+            await alice.call("POST", f"/rooms/{quote(room_id)}/ban", wish)
+            path = f"/rooms/{quote(room_id)}/event/{quote(said)}"
+            assert by_ban(await alice.call("GET", path))
 
 
 async def test_the_purge_takes_the_content_out_of_the_database(
