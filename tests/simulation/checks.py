@@ -37,6 +37,11 @@ class Known:
         """The events that it follows."""
         return {p if isinstance(p, str) else p[0] for p in self.pdu["prev_events"]}
 
+    @property
+    def origin(self) -> str:
+        """The server of its sender."""
+        return str(self.pdu["sender"]).partition(":")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -48,6 +53,9 @@ class View:
     state: Mapping[StateKey, str]
     events: Mapping[str, Known]
     members: Mapping[str, tuple[str, str]]  # user id -> membership, event id
+    forgotten: frozenset[str]  # The users who have forgotten it
+    redacted: Mapping[str, str]  # event id -> because of which event
+    sticky: frozenset[str]  # What clients are given
     problems: Sequence[str]
 
     @property
@@ -89,11 +97,22 @@ async def view_of(server: Server, room_id: str) -> View | None:
     # Read anew, past the server's own memory.
     states = StateStore(db, Numbers(db, "state_numbers"))
     state = dict((await states.get(row["state_id"])).entries)
-    members = {
-        r["user_id"]: (r["membership"], r["event_id"])
-        for r in await db.fetch("SELECT * FROM memberships WHERE room_nid = $1", nid)
-    }
-    view = View(server.name, room_id, extremities, state, events, members, problems)
+    member_rows = await db.fetch("SELECT * FROM memberships WHERE room_nid = $1", nid)
+    members = {r["user_id"]: (r["membership"], r["event_id"]) for r in member_rows}
+    forgotten = frozenset(r["user_id"] for r in member_rows if r["forgotten"])
+    shown = await services.events.get_many(list(events))  # type: ignore[arg-type]  # event ids
+    redacted = {e: s.redacted_by for e, s in shown.items() if s.redacted_by is not None}
+    live = await db.fetch(
+        "SELECT event_id FROM sticky_events WHERE room_nid = $1 AND until_ms > $2"
+        " AND position IS NOT NULL AND told_from IS NULL",
+        nid, services.clock.now_ms(),
+    )  # fmt: skip
+    sticky = frozenset(r["event_id"] for r in live)
+    view = View(
+        server.name, room_id, extremities, state, events, members, forgotten, redacted, sticky,
+        problems,
+    )  # fmt: skip
+    problems += [f"{e} is sticky although redacted" for e in sticky & redacted.keys()]
     if not extremities:
         return view
     problems += _graph_problems(view)
@@ -244,6 +263,9 @@ def differences(views: Sequence[View]) -> list[str]:
         problems += _missing(view, everything, leading)
     for one, other in itertools.pairwise(residents):
         problems += _disagreement(one, other)
+    for one, other in itertools.permutations(residents, 2):
+        problems += _lacks_sticky(one, other, names)
+        problems += _shows_redacted(one, other)
     return problems
 
 
@@ -323,3 +345,34 @@ def _disagreement(one: View, other: View) -> list[str]:
                 f" {a_known.status}, {b_known.status}"
             )
     return problems
+
+
+def _lacks_sticky(one: View, other: View, residents: set[str]) -> list[str]:
+    """Return what is sticky on one server but not on another that should have it as well.
+
+    The senders' servers send it to everybody who is there, or comes later. Where it arrives after
+    its sender was made to leave, it is held back.
+    """
+    problems = []
+    for event_id in sorted(one.sticky - other.sticky):
+        known, there = one.events[event_id], other.events.get(event_id)
+        if known.origin not in residents or event_id in other.redacted:
+            continue
+        if there is None or (there.placed and there.status == ACCEPTED):
+            problems.append(
+                f"{event_id} by {known.origin} is sticky on {one.server}, not on {other.server}"
+            )
+    return problems
+
+
+def _shows_redacted(one: View, other: View) -> list[str]:
+    """Return what is redacted on one server, but not on another that has the reason as well."""
+    return [
+        f"{event_id} is redacted on {one.server} because of {because}, not on {other.server}"
+        for event_id, because in sorted(one.redacted.items())
+        if event_id in other.events
+        and event_id not in other.redacted
+        and because in other.events
+        and other.events[because].placed
+        and other.events[because].status == ACCEPTED
+    ]

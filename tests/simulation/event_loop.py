@@ -27,7 +27,7 @@ from typing_extensions import override
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-PATIENCE_S = 0.25
+PATIENCE_S = 1.0
 REAL_TIMERS_S_MAX = 5  # Those of our own code that count real time are far shorter.
 
 

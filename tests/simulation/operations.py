@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from minihs.protocol.unstable import REDACT_EVENTS, STICKY_DURATION_PARAMETER, STICKY_KEY
+from minihs.storage.membership import fetch_membership
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
 
     from minihs.base.randomness import Randomness
+    from tests.simulation.clients import Client
     from tests.simulation.network import Faults
     from tests.simulation.world import Person, Server, World
 
@@ -28,7 +32,10 @@ class Play:
     trace: list[str] = field(default_factory=list)
     promised: dict[str, str] = field(default_factory=dict)  # event id -> server that said 200
     pending: set[asyncio.Task[None]] = field(default_factory=set)
+    sticky: list[str] = field(default_factory=list)  # Those of the promised that are.
     in_doubt: list[Person] = field(default_factory=list)  # Whose join perhaps took place.
+    clients: dict[str, Client] = field(default_factory=dict)  # user id -> their client
+    forgot: dict[Person, str] = field(default_factory=dict)  # and by which event they had left
     counter: int = 0
 
     @property
@@ -113,16 +120,42 @@ class Play:
     async def leave(self, person: Person) -> None:
         await self.call(person, "leaves", "POST", f"{self.room}/leave", {})
 
-    async def change(self, person: Person, verb: str, other: Person) -> None:
-        """Invite, kick, ban or unban somebody."""
-        content = {"user_id": other.user_id}
-        await self.call(person, f"{verb}s {other}", "POST", f"{self.room}/{verb}", content)
+    async def change(
+        self, person: Person, verb: str, other: Person, *, redact: bool = False
+    ) -> None:
+        """Invite, kick, ban or unban somebody; `redact` what they have sent."""
+        content: dict[str, object] = {"user_id": other.user_id}
+        what = f"{verb}s {other}"
+        if redact:
+            content |= REDACT_EVENTS.write(value=True)
+            what += " and redacts their events"
+        await self.call(person, what, "POST", f"{self.room}/{verb}", content)
+
+    async def forget(self, person: Person) -> None:
+        if await self.call(person, "forgets", "POST", f"{self.room}/forget", {}) is None:
+            return
+        server = self.world.servers[person.server]
+        if server.is_up:
+            row = await fetch_membership(server.running.db, self.room_id, person.user_id)
+            if row is not None and row.membership in ("leave", "ban"):
+                self.forgot[person] = row.event_id
 
     async def say(self, person: Person) -> None:
         self.counter += 1
         txn = f"t{self.counter}"
         path = f"{self.room}/send/m.room.message/{txn}"
         await self.call(person, f"says {txn}", "PUT", path, {"msgtype": "m.text", "body": txn})
+
+    async def stick(self, person: Person, key: str, duration_ms: int) -> None:
+        """Send a sticky event."""
+        self.counter += 1
+        txn = f"s{self.counter}"
+        parameter = f"{STICKY_DURATION_PARAMETER.unstable}={duration_ms}"
+        path = f"{self.room}/send/sim.sticky/{txn}?{parameter}"
+        what = f"sticks {txn} as {key} for {duration_ms // 1_000} s"
+        answer = await self.call(person, what, "PUT", path, STICKY_KEY.write(key))
+        if answer is not None:
+            self.sticky.append(answer["event_id"])
 
     async def set_topic(self, person: Person) -> None:
         self.counter += 1

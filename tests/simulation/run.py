@@ -13,6 +13,7 @@ from typing_extensions import override
 from minihs.base.randomness import Randomness
 from minihs.services.federation.delivery import SHARDS
 from tests.simulation.checks import differences, view_of
+from tests.simulation.clients import LOOKS_MAX, open_clients, wrongly_told
 from tests.simulation.network import Faults
 from tests.simulation.operations import Play
 from tests.simulation.world import SERVERS
@@ -28,7 +29,8 @@ Scenario = Callable[[Play], Awaitable[None]]
 VERSIONS = ("12", "12", "11", "10")
 OPERATIONS_MAX = 26
 # How time passes after a storm, until nothing is owed: moments first, then whole back-offs.
-CALMS_MS = (0, 1_000, 5_000, 60_000, 600_000, 3_600_000, 90_000_000)
+CALMS_MS = (0, 1_000, 5_000, 60_000, 300_000, 600_000, 900_000, 3_600_000, 90_000_000)
+STICKY_MS = (60_000, 600_000, 3_600_000, 3_600_000)
 MERGE_ROUNDS = 2
 RUN_S_MAX = 60  # Of real time: a run that never becomes idle must not hang.
 
@@ -118,6 +120,7 @@ async def storm(play: Play) -> None:
     """Let people, network and machines do as the seed says."""
     chance = play.chance
     await gather_people(play)
+    open_clients(play)
     play.set_faults(
         Faults(
             lost=chance.between(0, 1) * chance.between(0, 150),
@@ -141,63 +144,79 @@ async def _something(play: Play) -> None:
     if chance.between(0, 1):
         other = play.servers[chance.between(0, len(play.names) - 1)].people[0]
     draw = chance.between(0, 99)
-    if draw < 80:
-        action = _act(play, draw, person, other)
-        if action is not None:
-            play.begin(action)
-            await play.world.idle()
+    if draw >= 82:
+        await _disturb(play, draw)
         return
-    await _disturb(play, draw)
+    action = _change(play, draw, person, other) if draw < 45 else _talk(play, draw, person)
+    if action is not None:
+        play.begin(action)
+        await play.world.idle()
 
 
-def _act(  # noqa: C901  # a table
-    play: Play, draw: int, person: Person, other: Person
-) -> Coroutine[None, None, None] | None:
+def _change(play: Play, draw: int, person: Person, other: Person) -> Coroutine[None, None, None]:
+    """Change who is in the room, or what it is."""
     chance = play.chance
-    if draw < 24:
-        return play.say(person)
-    if draw < 38:
+    redact = bool(chance.between(0, 1))
+    if draw < 12:
         return play.join(person)
-    if draw < 41:
+    if draw < 15:
         return play.leave(person)
-    if draw < 45:
+    if draw < 19:
         return play.change(person, "invite", other)
-    if draw < 50:
-        return play.change(person, "kick", other)
-    if draw < 56:
-        return play.change(person, "ban", other)
-    if draw < 59:
+    if draw < 24:
+        return play.change(person, "kick", other, redact=redact)
+    if draw < 30:
+        return play.change(person, "ban", other, redact=redact)
+    if draw < 33:
         return play.change(person, "unban", other)
-    if draw < 65:
+    if draw < 37:
         return play.set_topic(person)
-    if draw < 70:
+    if draw < 41:
         return play.set_level(person, other, (0, 0, 50, 100)[chance.between(0, 3)])
-    if draw < 73:
+    if draw < 43:
         return play.set_join_rule(person, ("public", "invite", "knock")[chance.between(0, 2)])
-    if draw < 75:
-        return play.knock(person)
-    promised = list(play.promised)
-    if not promised:
+    return play.knock(person)
+
+
+def _talk(play: Play, draw: int, person: Person) -> Coroutine[None, None, None] | None:
+    """Say something, or do something about what has been said."""
+    chance = play.chance
+    if draw < 59:
+        return play.say(person)
+    if draw < 69:
+        return play.stick(person, "ab"[chance.between(0, 1)], STICKY_MS[chance.between(0, 3)])
+    if draw < 71:
+        return play.forget(person)
+    if draw < 76:
+        return _look(play, person)
+    said = play.sticky if chance.between(0, 1) and play.sticky else list(play.promised)
+    if not said:
         return None
-    event_id = promised[chance.between(0, len(promised) - 1)]
-    return play.redact(person, event_id) if draw < 78 else play.read(person, event_id)
+    event_id = said[chance.between(0, len(said) - 1)]
+    return play.redact(person, event_id) if draw < 80 else play.read(person, event_id)
+
+
+async def _look(play: Play, person: Person) -> None:
+    """Let the client of the first user of somebody's server sync."""
+    watcher = play.world.servers[person.server].people[0]
+    await play.clients[watcher.user_id].look(play)
 
 
 async def _disturb(play: Play, draw: int) -> None:
     chance, names = play.chance, play.names
     one, two = (names[chance.between(0, len(names) - 1)] for _ in range(2))
     server = play.world.servers[one]
-    if draw < 86:
+    if draw < 88:
         parts: list[list[str]] = [[], []]
         for name in names:
             parts[chance.between(0, 1)].append(name)
         play.partition(*(part for part in parts if part))
-    elif draw < 90:
+    elif draw < 91:
         play.world.network.heal()
         play.note("network: healed for now")
-    elif draw < 93 and one != two:
+    elif draw < 94 and one != two:
         play.clog(one, two) if chance.between(0, 1) else play.unclog(one, two)
-    elif draw < 95 and one != two:
+    elif draw < 96 and one != two:
         play.cut(one, two)
     elif not server.is_up:
         await play.start(server)
@@ -229,9 +248,15 @@ async def calm(play: Play) -> list[str]:
         for server in play.servers:
             if await _merge(play, server):
                 problems += await settle(play)
+    for client in play.clients.values():
+        for _ in range(LOOKS_MAX):
+            if not await client.look(play):
+                break
     views = await views_of(play)
     problems += differences(views)
     problems += broken_promises(play, views)
+    problems += wrongly_told(list(play.clients.values()), views)
+    problems += remembered(play, views)
     return problems
 
 
@@ -295,6 +320,18 @@ def broken_promises(play: Play, views: list[View]) -> list[str]:
         f"{event_id} was promised by {name}, and is not there"
         for event_id, name in play.promised.items()
         if name in by_name and event_id not in by_name[name].events
+    ]
+
+
+def remembered(play: Play, views: list[View]) -> list[str]:
+    """Return who forgot the room, has had nothing to do with it since, and is said to know it."""
+    by_name = {view.server: view for view in views}
+    return [
+        f"{person} has forgotten the room, and it has not"
+        for person, event_id in play.forgot.items()
+        if (view := by_name.get(person.server)) is not None
+        and view.members.get(person.user_id, ("", ""))[1] == event_id
+        and person.user_id not in view.forgotten
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.clients import open_clients
 from tests.simulation.network import Faults
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ async def gather(play: Play, levels: tuple[int, ...] = (100, 100, 50)) -> None:
     )
     for person in [*alices[1:], *(server.people[1] for server in play.servers)]:
         await play.join(person)
+    open_clients(play)
     await play.pass_ms(1_000)
 
 

@@ -42,9 +42,9 @@ RUN_MS = 10 * 86_400_000  # No run is longer: the next one begins after it.
 SERVERS = ("hs1", "hs2", "hs3", "hs4", "hs5")
 PEOPLE = ("alice", "bob", "carol")
 REQUEST_MS = 30_000
-STEPS_MAX = 3  # In which a stretch of time passes; the more, the more every loop goes round.
+STEPS_MAX = 2  # In which a stretch of time passes; the more, the more every loop goes round.
 STEP_MS_MIN = 250
-RARER = 20  # Housekeeping goes on, but less often: it would be most of the work of a run.
+RARER = 40  # Housekeeping goes on, but less often: it would be most of the work of a run.
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,9 @@ async def missed_by(
         )
         receipts = [OutgoingReceipt(*receipt) for receipt in reversed(missed)]
     edus, used, _ = pack(receipts, services.clock.now_ms(), messages)
-    return Transaction(txn_id_of(owed, [*messages, *used]), owed, edus, upto_here, messages)
+    return Transaction(
+        txn_id_of(destination, owed, [*messages, *used]), owed, edus, upto_here, messages
+    )
 
 
 async def _missed_pdus(

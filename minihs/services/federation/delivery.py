@@ -459,7 +459,9 @@ class Delivery:
         if not pdus and not packed:
             return None
         upto = position_of(pdus[-1]) if pdus else destination.position
-        return Transaction(txn_id_of(pdus, [*messages, *used]), pdus, packed, upto, messages)
+        return Transaction(
+            txn_id_of(destination, pdus, [*messages, *used]), pdus, packed, upto, messages
+        )
 
     async def _catch_up(
         self, services: Services, destination: Destination, messages: Sequence[OutgoingMessage]
@@ -681,7 +683,9 @@ async def _write(db: Database, rows: Sequence[DestinationRow]) -> dict[Destinati
 def _only(destination: Destination, messages: Sequence[OutgoingMessage]) -> Transaction:
     """Return a transaction of messages to devices and nothing else."""
     edus, _, _ = pack((), 0, messages)
-    return Transaction(txn_id_of((), messages), (), edus, destination.position, messages)
+    return Transaction(
+        txn_id_of(destination, (), messages), (), edus, destination.position, messages
+    )
 
 
 def _is_single_message(transaction: Transaction) -> bool:

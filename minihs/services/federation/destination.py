@@ -128,12 +128,19 @@ def body_of(transaction: Transaction, origin: str, now_ms: int) -> bytes:
     )
 
 
-def txn_id_of(pdus: Iterable[StoredEvent], edus: Iterable[OutgoingEdu | OutgoingMessage]) -> str:
-    """Return the id of a transaction: it follows from what is in it.
+def txn_id_of(
+    destination: Destination,
+    pdus: Iterable[StoredEvent],
+    edus: Iterable[OutgoingEdu | OutgoingMessage],
+) -> str:
+    """Return the id of a transaction: it follows from what is in it, and what came before it.
 
-    So the same one, built again after a crash, has the same id; and no other one has it.
+    So the same one, built again after a crash, has the same id; and no other one has it: what a
+    server was sent in vain, as it was not in the room, it is sent anew when it comes back.
     """
     parts: list[str] = [stored.event_id for stored in pdus]
+    if parts:
+        parts.append(f"{destination.position} {destination.last_success_ms or 0}")
     parts += [f"{edu.position} {edu.subject}" for edu in edus]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
