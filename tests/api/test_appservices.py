@@ -247,6 +247,20 @@ async def test_a_deactivated_user_is_acted_as_no_more(homeserver: Homeserver):
     await alice.join(room_id)
 
 
+async def test_people_are_not_a_services_to_deactivate(
+    database_url: str, tmp_path: Path, bridge: Bridge
+):
+    bridge.register(namespaces={"users": [{"regex": "@alice", "exclusive": False}]})
+    async with running_homeserver(
+        database_url, tmp_path, appservice_files=str(bridge.file)
+    ) as server:
+        alice = await server.register("alice")
+        masked = BridgeUser(server, alice.user_id)
+        assert (await masked.call("GET", "/account/whoami"))["user_id"] == alice.user_id
+        assert (await masked.request("POST", "/account/deactivate", {})).status == 401
+        await alice.call("GET", "/account/whoami")
+
+
 # --- making users and aliases --------------------------------------------------------------------
 
 

@@ -407,6 +407,8 @@ async def test_a_transaction_that_is_not_taken_is_sent_the_same_again(house: Hou
         assert bodies[0]["events"][0]["content"]["body"] == "one", "as it was first sent"
         assert [e["content"].get("body") for e in bridge.asked[5].body["events"]] == [None, "two"]
         assert int(bridge.txn_ids[5]) == int(bridge.txn_ids[0]) + 1
+        (figures,) = server.services.appservices.families()
+        assert figures.samples['{service="bridge",outcome="failed"}'] == 4
 
 
 async def test_a_restart_changes_nothing_of_what_is_owed(house: House, bridge: Bridge):

@@ -61,14 +61,15 @@ async def deactivate_own_account(
 ) -> None:
     """Deactivate the requester's account once they have proved who they are.
 
-    The users of an application service, which acts for them, have nothing to prove it with.
+    Users whom an application service owns alone have nothing to prove it with: it decides.
     Spec: client-server-api#post_matrixclientv3accountdeactivate
 
     Raises:
         UserInteractiveAuthRequired, Forbidden: see `authorize`.
     """
     operation = Operation("deactivate account", [(PASSWORD,)], requester.user_id, body)
-    if requester.appservice_id is None:
+    is_owned = services.appservices.owns_user(requester.user_id)
+    if requester.appservice_id is None or not is_owned:
         await authorize(services, operation, auth)
     await deactivate(services, requester.user_id, erase=erase)
 

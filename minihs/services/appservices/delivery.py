@@ -42,6 +42,7 @@ UNSAVED_POSITIONS_MAX = 1_000  # So much at most is read again after a crash.
 BACK_OFF_MS = 1_000
 BACK_OFF_MS_MAX = 300_000
 PAUSE_AFTER_ERROR_MS = 1_000
+FAILURES_PER_WARNING = 12  # One an hour, when the pauses have grown.
 
 
 class _Queue:
@@ -250,7 +251,7 @@ class AppserviceDelivery:
         queue.retry_at_ms = services.clock.now_ms() + pause_ms
         services.appservices.count(queue.service.id, "failed")
         logger.log(
-            logging.WARNING if queue.failures == 1 else logging.DEBUG,
+            logging.WARNING if queue.failures % FAILURES_PER_WARNING == 1 else logging.DEBUG,
             "application service %s; trying again in %.0f s",
             error.describe(),
             pause_ms / 1_000,
