@@ -20,7 +20,7 @@ from minihs.base.errors import (
     RequestTimeout,
     TooLarge,
 )
-from minihs.base.limits import BODY_BYTES_MAX, BODY_TIMEOUT_MS
+from minihs.base.limits import BODY_BYTES_MAX, BODY_TIMEOUT_MS, JSON_DEPTH_MAX
 from minihs.protocol import canonical_json
 
 if TYPE_CHECKING:
@@ -209,6 +209,20 @@ class Request:
             self._body = await read_body(self.http, BODY_BYTES_MAX, self.services.clock)
         return self._body
 
+    async def _shallow_body(self) -> bytes:
+        """Return the raw body, if what is in it can be written again: that has a largest depth.
+
+        Raises:
+            JsonError: it is not JSON.
+            BadJson: it is nested too deeply.
+        """
+        data = await self.body()
+        if data.count(b"[") + data.count(b"{") > JSON_DEPTH_MAX and not canonical_json.is_shallow(
+            canonical_json.decode(data), JSON_DEPTH_MAX
+        ):
+            raise BadJson(f"The body is nested more than {JSON_DEPTH_MAX} levels deep.")
+        return data
+
     async def json(self, kind: type[T]) -> T:
         """Return the body as a msgspec struct; no body counts as an empty object.
 
@@ -219,11 +233,11 @@ class Request:
         try:
             if self._signed is not None:
                 return msgspec.convert(self._signed.content, kind)
-            data = await self.body() or b"{}"
+            data = await self._shallow_body() or b"{}"
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
             raise BadJson(str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise NotJson(f"The body is not JSON: {error}") from None
 
     async def json_and_auth(self, kind: type[T]) -> tuple[T, dict[str, object], object]:
@@ -252,7 +266,7 @@ class Request:
             value = self._signed.content
         else:
             try:
-                value = canonical_json.decode(await self.body() or b"{}")
+                value = canonical_json.decode(await self._shallow_body() or b"{}")
             except ValueError as error:
                 raise NotJson(f"The body is not JSON: {error}") from None
         if not isinstance(value, dict):

@@ -79,7 +79,7 @@ def build_application(services: Services) -> web.Application:
     """Return the aiohttp application that serves `services`."""
     server = _Server(services)
     application = web.Application(client_max_size=BODY_BYTES_MAX)
-    application.router.add_route("*", "/{path:.*}", server.handle)
+    application.router.add_route("*", r"/{path:[\s\S]*}", server.handle)  # Lines may end in it.
     return application
 
 

@@ -153,6 +153,21 @@ def decode_lenient(data: bytes | str) -> object:
         raise JsonError(str(error)) from error
 
 
+def is_shallow(value: object, depth_max: int) -> bool:
+    """Return whether no value is nested more than so many levels deep."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    depth = 0
+    while level and depth <= depth_max:
+        depth += 1
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, (dict, list))
+        ]
+    return depth <= depth_max
+
+
 def canonicalize(text: bytes | str) -> bytes:
     """Return the Canonical JSON of a JSON text, its numbers taken by their value.
 

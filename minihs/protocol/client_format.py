@@ -19,12 +19,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol import unstable
-from minihs.protocol.canonical_json import encode, encode_any
+from minihs.protocol.canonical_json import encode, encode_any, is_shallow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from minihs.protocol.events import Event
+
+STRIPPED_DEPTH_MAX = 100  # Ours. An event itself may be nested as deep as JSON is written.
 
 
 def client_event(event: Event, *, with_room_id: bool) -> dict[str, object]:
@@ -111,7 +113,8 @@ def strip_state(json: object) -> dict[str, object] | None:
 
     `json` is a PDU, or what another server gave us as state of its room: that may be a whole PDU
     or stripped already. The create event keeps its `origin_server_ts`, as a sign that the whole
-    event was at hand and not only its stripped form.
+    event was at hand and not only its stripped form. Of the content, what is nested too deeply is
+    left out: it stands further down in what clients are told than in its event.
 
     Spec: client-server-api#stripped-state
     MSC4311#proposal
@@ -125,7 +128,7 @@ def strip_state(json: object) -> dict[str, object] | None:
             **others,
         }:
             stripped: dict[str, object] = {
-                "content": content,
+                "content": {k: v for k, v in content.items() if is_shallow(v, STRIPPED_DEPTH_MAX)},
                 "sender": sender,
                 "state_key": state_key,
                 "type": event_type,

@@ -7,14 +7,16 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.protocol.canonical_json import CanonicalJsonError
+from minihs.protocol.events import Event
 from minihs.services.federation import resident
 from minihs.services.rooms.remote_membership import ROOM_STATE_BYTES_MAX
 from tests.federation.test_joins import enter, members, two
+from tests.helpers.mirror import forge, mirror, push
 from tests.helpers.network import raw
 from tests.helpers.rooms import MALLORY, Room
 
 if TYPE_CHECKING:
-    from minihs.protocol.events import Event
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation, Received
 
@@ -232,6 +234,41 @@ async def test_f12_whatever_comes_with_an_invite_sync_goes_on(
             "content": {"name": "Trap"}} in events  # fmt: skip
     assert len(events) < 60
     assert events[-1]["state_key"] == alice.user_id
+
+
+@pytest.mark.parametrize("levels", [90, 120, 240, 247, 250, 253, 255, 1_000])
+async def test_f12_what_is_nested_deeply_does_not_keep_sync_from_being_written(
+    hs1: Homeserver, alice: User, evil: EvilServer, levels: int
+):
+    """The event itself, what comes with it, and an event of a room that alice is in."""
+    deep: object = "bottom"
+    for _ in range(levels):
+        deep = {"a": deep}
+    joined = await alice.create_room(room_version="11")
+    copy = await mirror(hs1, joined)
+    await push(evil, hs1, [copy.join(MALLORY)])
+    room = MallorysRoom()
+    event = invited(room, alice.user_id)
+    name = {"type": "m.room.name", "state_key": "", "sender": str(MALLORY), "content": {"n": deep}}
+    try:
+        assert await send(evil, event, state=[name]) == (200, "")
+        deepest = forge(event, content={**event.content, "reason": deep})
+        reason = Event.from_pdu(deepest, event.room_version)
+        assert (await send(evil, reason, state=[name]))[0] in (200, 400)
+        draft = copy.draft(MALLORY, "m.room.message", {"body": "x"})
+        await push(evil, hs1, [forge(draft, content={"body": "x", "deep": deep})])
+    except CanonicalJsonError:  # Evil itself cannot write it.
+        assert levels == 1_000
+
+    path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+    lists = {"a": {"ranges": [[0, 9]], "timeline_limit": 9, "required_state": [["*", "*"]]}}
+    for _ in range(2):
+        answer = await alice.call("GET", "/sync", timeout="0", full_state="true")
+        assert levels == 1_000 or event.room_id in answer["rooms"]["invite"]
+        assert joined in answer["rooms"]["join"]
+        sliding = await alice.call("POST", path, {"lists": lists}, timeout="0")
+        assert answer["rooms"].get("invite", {}).keys() | {joined} == sliding["rooms"].keys()
+        await alice.say(joined, "news")
 
 
 async def test_since_room_version_12_the_create_event_must_come_along(
