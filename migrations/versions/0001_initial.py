@@ -518,6 +518,12 @@ def upgrade() -> None:
             comment="The moment its stickiness ends (MSC4354)",
         ),
         sa.Column(
+            "sent_ms",
+            sa.BigInteger(),
+            nullable=False,
+            comment="When its sender says that it was sent",
+        ),
+        sa.Column(
             "json", sa.Text(), nullable=False, comment="The PDU: the exact text that was signed"
         ),
         sa.PrimaryKeyConstraint("event_nid", name=op.f("events_pkey")),
@@ -528,6 +534,13 @@ def upgrade() -> None:
         "events_order", "events", ["room_nid", "order_major", "order_minor"], unique=False
     )
     op.create_index("events_position_key", "events", ["position"], unique=True)
+    op.create_index(
+        "events_sent_ms",
+        "events",
+        ["room_nid", "sent_ms"],
+        unique=False,
+        postgresql_where=sa.text("status = 0 AND order_major IS NOT NULL"),
+    )
     op.create_index(
         "events_state_key",
         "events",
@@ -1630,6 +1643,11 @@ def downgrade() -> None:
     )
     op.drop_index(
         "events_state_key", table_name="events", postgresql_where=sa.text("key_nid IS NOT NULL")
+    )
+    op.drop_index(
+        "events_sent_ms",
+        table_name="events",
+        postgresql_where=sa.text("status = 0 AND order_major IS NOT NULL"),
     )
     op.drop_index("events_position_key", table_name="events")
     op.drop_index("events_order", table_name="events")

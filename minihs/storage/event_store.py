@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.protocol import canonical_json
+from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.events import Event
 from minihs.protocol.redaction import redact
 from minihs.protocol.room_versions import ROOM_VERSIONS
@@ -137,6 +138,11 @@ class StoredEvent:
     def event_id(self) -> EventId:
         """The event's id."""
         return self.event.event_id
+
+    @property
+    def sent_ms(self) -> int:
+        """When its sender says that it was sent, as near as the database can note it."""
+        return max(-INTEGER_MAX, min(self.event.origin_server_ts, INTEGER_MAX))
 
     def redact_for_good(self, because_id: EventId) -> None:
         """Take an event's content away, also from those who look at it otherwise than to show it.

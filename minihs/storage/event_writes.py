@@ -133,7 +133,7 @@ _OF_MESSAGES: Mapping[str, Columns | str] = {
         "state_after": "bigint", "room_state_before": "bigint", "room_state_after": "bigint",
         "auth_nids": "text", "main_count": "bigint", "thread_root": "text", "notifies": "boolean",
         "sticky_until_ms": "bigint", "device_nid": "bigint", "txn_id": "text",
-        "txn_scope": "text", "redacted_by": "text", "json": "text",
+        "txn_scope": "text", "redacted_by": "text", "sent_ms": "bigint", "json": "text",
     },
     "own": {"room_nid": "bigint", "user_id": "text", "ordinal": "bigint", "main_count": "bigint"},
     "pushes": {
@@ -206,7 +206,7 @@ _VERIFY = """
       INSERT INTO events (
         event_nid, event_id, room_nid, position, order_major, status, key_nid, state_before,
         state_after, room_state_before, room_state_after, auth_nids, main_count, thread_root,
-        notifies, sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, json
+        notifies, sticky_until_ms, device_nid, txn_id, txn_scope, redacted_by, sent_ms, json
       )
       SELECT
         new.event_nid, new.event_id, new.room_nid, last.base + new.ordinal,
@@ -214,7 +214,7 @@ _VERIFY = """
         new.key_nid, new.state_before, new.state_after, new.room_state_before, new.room_state_after,
         new.auth_nids::bigint[], new.main_count, new.thread_root,
         new.notifies, new.sticky_until_ms, new.device_nid, new.txn_id, new.txn_scope,
-        new.redacted_by, new.json
+        new.redacted_by, new.sent_ms, new.json
       FROM last, {new}
       -- An event that takes its place in the room only now keeps its number. Where its writer did
       -- not know that (another process has just stored it), all fails: others rest upon the number.
@@ -459,7 +459,8 @@ def _event_row(
         stored.room_state_before, stored.room_state_after,
         None if write.auth_nids is None else array_literal(write.auth_nids), stored.main_count,
         stored.thread_root, stored.notifies, stored.sticky_until_ms, stored.device_nid,
-        stored.txn_id, write.txn_scope, stored.redacted_by, event.json.decode(),
+        stored.txn_id, write.txn_scope, stored.redacted_by, stored.sent_ms,
+        event.json.decode(),
     )  # fmt: skip
 
 

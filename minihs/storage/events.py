@@ -129,17 +129,15 @@ LIST_JOINED_MEMBERS = statement(
     """,
 )
 
-# Index events_order: every event of the room is looked at, as its time is only in its JSON. Who
-# writes a second time stamp into an event's content misleads about no event but their own.
-_TIME = "substring(e.json FROM '\"origin_server_ts\":([0-9]{1,18})')::bigint"
+# Index events_sent_ms, from the moment on; what was sent at one moment is sorted.
 LIST_SENT_BEFORE = statement(
     "events.list_sent_before",
     f"""
     SELECT {COLUMNS}
     FROM events e
     JOIN rooms r ON r.room_nid = e.room_nid
-    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} <= $2
-    ORDER BY {_TIME} DESC, e.order_major DESC, e.order_minor DESC
+    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND e.sent_ms <= $2
+    ORDER BY e.sent_ms DESC, e.order_major DESC, e.order_minor DESC
     LIMIT $3
     """,  # noqa: S608  # a constant
 )
@@ -150,8 +148,8 @@ LIST_SENT_AFTER = statement(
     SELECT {COLUMNS}
     FROM events e
     JOIN rooms r ON r.room_nid = e.room_nid
-    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND {_TIME} >= $2
-    ORDER BY {_TIME}, e.order_major, e.order_minor
+    WHERE e.room_nid = $1 AND e.status = 0 AND e.order_major IS NOT NULL AND e.sent_ms >= $2
+    ORDER BY e.sent_ms, e.order_major, e.order_minor
     LIMIT $3
     """,  # noqa: S608  # a constant
 )

@@ -55,18 +55,18 @@ WRITE_EVENTS = statement(
     """
     INSERT INTO events (
       event_nid, event_id, room_nid, status, key_nid, state_before, state_after, auth_nids,
-      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms
+      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
     )
     SELECT
       event_nid, event_id, $2, status, key_nid, state_before, state_after, auth_nids::bigint[],
-      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms
+      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
     FROM unnest(
       $1::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::bigint[],
       $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::text[], $13::text[],
-      $14::bigint[]
+      $14::bigint[], $15::bigint[]
     ) AS new (
       event_nid, event_id, status, key_nid, state_before, state_after, auth_nids, order_major,
-      order_minor, thread_root, redacted_by, json, sticky_until_ms
+      order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
     )
     ORDER BY event_id
     ON CONFLICT (event_id) DO UPDATE
@@ -215,6 +215,7 @@ async def _write_once(
             [s.redacted_by for s in events],
             [s.event.json.decode() for s in events],
             [s.sticky_until_ms for s in events],
+            [s.sent_ms for s in events],
         )
         states = [*(row for w in writes for row in w.states), *more_states]
         if states:

@@ -145,9 +145,16 @@ events = Table(
     ),
     _text("redacted_by", "Event id of the redaction that applies", null=True),
     _bigint("sticky_until_ms", "The moment its stickiness ends (MSC4354)", null=True),
+    _bigint("sent_ms", "When its sender says that it was sent"),
     _text("json", "The PDU: the exact text that was signed"),
     Index("events_event_id_key", "event_id", unique=True),
     Index("events_order", "room_nid", "order_major", "order_minor"),
+    Index(
+        "events_sent_ms",
+        "room_nid",
+        "sent_ms",
+        postgresql_where=text("status = 0 AND order_major IS NOT NULL"),
+    ),
     Index("events_position_key", "position", unique=True),
     Index(
         "events_transaction_key",
