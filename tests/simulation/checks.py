@@ -24,11 +24,15 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An event as one server has it. `placed`: it knows the state after it."""
+    """An event as one server has it.
+
+    `placed`: the server knows the state after it; `after_gap`: but not all that it follows.
+    """
 
     event_id: str
     status: int
     placed: bool
+    after_gap: bool
     position: int | None
     pdu: Mapping[str, Any]
 
@@ -85,11 +89,12 @@ async def view_of(server: Server, room_id: str) -> View | None:
         return None
     nid = row["room_nid"]
     stored = await db.fetch("SELECT * FROM events WHERE room_nid = $1", nid)
+    gaps = {r["event_nid"] for r in await db.fetch("SELECT * FROM gaps WHERE room_nid = $1", nid)}
     ids = {r["event_nid"]: r["event_id"] for r in stored}
     events = {
         r["event_id"]: Known(
-            r["event_id"], r["status"], r["state_after"] is not None, r["position"],
-            orjson.loads(r["json"]),
+            r["event_id"], r["status"], r["state_after"] is not None, r["event_nid"] in gaps,
+            r["position"], orjson.loads(r["json"]),
         )
         for r in stored
     }  # fmt: skip
@@ -137,7 +142,7 @@ def _graph_problems(view: View) -> list[str]:
         if event.event_id in ancestors([event.event_id], view.events):
             problems.append(f"{event.event_id} follows itself")
         for prev_id in event.prev:
-            if _is_entry(view, event):
+            if event.after_gap or _is_entry(view, event):
                 break  # What came before may have been fetched later.
             prev = accepted.get(prev_id)
             if prev is not None and (prev.position or 0) > (event.position or 2**63):
