@@ -21,6 +21,7 @@ from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.config import Config, ConfigError, parse_address
+from minihs.base.leaky_buckets import LeakyBuckets
 from minihs.base.limits import EVENT_CACHE_BYTES
 from minihs.base.metrics import Metrics
 from minihs.base.randomness import Randomness
@@ -175,6 +176,7 @@ async def build_services(
             typing=TypingRooms(),
             presence=PresenceBoard(),
             sticky_limits=StickyLimits(clock),
+            redactions=LeakyBuckets(clock),
             handshakes=handshakes,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
             delivery=delivery,

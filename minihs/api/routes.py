@@ -149,8 +149,8 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/createRoom", room_creation.create_room, "createRoom", "user", "create"),
     Route("PUT", V3 + "/rooms/{roomId}/send/{eventType}/{txnId}", room_events.send_message, "sendMessage", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/redact/{eventId}/{txnId}", room_events.redact_event, "redactEvent", "user", "write"),
-    Route("POST", unstable.PATH_REDACT_USER.stable, user_redaction.redact_user, None, "user", "costly"),
-    Route("POST", unstable.PATH_REDACT_USER.unstable, user_redaction.redact_user, None, "user", "costly"),
+    Route("POST", unstable.PATH_REDACT_USER.stable, user_redaction.redact_user, None, "user", "write"),
+    Route("POST", unstable.PATH_REDACT_USER.unstable, user_redaction.redact_user, None, "user", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     # Delayed events (MSC4140)

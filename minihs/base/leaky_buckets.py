@@ -35,11 +35,14 @@ class LeakyBuckets(Generic[K]):
         self._clock = clock
         self._empty_at_ms: BoundedCache[K, int] = BoundedCache(BUCKETS_MAX)
 
-    def add(self, key: K, limit: Limit) -> int:
-        """Put one into a bucket; return 0, or after how long it will have room: nothing was put."""
+    def add(self, key: K, limit: Limit, count: int = 1) -> int:
+        """Put one into a bucket; return 0, or after how long it will have room: nothing was put.
+
+        Where there is room for one, several may be put; they fill it for as much longer.
+        """
         now_ms = self._clock.monotonic_ms()
         empty_at_ms = max(self._empty_at_ms.get(key) or 0, now_ms)
         wait_ms = empty_at_ms - now_ms - limit.interval_ms * (limit.burst - 1)
         if wait_ms <= 0:
-            self._empty_at_ms.put(key, empty_at_ms + limit.interval_ms)
+            self._empty_at_ms.put(key, empty_at_ms + limit.interval_ms * count)
         return max(wait_ms, 0)

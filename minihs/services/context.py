@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from minihs.base.caching import BoundedCache
     from minihs.base.clock import Clock
     from minihs.base.config import Config
+    from minihs.base.leaky_buckets import LeakyBuckets
     from minihs.base.metrics import Metrics
     from minihs.base.randomness import Randomness
     from minihs.base.sharing import SharedWork
@@ -80,6 +81,7 @@ class Services:
     typing: TypingRooms
     presence: PresenceBoard
     sticky_limits: StickyLimits
+    redactions: LeakyBuckets[tuple[str, bool]]
     handshakes: SharedWork[str, EventId]
     server_acls: BoundedCache[EventId, ServerAcl]
     delivery: Delivery

@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.base.leaky_buckets import Limit
 from minihs.protocol.identifiers import EventId
-from minihs.services.rooms import redact_on_ban
+from minihs.services.rooms import redact_on_ban, user_redaction
 from minihs.storage.event_store import REJECTED
 from tests.federation.test_backfill import Past, join, pages
 from tests.federation.test_delivery_between_servers import pass_time, quiet
@@ -919,6 +920,44 @@ async def test_b_4_power_is_needed_for_the_events_of_others(scene: Scene):
     for who in (scene.bob, stranger):
         answer = await who.request("POST", path, {})
         assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_b_4_what_counts_is_how_many_events_were_redacted(
+    federation: Federation, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    """And moderators may redact more than they may send; who redacts their own events, as many."""
+    monkeypatch.setattr(user_redaction, "OTHERS_LIMIT", Limit(20, 12))
+    monkeypatch.setattr(user_redaction, "OWN_LIMIT", Limit(100, 6))
+    server = await federation.start("hs1", rate_limits="on")
+    alice, mallory = await server.register("alice"), await server.register("mallory")
+    room_id = await alice.create_room()
+    await mallory.join(room_id)
+    scene = Scene(alice, alice, mallory, room_id)
+
+    async def ask(by: User, **query: str) -> tuple[int, int | None]:
+        path = f"/_matrix/client/v1{scene.path}/redact/user/{quote(mallory.user_id)}"
+        answer = await by.request("POST", path, {}, **query)
+        told = answer.json.get("redacted_events", {}).get("total")
+        assert (answer.status == 429) == (answer.json.get("errcode") == "M_LIMIT_EXCEEDED")
+        return answer.status, told
+
+    for n in range(20):
+        await mallory.say(room_id, f"{n}")
+    assert await ask(mallory, limit="5") == (200, 5)
+    assert await ask(mallory, limit="5") == (200, 5), "there was room for one"
+    assert (await ask(mallory, limit="1"))[0] == 429
+    assert await ask(alice, limit="5") == (200, 5), "of others, and somebody else's"
+    assert await ask(alice, limit="25") == (200, 6), "with the name that she joined by"
+    for _ in range(30):
+        assert await ask(alice) == (200, 0), "what redacts nothing counts for nothing"
+        clock.advance_ms(100)
+    for n in range(20):
+        await mallory.say(room_id, f"{n}")
+        clock.advance_ms(100)
+    assert await ask(alice) == (200, 20)
+    assert (await ask(alice))[0] == 429
+    clock.advance_ms(20 * 20)
+    assert await ask(alice) == (200, 0)
 
 
 async def test_b_4_a_limit_must_be_a_positive_number(scene: Scene):

@@ -25,7 +25,8 @@ class Reason(msgspec.Struct):
 async def redact_user(request: Request) -> object:
     """POST /_matrix/client/v1/rooms/{roomId}/redact/user/{userId}.
 
-    `M_FORBIDDEN`: the requester is not in the room, or lacks the power.
+    `M_FORBIDDEN`: the requester is not in the room, or lacks the power. `M_LIMIT_EXCEEDED`: they
+    have redacted too many events.
 
     MSC4194#redacting-a-users-events
     """
@@ -33,13 +34,15 @@ async def redact_user(request: Request) -> object:
     if room_id is None or user_id is None:
         raise InvalidParam("The path names a room and a user.")
     body = await request.json(Reason)
+    requester = request.requester
     done = await user_redaction.redact_user(
         request.services,
-        request.requester.user_id,
+        requester.user_id,
         room_id,
         user_id,
         limit=request.query_integer("limit", LIMIT_DEFAULT, low=1),
         content={} if body.reason is None else {"reason": body.reason},
+        is_limited=request.services.config.rate_limits_on and requester.rate_limited,
     )
     return {
         "is_more_events": done.is_more,

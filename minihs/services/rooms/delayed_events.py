@@ -282,7 +282,7 @@ async def list_outcomes(
     """Return what became of a user's delayed events in (since, upto] of the stream.
 
     That is what was sent, or could not be: what users cancel they know. Without `since` it is
-    whatever is remembered. MSC4140#syncing-failed-delayed-events
+    whatever is remembered. MSC4309#proposal
     """
     if since is not None and services.follower.floor <= since:
         news = services.follower.items_after(since)

@@ -14,7 +14,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import Forbidden, Unavailable
+from minihs.base.errors import Forbidden, LimitExceeded, Unavailable
+from minihs.base.leaky_buckets import Limit
 from minihs.base.tasks import give_way
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.redact_on_ban import is_covered
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
 
 ATTEMPTS = 20
-# Of one request, which is limited itself: more for moderators than for those who tidy up.
-OTHERS_EVENTS_MAX = 100
-OWN_EVENTS_MAX = 25
+# Events that one request redacts, and that one user may have redacted: what counts is their number,
+# not that of requests. More for moderators than for those who tidy up, and than by /send.
+OTHERS_EVENTS_MAX, OTHERS_LIMIT = 100, Limit(20, 500)
+OWN_EVENTS_MAX, OWN_LIMIT = 25, Limit(100, 50)
 NEVER_REDACTED = frozenset({"m.room.create", "m.room.redaction"})
 
 
@@ -59,16 +61,23 @@ async def redact_user(
     *,
     limit: int,
     content: Mapping[str, object],
+    is_limited: bool = True,
 ) -> Redacted:
     """Redact up to `limit` events of a user, or fewer, with redactions of this content.
 
-    MSC4194#redacting-a-users-events
+    `is_limited`: there is a limit to how many the requester may redact in some time.
+    MSC4194#redacting-a-users-events, MSC4194#rate-limiting
 
     Raises:
         Forbidden: the requester is not joined, or may not redact these events.
+        LimitExceeded: they have redacted too many already.
         Unavailable: other processes were faster, time after time.
     """
-    limit = min(limit, OWN_EVENTS_MAX if user_id == requester else OTHERS_EVENTS_MAX)
+    is_own = user_id == requester
+    limit = min(limit, OWN_EVENTS_MAX if is_own else OTHERS_EVENTS_MAX)
+    bucket, bucket_limit = (requester, is_own), OWN_LIMIT if is_own else OTHERS_LIMIT
+    if is_limited and (wait_ms := services.redactions.add(bucket, bucket_limit, 0)):
+        raise LimitExceeded(wait_ms)
     for _ in range(ATTEMPTS):
         async with building(services, room_id) as head:
             if head is None or not head.extremities:
@@ -82,6 +91,8 @@ async def redact_user(
         redacted, durable = outcome
         with contextlib.suppress(Conflict):
             await durable
+            if is_limited:
+                services.redactions.add(bucket, bucket_limit, redacted.total)
             return redacted
     raise Unavailable("The room is too busy; try again.")
 
