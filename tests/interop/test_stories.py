@@ -189,6 +189,62 @@ async def test_members_of_a_room_may_enter_another(pair: Pair, peers: Peers) -> 
     assert refused.status == 403, refused.json
 
 
+async def test_members_of_a_room_enter_another_and_others_knock(pair: Pair) -> None:
+    lobby = await pair.shared_room()
+    rule = {
+        "join_rule": "knock_restricted",
+        "allow": [{"type": "m.room_membership", "room_id": lobby}],
+    }
+    inner = await pair.host.create_room(
+        pair.version,
+        preset="private_chat",
+        initial_state=[{"type": "m.room.join_rules", "content": rule}],
+    )
+    stranger = await Account.make(pair.guest.peer, "stranger")
+    assert (await stranger.join(inner, pair.host)).status == 403
+    name = pair.host.peer.name
+    await stranger.call("POST", f"/knock/{quote(inner)}", {}, server_name=name, via=name)
+    await pair.host.sees_member(inner, stranger, "knock")
+    await pair.guest.enter(inner, pair.host)
+    await pair.host.sees_member(inner, pair.guest, "join")
+    await pair.host.do("kick", inner, stranger)  # No, thank you.
+    await pair.guest.sees_member(inner, stranger, "leave")
+
+
+async def test_a_space_is_walked_into_the_rooms_of_its_server(pair: Pair) -> None:
+    inner = await pair.host.create_room(pair.version, name="Inner")
+    below = await pair.host.create_room(
+        pair.version, name="Below", creation_content={"type": "m.space"}
+    )
+    secret = await pair.host.create_room(pair.version, preset="private_chat", name="Secret")
+    top = await pair.guest.create_room(
+        pair.version, name="Top", creation_content={"type": "m.space"}
+    )
+    via = {"via": [pair.host.peer.name]}
+    for parent, child, owner in ((below, inner, pair.host), (below, secret, pair.host)):
+        await owner.set_state(parent, "m.space.child", via, child)
+    await pair.guest.set_state(top, "m.space.child", via, below)
+    path = f"/_matrix/client/v1/rooms/{quote(top)}/hierarchy"
+    rooms = (await pair.guest.call("GET", path))["rooms"]
+    assert [room["room_id"] for room in rooms] == [top, below, inner]
+    assert [room["name"] for room in rooms] == ["Top", "Below", "Inner"]
+    assert [len(room["children_state"]) for room in rooms] == [1, 2, 0]
+    path = f"/_matrix/client/v1/room_summary/{quote(inner)}"
+    summary = await pair.guest.call("GET", path, via=pair.host.peer.name)
+    assert (summary["name"], summary["membership"]) == ("Inner", "leave")
+
+
+async def test_who_comes_late_jumps_to_a_date(pair: Pair) -> None:
+    room_id = await pair.host.create_room(pair.version)
+    said = [await pair.host.say(room_id, f"number {number}") for number in range(30)]
+    sent_ms = (await pair.host.event(room_id, said[3]))["origin_server_ts"]
+    await pair.guest.enter(room_id, pair.host)
+    path = f"/_matrix/client/v1/rooms/{quote(room_id)}/timestamp_to_event"
+    found = await pair.guest.call("GET", path, ts=str(sent_ms), dir="b")
+    assert found["event_id"] in said[3:6]  # Several may be of one millisecond.
+    assert (await pair.guest.sees(room_id, found["event_id"]))["origin_server_ts"] == sent_ms
+
+
 async def test_rooms_are_found_by_alias_and_in_the_directory(pair: Pair) -> None:
     name = pair.host.user_id[1:].partition(":")[0]
     room_id = await pair.host.create_room(pair.version, room_alias_name=name, visibility="public")
@@ -284,3 +340,39 @@ async def test_what_was_sent_while_a_server_was_away_arrives(
     await eventually(has_all)
     await here.sees(room_id, await there.say(room_id, "back again"))
     assert await there.whole_state(room_id) == await here.whole_state(room_id)
+
+
+async def test_servers_that_missed_each_other_agree_again(peers: Peers, version: str) -> None:
+    """Both change the same state while the other is away, and one bans who changed it."""
+    alice = await Account.make(peers.minihs, "alice")
+    bob, carol = [await Account.make(peers.synapse, name) for name in ("bob", "carol")]
+    room_id = await alice.create_room(version)
+    for guest in (bob, carol):
+        await guest.enter(room_id, alice)
+        await alice.sees_member(room_id, guest, "join")
+    levels = await alice.state(room_id, "m.room.power_levels")
+    levels["users"] = {**levels.get("users", {}), bob.user_id: 50, carol.user_id: 50}
+    event_id = await alice.set_state(room_id, "m.room.power_levels", levels)
+    await bob.sees(room_id, event_id)
+    await peers.synapse.stop()
+    await alice.do("ban", room_id, carol)
+    await alice.set_state(room_id, "m.room.name", {"name": "by alice"})
+    await peers.minihs.stop()
+    await peers.synapse.start()
+    await carol.set_state(room_id, "m.room.name", {"name": "by carol"})
+    await carol.set_state(room_id, "m.room.topic", {"topic": "by carol"})
+    await bob.set_state(room_id, "m.room.avatar", {"url": "mxc://bob/1"})
+    await peers.minihs.start()
+
+    async def agree() -> bool:
+        states = [await who.whole_state(room_id) for who in (alice, bob)]
+        return states[0] == states[1] and ("m.room.avatar", "") in states[0]
+
+    await alice.say(room_id, "are you there?")
+    await bob.say(room_id, "I am")
+    await eventually(agree)
+    assert await bob.state(room_id, "m.room.name") == {"name": "by alice"}
+    assert await alice.state(room_id, "m.room.topic") is None
+    assert await bob.membership(room_id, carol) == "ban"
+    event_id = await bob.say(room_id, "all is well")
+    await alice.sees(room_id, event_id)
