@@ -115,18 +115,6 @@ def may_redact(sender: str, levels: PowerLevels) -> bool:
     return level >= levels.event_level("m.room.redaction", is_state=False)
 
 
-def is_of_stay(event: Event, stay: RedactedStay, find: Callable[[str], Event | None]) -> bool:
-    """Return whether an event was sent by the user of `stay` during it, whenever it arrived.
-
-    MSC4293#proposal
-    """
-    if event.sender != stay.user_id:
-        return False
-    member = event if is_own_join(event) else _cited_member(event, event.sender, find)
-    first_join = None if member is None else first_join_of(member, find)
-    return first_join is not None and first_join.event_id == stay.first_join_id
-
-
 def first_join_of(member: Event, find: Callable[[str], Event | None]) -> Event | None:
     """Return the join with which the stay of a join event began; None if it is no join.
 
@@ -189,7 +177,7 @@ def joins_of_stay(first_join_id: str, members: Iterable[Event]) -> frozenset[str
 def is_of_joins(event: Event, user_id: str, join_ids: Collection[str]) -> bool:
     """Return whether an event is one of a stay's joins, or was sent by its user citing one.
 
-    Costs nothing but a look at the event: what `is_of_stay` follows back was followed once.
+    Costs nothing but a look at the event: the stay's joins were followed once (`joins_of_stay`).
 
     MSC4293#proposal
     """

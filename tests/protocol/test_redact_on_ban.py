@@ -14,7 +14,8 @@ from minihs.protocol.redact_on_ban import (
     asks_to_redact,
     first_join_of,
     is_covered,
-    is_of_stay,
+    is_of_joins,
+    joins_of_stay,
     may_redact,
     read_flag,
     redacted_stay,
@@ -106,12 +107,12 @@ def test_a_ban_redacts_the_stay_that_it_ended(room: Room) -> None:
 
 
 def test_the_stay_is_covered_whatever_the_order_of_arrival(room: Room) -> None:
-    stay = RedactedStay(MALLORY, "$join2", "$ban")
     room.add("$late", MALLORY, "$join2")  # Sent before the rename, arrives after the ban.
     room.member("$back", MALLORY, MALLORY, "join", "$ban")
     room.add("$new", MALLORY, "$back")
     room.add("$other", BOB, "$join2")
-    covered = {name for name, event in room.events.items() if is_of_stay(event, stay, room.find)}
+    joins = joins_of_stay("$join2", room.events.values())
+    covered = {n for n, event in room.events.items() if is_of_joins(event, MALLORY, joins)}
     assert covered == {"$D", "$E", "$join2", "$renamed", "$late"}
 
 
