@@ -216,11 +216,6 @@ class RoomFilter:
     ephemeral: EventFilter = EventFilter()
     account_data: EventFilter = EventFilter()
 
-    @property
-    def all_rooms(self) -> bool:
-        """Return whether no room is left out."""
-        return self.rooms is None and not self.not_rooms
-
     def has_room(self, room_id: str) -> bool:
         """Return whether the room is in the answer at all."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)

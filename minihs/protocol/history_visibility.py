@@ -117,17 +117,6 @@ def may_user_see(
     return after is not before and after.allows(joined_since=joined_since)
 
 
-def is_open_to_members(visibilities: Iterable[HistoryVisibility]) -> bool:
-    """Return whether a user who is joined now may see everything sent under `visibilities`.
-
-    The short cut for a page: when it holds, no membership needs to be looked up.
-    """
-    return all(
-        visibility in {HistoryVisibility.WORLD_READABLE, HistoryVisibility.SHARED}
-        for visibility in visibilities
-    )
-
-
 def may_server_see(visibility: HistoryVisibility, memberships: Iterable[str]) -> bool:
     """Return whether a server that takes part in the room may see an event in full.
 

@@ -86,11 +86,6 @@ def server_name_of(identifier: str) -> ServerName:
     return ServerName(identifier.partition(":")[2])
 
 
-def localpart_of(identifier: str) -> str:
-    """Return what stands between the sigil and the first `:` of an identifier."""
-    return identifier[1:].partition(":")[0]
-
-
 def is_valid_localpart(text: str) -> bool:
     """Return whether a new user may have this localpart. Spec: appendices#user-identifiers."""
     return _LOCALPART.fullmatch(text) is not None

@@ -109,7 +109,6 @@ ERASED = "dev.minihs.erased"  # Ours, beside it: the user asked that what they s
 REDACT_EVENTS = Name("redact_events", "org.matrix.msc4293.redact_events")
 ROOM_VERSION_KEEPING_REDACT_EVENTS = "org.matrix.msc4298.v1"
 FLAG_BATCH_REDACTION = "org.matrix.msc4194"
-FLAG_BATCH_REDACTION_STABLE = "org.matrix.msc4194.stable"
 PATH_REDACT_USER = Name(
     "/_matrix/client/v1/rooms/{roomId}/redact/user/{userId}",
     "/_matrix/client/unstable/org.matrix.msc4194/rooms/{roomId}/redact/user/{userId}",
@@ -160,14 +159,6 @@ PATH_SLIDING_SYNC = Name(
     merged=True,
 )
 
-# MSC4222, state_after in /sync (merged).
-FLAG_STATE_AFTER = "org.matrix.msc4222"
-FLAG_STATE_AFTER_STABLE = "org.matrix.msc4222.stable"
-STATE_AFTER = Name("state_after", "org.matrix.msc4222.state_after", merged=True)
-USE_STATE_AFTER_PARAMETER = Name(
-    "use_state_after", "org.matrix.msc4222.use_state_after", merged=True
-)
-
 # MSC4115, the reader's membership in `unsigned` (merged).
 MEMBERSHIP_ON_EVENT = Name("membership", "io.element.msc4115.membership", merged=True)
 
@@ -175,7 +166,6 @@ MEMBERSHIP_ON_EVENT = Name("membership", "io.element.msc4115.membership", merged
 UNREAD_THREAD_NOTIFICATIONS = Name(
     "unread_thread_notifications", "org.matrix.msc3773.unread_thread_notifications", merged=True
 )
-FLAG_RELATION_FILTER = "org.matrix.msc3874"
 RELATION_TYPES = Name("rel_types", "org.matrix.msc3874.rel_types")
 NOT_RELATION_TYPES = Name("not_rel_types", "org.matrix.msc3874.not_rel_types")
 
@@ -215,12 +205,7 @@ POLL_RULE_END_ONE_TO_ONE = Name(
 )
 POLL_RULE_END = Name(".m.rule.poll_end", ".org.matrix.msc3930.rule.poll_end")
 
-# MSC3391, deleting account data; MSC4309, outcomes of delayed events in /sync and its filter.
-PATH_DELETE_ACCOUNT_DATA = "/_matrix/client/unstable/org.matrix.msc3391"
-FLAG_DELETE_ACCOUNT_DATA = "org.matrix.msc3391"
+# MSC4309, outcomes of delayed events in /sync and its filter.
 DELAYED_EVENT_OUTCOMES = Name(
     "delayed_events_finalised", "org.matrix.msc4140.finalised_delayed_events"
 )
-
-# MSC3757, state owned by its sender, as a room version.
-ROOM_VERSION_OWNED_STATE = "org.matrix.msc3757.10"

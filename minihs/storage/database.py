@@ -1,8 +1,8 @@
 """Connections, transactions and snapshots: the only door to PostgreSQL.
 
 `Database` runs single statements; `transaction()` and `snapshot()` yield a `Transaction`
-with the same methods. While one is open, no request may be made to the outside: `is_open`
-is what `remote` asserts.
+with the same methods. While one is open, no request may be made to the outside:
+`is_transaction_open` is what `remote` asks.
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ class Transaction:
         self.fetchrow = connection.fetchrow
         self.fetchval = connection.fetchval
         self.execute = connection.execute
-        self.executemany = connection.executemany
 
 
 def is_transaction_open() -> bool:

@@ -68,7 +68,6 @@ def test_unknown_fields_are_ignored() -> None:
 def test_the_empty_filter_matches_all_and_says_so() -> None:
     parsed = parse_filter({})
     assert parsed.room.timeline.matches_all
-    assert parsed.room.all_rooms
     assert not parsed.shapes_events
     assert parsed.signature == Filter().signature
 
@@ -152,7 +151,6 @@ def test_the_signature_forgets_order_and_repetition() -> None:
 def test_room_selection() -> None:
     room = parse_filter({"room": {"rooms": ["!a", "!b"], "not_rooms": ["!b"]}}).room
     assert [room.has_room(room_id) for room_id in ("!a", "!b", "!c")] == [True, False, False]
-    assert not room.all_rooms
 
 
 def test_either_name_of_threaded_counts() -> None:

@@ -11,7 +11,6 @@ from minihs.protocol.history_visibility import (
     HistoryVisibility,
     ReaderState,
     history_visibility,
-    is_open_to_members,
     may_see_erased,
     may_server_see,
     may_user_see,
@@ -136,12 +135,6 @@ def test_sticky_event_overrides_visibility_for_a_member() -> None:
 def test_state_after_a_message_is_the_state_before() -> None:
     before = ReaderState(JOINED, "join")
     assert state_after(event(), before, BOB) is before
-
-
-def test_members_need_no_lookup_while_nothing_was_closed() -> None:
-    assert is_open_to_members([SHARED, WORLD])
-    assert is_open_to_members([])
-    assert not is_open_to_members([SHARED, INVITED])
 
 
 @pytest.mark.parametrize(

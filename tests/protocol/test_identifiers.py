@@ -6,7 +6,6 @@ import pytest
 
 from minihs.protocol.identifiers import (
     is_valid_localpart,
-    localpart_of,
     parse_event_id,
     parse_room_alias,
     parse_room_id,
@@ -94,7 +93,6 @@ def test_the_other_identifiers_have_their_own_sigils() -> None:
 def test_identifiers_are_taken_apart_at_the_first_colon() -> None:
     assert server_name_of("@alice:hs1:8448") == "hs1:8448"
     assert server_name_of(f"!{HASH}") == ""
-    assert localpart_of("@alice:hs1:8448") == "alice"
 
 
 @pytest.mark.spec("appendices#user-identifiers")

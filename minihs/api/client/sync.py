@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from minihs.api.client.presence import wished_presence
 from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
-from minihs.protocol import unstable
 from minihs.protocol.filters import Filter
 from minihs.services.accounts import filters
 from minihs.services.sync import v3
@@ -39,9 +38,7 @@ async def sync(request: Request) -> object:
             await _filter(request),
             None if token is None else token.position,
             full_state=request.query_flag("full_state"),
-            use_state_after=any(
-                request.query_flag(name) for name in unstable.USE_STATE_AFTER_PARAMETER.spellings
-            ),
+            use_state_after=request.query_flag("use_state_after"),
             backlogs={} if token is None else token.backlogs,
             unignored=None if token is None else token.unignored,
             to_device=None if token is None else token.to_device,
