@@ -149,6 +149,9 @@ class _Server:
             and not self._is_unlimited(http, requester)
         ):
             who = requester.user_id if requester is not None else (http.remote or "")
+            if requester is None and (delay_id := parameters.get("delayId")) is not None:
+                self._limiter.check("read", who)  # One machine manages the events of many.
+                who = f"{who} {delay_id}"
             self._limiter.check(route.limit, who)
         if requester is not None and http.method == "GET":
             # What one process has told a user, every other must know when they read it.

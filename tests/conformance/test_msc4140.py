@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.api.rate_limits import LIMITS
+from minihs.base import logs
 from minihs.base.clock import ManualClock
 from minihs.base.errors import Unavailable
 from minihs.protocol import unstable
@@ -501,6 +503,32 @@ async def test_d_9_an_operator_may_let_whoever_knows_the_id_manage_it(
         assert (await manage(bob, delay_id, "send", UNSTABLE)).status == 404
         assert (await manage(stranger, "abc", "send", UNSTABLE)).status == 404
         assert len(delay_id) >= 22, "128 bits"
+
+
+async def test_d_9_who_manages_by_the_id_is_limited_for_each_id(
+    database_url: str, tmp_path: Path
+) -> None:
+    """And no log tells an id to anybody."""
+    async with running_homeserver(
+        database_url,
+        tmp_path,
+        clock=ManualClock(),
+        rate_limits="on",
+        delayed_events_unauthenticated_management=True,
+    ) as homeserver:
+        alice, _, room_id = await room_of_two(homeserver)
+        one, two = [await delay(alice, room_id, 1_000_000) for _ in range(2)]
+        stranger = homeserver.stranger()
+        burst = LIMITS["write"].burst
+        statuses = [
+            (await manage(stranger, one, "restart", UNSTABLE)).status for _ in range(burst + 1)
+        ]
+        assert statuses == [200] * burst + [429]
+        assert (await manage(stranger, two, "restart", UNSTABLE)).status == 200
+        assert (await manage(alice, one, "restart", UNSTABLE)).status == 200
+    text = logs.redacted(f"POST {UNSTABLE}/{one}/restart")
+    assert one not in text
+    assert "/restart" in text
 
 
 @pytest.mark.parametrize(

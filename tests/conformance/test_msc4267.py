@@ -10,6 +10,7 @@ import pytest
 from minihs.services.rooms import forget
 from tests.conformance.test_msc4186 import Client
 from tests.helpers import deliveries
+from tests.helpers.appservices import begin, make_ghost, running_bridge, sender, settled
 from tests.helpers.homeserver import User, running_homeserver
 from tests.helpers.mirror import mirror, push, refresh
 from tests.helpers.rooms import MALLORY
@@ -273,13 +274,46 @@ async def test_f_5_who_loses_their_membership_by_state_resolution_forgets(
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_f_2_the_capability_says_what_the_option_says(
     federation: Federation,
+    tmp_path: Path,
     enabled: bool,
 ):
-    server = await federation.start("hs1", forget_rooms_on_leave=enabled, allow_guests=True)
-    for who in (await server.register("alice"), await a_guest(server)):
-        capabilities = (await who.call("GET", "/capabilities"))["capabilities"]
-        assert capabilities[CAPABILITY] == {"enabled": enabled}
-        assert capabilities[UNSTABLE_CAPABILITY] == {"enabled": enabled}
+    async with running_bridge(tmp_path) as bridge:
+        server = await federation.start(
+            "hs1",
+            forget_rooms_on_leave=enabled,
+            allow_guests=True,
+            appservice_files=str(bridge.file),
+        )
+        for who in (
+            await server.register("alice"),
+            await a_guest(server),
+            await make_ghost(server, "_bridge_g"),
+            sender(server),
+        ):
+            capabilities = (await who.call("GET", "/capabilities"))["capabilities"]
+            assert capabilities[CAPABILITY] == {"enabled": enabled}
+            assert capabilities[UNSTABLE_CAPABILITY] == {"enabled": enabled}
+
+
+async def test_f_5_users_of_a_bridge_forget_too_and_the_bridge_is_told_of_the_leave(
+    federation: Federation, tmp_path: Path
+):
+    async with running_bridge(tmp_path) as bridge:
+        server = await federation.start(
+            "hs1", forget_rooms_on_leave=True, appservice_files=str(bridge.file)
+        )
+        alice, ghost = await server.register("alice"), await make_ghost(server, "_bridge_g")
+        room_id = await alice.create_room()
+        for how in ("leave", "kick"):
+            await ghost.join(room_id)
+            if how == "leave":
+                await ghost.leave(room_id)
+            else:
+                await remove(alice, room_id, how, ghost)
+            assert not await may_read(ghost, room_id)
+        await settled(await begin(server.services))
+        members = [e["content"] for e in bridge.events if e["state_key"] == ghost.user_id]
+        assert [c["membership"] for c in members] == ["join", "leave"] * 2
 
 
 # --- F-6, F-7: history --------------------------------------------------------------------------
