@@ -46,7 +46,7 @@ from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.sliding_memory import SlidingMemory
 from minihs.services.sync.views import Views
-from minihs.storage import account_data, facts, inspection, sessions, unread
+from minihs.storage import account_data, device_lists, facts, inspection, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
@@ -171,6 +171,7 @@ async def build_services(
             ignored_lists=Batcher(
                 lambda users: account_data.list_of_type(db, users, "m.ignored_user_list")
             ),
+            joined_rooms=Batcher(lambda users: device_lists.list_joined_rooms(db, users)),
             parsed_filters=BoundedCache(PARSED_FILTERS_MAX),
             remote_summaries=BoundedCache(REMOTE_SUMMARIES_MAX),
             typing=TypingRooms(),

@@ -331,6 +331,19 @@ def upgrade() -> None:
     )
     op.create_index("destinations_shard", "destinations", ["shard", "position"], unique=False)
     op.create_table(
+        "device_lists",
+        sa.Column("user_id", sa.Text(), nullable=False, comment="Whose"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=False,
+            comment="In the stream, when their devices or keys changed last",
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("device_lists_pkey")),
+        comment="Users whose devices changed, as their servers say",
+    )
+    op.create_index("device_lists_position", "device_lists", ["position"], unique=False)
+    op.create_table(
         "devices",
         sa.Column(
             "device_nid",
@@ -1657,6 +1670,8 @@ def downgrade() -> None:
     op.drop_table("early_redactions")
     op.drop_index("devices_user_id_device_id_key", table_name="devices")
     op.drop_table("devices")
+    op.drop_index("device_lists_position", table_name="device_lists")
+    op.drop_table("device_lists")
     op.drop_index("destinations_shard", table_name="destinations")
     op.drop_index(
         "destinations_behind", table_name="destinations", postgresql_where=sa.text("behind")

@@ -76,6 +76,7 @@ class Services:
     sliding: SlidingMemory
     unread: Batcher[tuple[str, str], UnreadCounts]
     ignored_lists: Batcher[str, str]
+    joined_rooms: Batcher[str, dict[str, int]]
     parsed_filters: BoundedCache[tuple[str, str], Filter]
     remote_summaries: BoundedCache[tuple[str, bool], RemoteAnswer]
     typing: TypingRooms

@@ -581,6 +581,15 @@ to_device_sends = Table(
     comment="Requests to send messages to devices: a repetition sends nothing",
 )
 
+device_lists = Table(
+    "device_lists",
+    metadata,
+    _text("user_id", "Whose", primary_key=True),
+    _bigint("position", "In the stream, when their devices or keys changed last"),
+    Index("device_lists_position", "position"),
+    comment="Users whose devices changed, as their servers say",
+)
+
 sliding_states = Table(
     "sliding_states",
     metadata,

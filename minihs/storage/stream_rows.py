@@ -159,6 +159,15 @@ PRESENCE_COLUMNS = """
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceListChange:
+    """The devices or keys of a user changed, who is joined to `room_ids`."""
+
+    user_id: UserId
+    room_ids: tuple[str, ...] = ()
+    room_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ToDeviceMessage:
     """A message to a device of this server; `json` is the event as the client gets it."""
 
@@ -224,6 +233,7 @@ PlainRow = (
     | ForgottenRoom
     | UnignoredUser
     | PresenceWrite
+    | DeviceListChange
     | DelayedEventOutcome
     | PurgedRoom
 )
@@ -407,6 +417,19 @@ WRITE_UNIGNORED = statement(
     """,
 )
 
+# Primary key.
+WRITE_DEVICE_LISTS = statement(
+    "stream_rows.write_device_lists",
+    """
+    INSERT INTO device_lists (user_id, position)
+    SELECT user_id, max(position)
+    FROM unnest($1::text[], $2::bigint[]) AS new (user_id, position)
+    GROUP BY user_id
+    ON CONFLICT (user_id) DO UPDATE SET position = excluded.position
+    """,
+)
+
+# Primary key.
 WRITE_PRESENCE = statement(
     "stream_rows.write_presence",
     """
@@ -580,6 +603,30 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
             [r.until_ms for _, r in unignored],
             [p for p, _ in unignored],
         )
+    await _write_personal(queries, rows)
+    outcomes = [(p, r) for p, r in rows if isinstance(r, DelayedEventOutcome)]
+    if outcomes:
+        await queries.execute(
+            WRITE_OUTCOMES,
+            [r.delay_id for _, r in outcomes],
+            [r.due_ms for _, r in outcomes],
+            [r.finalised_ms for _, r in outcomes],
+            [r.event_id for _, r in outcomes],
+            [r.error for _, r in outcomes],
+            [p for p, _ in outcomes],
+        )
+    purged = [(p, r) for p, r in rows if isinstance(r, PurgedRoom)]
+    if purged:
+        await queries.execute(WRITE_PURGED, [r.room_id for _, r in purged], [p for p, _ in purged])
+
+
+async def _write_personal(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) -> None:
+    """Write those of the rows that are about users and devices rather than rooms."""
+    changes = [(p, r) for p, r in rows if isinstance(r, DeviceListChange)]
+    if changes:
+        await queries.execute(
+            WRITE_DEVICE_LISTS, [r.user_id for _, r in changes], [p for p, _ in changes]
+        )
     presence = [(p, r) for p, r in rows if isinstance(r, PresenceWrite)]
     if presence:
         await queries.execute(
@@ -598,20 +645,6 @@ async def write_rows(queries: Queries, rows: Sequence[tuple[int, StreamRow]]) ->
     sends = [(p, r) for p, r in rows if isinstance(r, ToDeviceSend)]
     if sends:
         await _write_to_device(queries, sends)
-    outcomes = [(p, r) for p, r in rows if isinstance(r, DelayedEventOutcome)]
-    if outcomes:
-        await queries.execute(
-            WRITE_OUTCOMES,
-            [r.delay_id for _, r in outcomes],
-            [r.due_ms for _, r in outcomes],
-            [r.finalised_ms for _, r in outcomes],
-            [r.event_id for _, r in outcomes],
-            [r.error for _, r in outcomes],
-            [p for p, _ in outcomes],
-        )
-    purged = [(p, r) for p, r in rows if isinstance(r, PurgedRoom)]
-    if purged:
-        await queries.execute(WRITE_PURGED, [r.room_id for _, r in purged], [p for p, _ in purged])
 
 
 async def _write_to_device(queries: Queries, sends: Sequence[tuple[int, ToDeviceSend]]) -> None:

@@ -27,6 +27,7 @@ from minihs.storage.stream_rows import (
     PRESENCE_COLUMNS,
     AccountDataWrite,
     DelayedEventOutcome,
+    DeviceListChange,
     ForgottenRoom,
     PresenceWrite,
     PurgedRoom,
@@ -214,6 +215,23 @@ LIST_PRESENCE = statement(
     """,  # noqa: S608  # a constant
 )
 
+# Indexes device_lists_position and memberships_user_id.
+LIST_DEVICE_LISTS = statement(
+    "streams.list_device_lists",
+    """
+    SELECT
+      d.position, d.user_id,
+      ARRAY(
+        SELECT r.room_id
+        FROM memberships m
+        JOIN rooms r ON r.room_nid = m.room_nid
+        WHERE m.user_id = d.user_id AND m.membership = 'join'
+      )
+    FROM device_lists d
+    WHERE d.position > $1 AND d.position <= $2
+    """,
+)
+
 ROWS: Final[tuple[tuple[str, Callable[..., StreamItem]], ...]] = (
     (LIST_MEMBERSHIPS, Membership),
     (LIST_ACCOUNT_DATA, AccountDataWrite),
@@ -226,6 +244,7 @@ ROWS: Final[tuple[tuple[str, Callable[..., StreamItem]], ...]] = (
     (LIST_OUTCOMES, DelayedEventOutcome),
     (LIST_PURGED, PurgedRoom),
     (LIST_PRESENCE, PresenceWrite),
+    (LIST_DEVICE_LISTS, DeviceListChange),
 )
 """Tables of the stream that have a row for each item: how to read them, and what they make."""
 

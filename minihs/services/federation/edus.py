@@ -36,7 +36,7 @@ from minihs.services.ephemeral.presence import RemotePresence, receive_presence
 from minihs.services.rooms.server_acls import is_allowed
 from minihs.storage import receipts as receipt_reads
 from minihs.storage.event_store import ACCEPTED, StoredEvent
-from minihs.storage.stream_rows import ReceiptWrite
+from minihs.storage.stream_rows import DeviceListChange, ReceiptWrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -218,6 +218,26 @@ def _read_presence(origin: ServerName, update: object, now_ms: int) -> RemotePre
             return None
 
 
+# --- devices and their keys --------------------------------------------------------------------
+
+
+async def _receive_device_changes(
+    services: Services, origin: ServerName, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """m.device_list_update, m.signing_key_update: somebody's devices or keys are different now.
+
+    What they are is asked for when somebody wants to know.
+    Spec: server-server-api#device-management, server-server-api#end-to-end-encryption
+    """
+    users = {_user_of(origin, content.get("user_id")) for content in contents} - {None}
+    known = await services.joined_rooms.load_many(user for user in users if user is not None)
+    rows = [DeviceListChange(UserId(user), tuple(rooms)) for user, rooms in known.items() if rooms]
+    if len(rows) < len(contents):
+        logger.debug("ignored changes of devices from %s", origin)
+    if rows:
+        await services.committer.commit_rows(rows)
+
+
 # --- messages to devices -----------------------------------------------------------------------
 
 
@@ -261,11 +281,11 @@ async def _heard(services: Services, origin: ServerName, room_ids: set[RoomId]) 
     return {room_id for room_id, is_heard in zip(rooms, allowed, strict=True) if is_heard}
 
 
-# What is not here is ignored: changes of devices and of keys have nobody yet who would want to
-# know.
 HANDLERS: Final[dict[str, Handler]] = {
     "m.typing": _receive_typing,
     "m.receipt": _receive_receipts,
     "m.direct_to_device": _receive_to_device,
     "m.presence": _receive_presence,
+    "m.device_list_update": _receive_device_changes,
+    "m.signing_key_update": _receive_device_changes,
 }

@@ -16,7 +16,8 @@ from minihs.protocol.unstable import FORGOTTEN_EXTENSION
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.sliding_rooms import timeline_request
 from minihs.services.sync.spans import Span
-from minihs.services.sync.streams import account_data, ephemeral, to_device
+from minihs.services.sync.streams import account_data, device_lists, ephemeral, to_device
+from minihs.services.sync.streams.device_lists import RoomsThen
 from minihs.services.sync.v3 import list_forgotten
 from minihs.storage import sliding
 
@@ -56,9 +57,13 @@ async def extensions(
     if request.to_device is not None:
         found[TO_DEVICE] = await _to_device(services, request, request.to_device, rooms)
         has_news = has_news or bool(found[TO_DEVICE]["events"])
-    # Keys of devices come with end-to-end encryption: there is none yet.
     if E2EE in request.extensions:
-        found[E2EE] = {"device_one_time_keys_count": {}, "device_unused_fallback_key_types": []}
+        lists = await _device_lists(services, request, rooms, changed)
+        has_news = has_news or bool(lists)
+        # Keys of devices come with end-to-end encryption: there is none yet.
+        found[E2EE] = {
+            "device_one_time_keys_count": {}, "device_unused_fallback_key_types": [], **lists,
+        }  # fmt: skip
     return {name: answer for name, answer in found.items() if answer}, has_news
 
 
@@ -72,6 +77,20 @@ async def _to_device(
     )
     next_batch = rooms.upto if messages.left_after is None else messages.left_after
     return {"next_batch": format_token(next_batch), "events": messages.events}
+
+
+async def _device_lists(
+    services: Services, request: SlidingRequest, rooms: Rooms, changed: Collection[str]
+) -> Json:
+    """Return whose devices to look at again; empty if there are none.
+
+    Spec: client-server-api#tracking-the-device-list-for-a-user
+    """
+    mine, since = (await services.views.get(request.user_id)).rooms, request.since or 0
+    new = [r for r, m in mine.items() if m.membership == "join" and m.joined_at > since]
+    then = RoomsThen(mine, new, (), changed)
+    lists = await device_lists.read(services, request.user_id, then, request.since, rooms.upto)
+    return {"device_lists": lists} if lists else {}
 
 
 async def _forgotten(services: Services, request: SlidingRequest, rooms: Rooms) -> Json:

@@ -19,7 +19,15 @@ from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.spans import Span
-from minihs.services.sync.streams import account_data, presence, state, timeline, to_device
+from minihs.services.sync.streams import (
+    account_data,
+    device_lists,
+    presence,
+    state,
+    timeline,
+    to_device,
+)
+from minihs.services.sync.streams.device_lists import RoomsThen
 from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
@@ -116,6 +124,10 @@ async def _collect(
     answer |= assemble.events_json("account_data", data.get("", ()))
     answer |= assemble.events_json("to_device", messages.events)
     new_rooms = [span.room_id for span in spans if span.is_new]
+    then = RoomsThen(rooms, new_rooms, [room_id for room_id, _, _ in left], changed)
+    lists = await device_lists.read(services, request.user_id, then, since, upto)
+    if lists:
+        answer["device_lists"] = lists
     answer |= assemble.events_json(
         "presence", await presence.read(services, request, view, new_rooms, upto)
     )

@@ -20,6 +20,7 @@ from minihs.storage.event_writes import Membership
 from minihs.storage.stream_rows import (
     AccountDataWrite,
     DelayedEventOutcome,
+    DeviceListChange,
     ForgottenRoom,
     PresenceWrite,
     ToDeviceNews,
@@ -157,7 +158,7 @@ class Views:
     def follow(self, items: Sequence[Positioned]) -> None:
         """Apply new items of the stream, and wake those whom they concern."""
         concerned: set[UserView] = set()
-        presence: list[tuple[int, PresenceWrite]] = []
+        personal: list[tuple[int, PresenceWrite | DeviceListChange]] = []
         for position, item in items:
             if isinstance(item, StoredEvent):
                 self._touch(self._by_room.get(item.event.room_id), position, concerned)
@@ -168,25 +169,30 @@ class Views:
             ):
                 view = self._views.get(item.user_id)
                 self._touch({view} if view is not None else None, position, concerned)
-            elif isinstance(item, PresenceWrite):
-                presence.append((position, item))
+            elif isinstance(item, PresenceWrite | DeviceListChange):
+                personal.append((position, item))
             elif isinstance(item, ToDeviceNews):
-                for user_id in {user_id for user_id, _ in item.devices}:
-                    view = self._views.get(user_id)
-                    if view is not None:
-                        _fill(view, position, item)
-                        self._touch({view}, position, concerned)
+                self._follow_messages(position, item, concerned)
             else:
                 self._touch(self._by_room.get(item.room_id), position, concerned)
-        if presence:
-            self._follow_presence(presence, concerned)
+        if personal:
+            self._follow_personal(personal, concerned)
         for view in concerned:
             view.wake()
 
-    def _follow_presence(
-        self, changes: Sequence[tuple[int, PresenceWrite]], concerned: set[UserView]
+    def _follow_messages(self, position: int, news: ToDeviceNews, concerned: set[UserView]) -> None:
+        for user_id in {user_id for user_id, _ in news.devices}:
+            view = self._views.get(user_id)
+            if view is not None:
+                _fill(view, position, news)
+                self._touch({view}, position, concerned)
+
+    def _follow_personal(
+        self,
+        changes: Sequence[tuple[int, PresenceWrite | DeviceListChange]],
+        concerned: set[UserView],
     ) -> None:
-        """Note whom changes of presence concern; a room's members once, however many changed."""
+        """Note whom changes of users concern: those in their rooms, once, however many changed."""
         rooms = {room_id for _, change in changes for room_id in change.room_ids}
         found = {
             view
