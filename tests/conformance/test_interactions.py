@@ -403,7 +403,7 @@ async def test_all_with_application_services_a_bridge_is_told_of_everything(
             await user.join(room_id)
         spam = await mallory.say(room_id, "spam")
         sticky = await stick(alice, room_id, "sticky")
-        await delay(ghost, room_id, 1_000, {"n": 1})
+        delay_id = await delay(ghost, room_id, 1_000, {"n": 1})
         await fire(server, 1_000)
         await remove(alice, room_id, "ban", mallory.user_id, **FLAGGED)
         await deactivate(bob)
@@ -419,6 +419,10 @@ async def test_all_with_application_services_a_bridge_is_told_of_everything(
         assert leaves[-1] == GONE
         (delayed,) = [e for e in bridge.events if e["type"] == "org.example.event"]
         assert delayed["sender"] == ghost.user_id
+        name = unstable.DELAYED_EVENT_OUTCOMES.unstable
+        outcomes = [o for one in bridge.transactions for o in one.body.get(name, ())]
+        assert [o["delay_id"] for o in outcomes] == [delay_id]
+        assert outcomes[0]["finalised"]["event_id"] == delayed["event_id"]
 
 
 async def test_all_with_application_services_what_becomes_sticky_later_is_told_then(
