@@ -254,7 +254,8 @@ class GroupCommitter:
         connection = self._connection
         keys = [w.stored.event.key for u in units for w in u.events if w.stored.event.is_state]
         keys += [k for u in units for w in u.events for row in w.states for k in row.changes]
-        key_nids = await self._states.key_nids(keys) if keys else {}
+        # Over its own connection: those of the pool may be held by who waits for this commit.
+        key_nids = await self._states.key_nids(connection, keys) if keys else {}
         batch, rows = _gather(units)
         base: int | None = None
         with contextlib.suppress(*EXPECTED):

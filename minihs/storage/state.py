@@ -231,7 +231,7 @@ class StateStore:
         """Make a snapshot of a committed state whose chain has grown as long as the state."""
         await self._queries.execute(REBASE_ENTRIES, row.state_id)
 
-    async def key_nids(self, keys: Iterable[StateKey]) -> dict[StateKey, int]:
+    async def key_nids(self, queries: Queries, keys: Iterable[StateKey]) -> dict[StateKey, int]:
         """Return the surrogate key of each state key, making those that are new."""
         found: dict[StateKey, int] = {}
         missing: list[StateKey] = []
@@ -246,7 +246,7 @@ class StateStore:
             columns = [t for t, _ in missing], [k for _, k in missing]
             rows: Sequence[Row] = ()
             while len(rows) < len(missing):  # Again only if another process made one just now.
-                rows = await self._queries.fetch(UPSERT_KEYS, *columns)
+                rows = await queries.fetch(UPSERT_KEYS, *columns)
             for row in rows:
                 found[row[1], row[2]] = row[0]
                 self._keys.put((row[1], row[2]), row[0])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from minihs.base.clock import ManualClock
+from minihs.services.accounts import registration_tokens
 from tests.helpers.homeserver import PASSWORD, running_homeserver
 from tests.helpers.inspected_room import make_admin
 
@@ -152,3 +154,29 @@ async def test_a_token_lets_as_many_register_as_it_says(
         assert (await admin.call("GET", f"{TOKENS}/tea"))["completed"] == 1
         await admin.call("PUT", f"{TOKENS}/tea", {"uses_allowed": 2})
         assert (await register("carol")).status == 200
+
+
+async def test_a_token_that_many_use_at_once_serves_one_and_holds_up_nobody(
+    database_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    """All of them find it valid; to refuse one must not need a second connection."""
+    async with running_homeserver(
+        database_url,
+        tmp_path,
+        clock=clock,
+        workers=1,
+        registration="token",
+        database_connections=4,
+    ) as homeserver:
+        services = homeserver.services
+        await registration_tokens.make_token(services, "tea", uses_allowed=1, expires_ms=None)
+
+        async def register(number: int) -> Response:
+            auth = {"type": "m.login.registration_token", "token": "tea"}
+            body = {"username": f"user{number}", "password": PASSWORD, "auth": auth}
+            return await homeserver.request("POST", "/register", body)
+
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(register(number) for number in range(16)))
+
+        assert sorted(answer.status for answer in answers) == [200, *[401] * 15]

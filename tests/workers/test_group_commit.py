@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -205,3 +206,40 @@ async def test_a_room_that_has_moved_does_no_harm_to_others_of_its_batch(
 
         assert await texts(alice, still) == ["first", "together"]
         assert await texts(alice, moved) == ["first", "second", "together"]
+
+
+async def test_nothing_is_committed_over_a_connection_that_somebody_may_hold_meanwhile(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those who change tags hold a connection until that is committed: they may hold all of them.
+
+    The state of a new type, committed together with them, needs a number for its type.
+    """
+    async with (
+        running_homeserver(database_url, tmp_path, workers=1, database_connections=4) as homeserver,
+        contextlib.AsyncExitStack() as held,
+    ):
+        alice = await homeserver.register("alice")
+        room_id = await alice.create_room()
+        services = homeserver.services
+        handed_in: asyncio.Future[tuple] = asyncio.get_running_loop().create_future()
+        committed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def keep_waiting(*given: object) -> asyncio.Future[int]:
+            handed_in.set_result(given)
+            return committed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(services.committer, "commit_events", keep_waiting)
+            path = f"/rooms/{quote(room_id)}/state/com.example.new"
+            sending = asyncio.create_task(alice.call("PUT", path, {}))
+            given = await handed_in
+        for _ in range(4):
+            await held.enter_async_context(services.db.transaction())
+
+        position = await asyncio.wait_for(services.committer.commit_events(*given), timeout=10)
+
+        await held.aclose()
+        committed.set_result(position)
+        await sending
+        assert await alice.call("GET", path) == {}

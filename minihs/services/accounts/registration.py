@@ -60,6 +60,28 @@ async def register_user(
     if password is None:
         raise MissingParam("password is missing.")
     password_hash = await passwords.hash_password(services.config, password)
+    try:
+        session = await _make_account(services, user_id, password_hash, token, device)
+    except _TokenUsedUpError:
+        message = "This registration token has just been used up."
+        raise await user_interactive_auth.refuse(
+            services, operation, "M_UNAUTHORIZED", message
+        ) from None
+    return user_id, session
+
+
+class _TokenUsedUpError(Exception):
+    """The registration token has served somebody else meanwhile."""
+
+
+async def _make_account(
+    services: Services,
+    user_id: UserId,
+    password_hash: str,
+    token: str | None,
+    device: ClientDevice | None,
+) -> Session | None:
+    """Make an account, by a registration token if one was shown; return a session of its user."""
     now_ms = services.clock.now_ms()
     async with services.db.transaction() as tx:
         if not await accounts.insert_account(tx, user_id, password_hash, now_ms):
@@ -67,12 +89,10 @@ async def register_user(
         if token is not None and not await registration_tokens.mark_registration_token_used(
             tx, token, now_ms
         ):
-            message = "This registration token has just been used up."
-            raise await user_interactive_auth.refuse(services, operation, "M_UNAUTHORIZED", message)
-        session = None
-        if device is not None:
-            session = await sessions.begin_session(services, tx, user_id, device)
-    return user_id, session
+            raise _TokenUsedUpError
+        if device is None:
+            return None
+        return await sessions.begin_session(services, tx, user_id, device)
 
 
 async def register_guest(services: Services, device: ClientDevice) -> tuple[UserId, Session]:

@@ -369,7 +369,7 @@ async def store_history(
     keys = [w.stored.event.key for w in writes if w.stored.event.is_state]
     keys += [key for w in writes for row in w.states for key in row.changes]
     keys += [key for row in states for key in row.changes]
-    key_nids = await services.states.key_nids(keys) if keys else {}
+    key_nids = await services.states.key_nids(services.db, keys) if keys else {}
     now_ms = services.clock.now_ms()
     covered, rows = await redact_on_ban.find_covering(
         services, room_nid, [write.stored for write in writes]
