@@ -77,11 +77,14 @@ async def read_body(http: web.Request, bytes_max: int, clock: Clock) -> bytes:
     """Return the raw body, decompressed.
 
     Raises:
+        NotJson: it is declared as a form, which no JSON endpoint takes.
         TooLarge: it has more than `bytes_max` bytes; the rest is not read.
         RequestTimeout: it does not come to its end.
     """
     if not http.can_read_body:
         return b""
+    if http.content_type.startswith("multipart/"):
+        raise NotJson("The body must be JSON, not a form.")
     too_large = TooLarge(f"The body may have {bytes_max} bytes.")
     if http.content_length is not None and http.content_length > bytes_max:
         raise too_large
@@ -204,8 +207,6 @@ class Request:
             NotJson: it is declared as a form, which no JSON endpoint takes.
         """
         if self._body is None:
-            if self.http.content_type.startswith("multipart/"):
-                raise NotJson("The body must be JSON, not a form.")
             self._body = await read_body(self.http, BODY_BYTES_MAX, self.services.clock)
         return self._body
 

@@ -164,6 +164,12 @@ class TooLarge(MatrixError):
     status, errcode = 413, "M_TOO_LARGE"
 
 
+class QuotaExceeded(MatrixError):
+    """Somebody has stored as much as one may."""
+
+    status, errcode = 403, "M_RESOURCE_LIMIT_EXCEEDED"
+
+
 class RequestTimeout(MatrixError):
     """The request did not come to its end."""
 

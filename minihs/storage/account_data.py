@@ -27,6 +27,16 @@ LIST_OF_TYPE = statement(
     """,
 )
 
+# Primary key, by its first column.
+SUM_OTHERS = statement(
+    "account_data.sum_others",
+    """
+    SELECT count(*), coalesce(sum(octet_length(json)), 0)::bigint
+    FROM account_data
+    WHERE user_id = $1 AND (room_id, type) <> ($2, $3)
+    """,
+)
+
 DELETE_ALL = statement("account_data.delete_all", "DELETE FROM account_data WHERE user_id = $1")
 
 
@@ -41,6 +51,14 @@ async def fetch_account_data(
 async def list_of_type(queries: Queries, user_ids: Sequence[str], data_type: str) -> dict[str, str]:
     """Return the global account data of one type, as JSON, of those users who have it."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_OF_TYPE, user_ids, data_type)}
+
+
+async def sum_others(
+    queries: Queries, user_id: str, room_id: str, data_type: str
+) -> tuple[int, int]:
+    """Return how many contents a user has stored beside one, and how many bytes they have."""
+    row = await queries.fetchrow(SUM_OTHERS, user_id, room_id, data_type)
+    return (int(row[0]), int(row[1])) if row is not None else (0, 0)
 
 
 async def delete_all_account_data(queries: Queries, user_id: str) -> None:

@@ -29,7 +29,9 @@ UPSERT = statement(
     "devices.upsert",
     """
     INSERT INTO devices (user_id, device_id, display_name, last_seen_ms, last_seen_ip)
-    VALUES ($1, $2, $3, $4, $5)
+    SELECT $1, $2, $3, $4, $5
+    WHERE EXISTS (SELECT FROM devices WHERE user_id = $1 AND device_id = $2)
+       OR (SELECT count(*) FROM (SELECT FROM devices WHERE user_id = $1 LIMIT $6) AS own) < $6
     ON CONFLICT (user_id, device_id)
     DO UPDATE SET last_seen_ms = excluded.last_seen_ms, last_seen_ip = excluded.last_seen_ip
     RETURNING device_nid
@@ -86,12 +88,21 @@ SEEN = statement(
 
 
 async def upsert_device(
-    queries: Queries, user_id: str, device_id: str, display_name: str | None, now_ms: int, ip: str
-) -> int:
-    """Return the surrogate key of a device in use, made with this name if it was not there."""
-    nid = await queries.fetchval(UPSERT, user_id, device_id, display_name, now_ms, ip)
-    assert isinstance(nid, int)  # noqa: S101  # an upsert returns its row
-    return nid
+    queries: Queries,
+    user_id: str,
+    device_id: str,
+    display_name: str | None,
+    now_ms: int,
+    ip: str,
+    count_max: int,
+) -> int | None:
+    """Return the surrogate key of a device in use, made with this name if it was not there.
+
+    None: the user has too many.
+    """
+    row = (user_id, device_id, display_name, now_ms, ip)
+    nid = await queries.fetchval(UPSERT, *row, count_max)
+    return nid if isinstance(nid, int) else None
 
 
 async def list_devices(queries: Queries, user_id: str) -> Sequence[Device]:

@@ -38,6 +38,11 @@ INSERT_ALIAS = statement(
     """,
 )
 
+# Index room_aliases_room_id.
+COUNT_ALIASES = statement(
+    "directory.count_aliases", "SELECT count(*) FROM room_aliases WHERE room_id = $1"
+)
+
 # Primary key.
 DELETE_ALIAS = statement(
     "directory.delete_alias", "DELETE FROM room_aliases WHERE alias = $1 AND room_id = $2"
@@ -155,6 +160,11 @@ async def list_aliases(queries: Queries, room_id: str) -> list[RoomAlias]:
 async def insert_alias(queries: Queries, alias: str, room_id: str, creator: str) -> bool:
     """Make an alias; False when it exists already."""
     return await queries.execute(INSERT_ALIAS, alias, room_id, creator) == "INSERT 0 1"
+
+
+async def count_aliases(queries: Queries, room_id: str) -> int:
+    """Return how many aliases point to a room."""
+    return int(str(await queries.fetchval(COUNT_ALIASES, room_id)))
 
 
 async def delete_alias(queries: Queries, alias: str, room_id: str) -> None:

@@ -150,6 +150,16 @@ async def test_a_body_that_is_too_large_is_not_read(evil: EvilServer) -> None:
     assert (answer.status, b"M_TOO_LARGE" in answer.body) == (413, True)
 
 
+async def test_J02_a_form_is_refused(evil: EvilServer) -> None:
+    authorization = sign_request(
+        evil.key, method="PUT", uri=PATH, origin="evil", destination="hs1", content=b"{}"
+    )
+    kind = "multipart/form-data; boundary=x"
+    headers = {"Authorization": authorization, "Content-Type": kind}
+    answer = await evil.send_raw("hs1", "PUT", PATH, headers, b"--x--")
+    assert (answer.status, b"M_NOT_JSON" in answer.body) == (400, True)
+
+
 # --- keys ---------------------------------------------------------------------------------------
 
 

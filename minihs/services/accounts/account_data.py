@@ -10,8 +10,20 @@ import contextlib
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from minihs.base.errors import BadJson, Forbidden, InvalidParam, MatrixError, NotFound, TooLarge
-from minihs.base.limits import ACCOUNT_DATA_BYTES_MAX
+from minihs.base.errors import (
+    BadJson,
+    Forbidden,
+    InvalidParam,
+    MatrixError,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+)
+from minihs.base.limits import (
+    ACCOUNT_DATA_BYTES_MAX,
+    ACCOUNT_DATA_BYTES_OF_USER_MAX,
+    ACCOUNT_DATA_OF_USER_MAX,
+)
 from minihs.protocol import canonical_json
 from minihs.protocol.identifiers import IDENTIFIER_BYTES_MAX, RoomId, parse_room_id
 from minihs.protocol.stickiness import STICKY_DURATION_MS_MAX
@@ -70,6 +82,7 @@ async def set_account_data(
     Raises:
         MatrixError: 405; the server itself writes this type.
         InvalidParam, TooLarge: the type or the content is too long.
+        QuotaExceeded: the user has stored too much.
     """
     if data_type in SERVER_CONTROLLED:
         raise MatrixError(
@@ -77,6 +90,9 @@ async def set_account_data(
         )
     if len(data_type.encode()) > IDENTIFIER_BYTES_MAX:
         raise InvalidParam(f"The type may have {IDENTIFIER_BYTES_MAX} bytes.")
+    count, size = await account_data.sum_others(services.db, user_id, room_id, data_type)
+    if count >= ACCOUNT_DATA_OF_USER_MAX or size >= ACCOUNT_DATA_BYTES_OF_USER_MAX:
+        raise QuotaExceeded("You have stored too much account data.")
     await write_account_data(services, user_id, room_id, data_type, content)
 
 

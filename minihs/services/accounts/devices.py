@@ -45,6 +45,7 @@ async def rename_device(
 
     Raises:
         NotFound: the requester has no such device.
+        QuotaExceeded: there are too many.
         InvalidParam: the name or the device id is too long, or has a NUL in it.
     """
     if display_name is not None and (
@@ -57,7 +58,7 @@ async def rename_device(
         raise NotFound("You have no such device.")
     sessions.check_device(sessions.ClientDevice(device_id))
     now_ms = services.clock.now_ms()
-    await devices.upsert_device(services.db, requester.user_id, device_id, display_name, now_ms, "")
+    await sessions.use_device(services.db, requester.user_id, device_id, display_name, now_ms, "")
     return True
 
 

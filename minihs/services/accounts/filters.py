@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import BadJson, InvalidParam, MatrixError, NotFound
+from minihs.base.errors import BadJson, InvalidParam, NotFound, QuotaExceeded
 from minihs.protocol import canonical_json
 from minihs.protocol.filters import Filter, InvalidFilterError, parse_filter
 from minihs.storage import filters
@@ -24,7 +24,7 @@ async def define_filter(services: Services, user_id: UserId, definition: object)
 
     Raises:
         BadJson: it is not a filter; the message says where.
-        MatrixError: the user has too many.
+        QuotaExceeded: the user has too many.
     """
     try:
         parse_filter(definition)
@@ -33,7 +33,7 @@ async def define_filter(services: Services, user_id: UserId, definition: object)
     text = canonical_json.encode(definition).decode()
     filter_id = await filters.upsert_filter(services.db, user_id, text, FILTERS_PER_USER_MAX)
     if filter_id is None:
-        raise MatrixError("There are too many filters.", errcode="M_RESOURCE_LIMIT_EXCEEDED")
+        raise QuotaExceeded("You have too many filters.")
     return str(filter_id)
 
 

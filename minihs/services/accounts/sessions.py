@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import InvalidParam, UnknownToken
-from minihs.base.limits import DEVICE_NAME_CHARS_MAX
+from minihs.base.errors import InvalidParam, QuotaExceeded, UnknownToken
+from minihs.base.limits import DEVICE_NAME_CHARS_MAX, DEVICES_OF_USER_MAX
 from minihs.protocol.identifiers import IDENTIFIER_BYTES_MAX
 from minihs.services.accounts.authentication import hash_token
 from minihs.storage import devices, sessions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import UserId
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
-    from minihs.storage.database import Transaction
+    from minihs.storage.database import Queries, Transaction
 
 TOKEN_LENGTH = 43  # letters and digits: 256 bits
 DEVICE_ID_LENGTH = 10
@@ -62,6 +62,9 @@ async def begin_session(
 ) -> Session:
     """Log a device in; whoever was logged in with the same device ID is so no more.
 
+    Raises:
+        QuotaExceeded: the user has too many devices.
+
     Spec: client-server-api#relationship-between-access-tokens-and-devices
     """
     now_ms = services.clock.now_ms()
@@ -69,7 +72,7 @@ async def begin_session(
     name = device.display_name
     if name is not None:  # What is shown to people may be cut, rather than refuse them a login.
         name = name.replace("\0", "")[:DEVICE_NAME_CHARS_MAX]
-    device_nid = await devices.upsert_device(tx, user_id, device_id, name, now_ms, device.ip)
+    device_nid = await use_device(tx, user_id, device_id, name, now_ms, device.ip)
     await sessions.delete_tokens_of_device(tx, device_nid)
     access_token = _new_token(services)
     if not device.refreshable:
@@ -80,6 +83,22 @@ async def begin_session(
     await sessions.insert_access_token(tx, hash_token(access_token), device_nid, expires_ms)
     await sessions.insert_refresh_token(tx, hash_token(refresh_token), device_nid, now_ms)
     return Session(access_token, device_id, refresh_token, REFRESHABLE_TOKEN_LIFETIME_MS)
+
+
+async def use_device(
+    queries: Queries, user_id: UserId, device_id: str, name: str | None, now_ms: int, ip: str
+) -> int:
+    """Return the surrogate key of a device, made if it is not there.
+
+    Raises:
+        QuotaExceeded: the user has too many.
+    """
+    device_nid = await devices.upsert_device(
+        queries, user_id, device_id, name, now_ms, ip, DEVICES_OF_USER_MAX
+    )
+    if device_nid is None:
+        raise QuotaExceeded("You have too many devices: log one out.")
+    return device_nid
 
 
 async def refresh_session(services: Services, refresh_token: str) -> tuple[str, str, int]:

@@ -9,8 +9,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import Forbidden, InvalidParam, MatrixError, NotFound
-from minihs.base.limits import PAGE_LIMIT_MAX
+from minihs.base.errors import Forbidden, InvalidParam, MatrixError, NotFound, QuotaExceeded
+from minihs.base.limits import ALIASES_OF_ROOM_MAX, PAGE_LIMIT_MAX
 from minihs.protocol.identifiers import (
     parse_room_alias,
     parse_room_id,
@@ -148,6 +148,7 @@ async def set_alias(
             asks.
         Forbidden: the user is not in the room.
         MatrixError: 409: it exists already.
+        QuotaExceeded: the room has too many.
     """
     alias = _parse_alias(text)
     if not services.is_local(alias):
@@ -159,6 +160,8 @@ async def set_alias(
         await require_joined(services, room_id, user_id)
     else:
         await load_known_room(services, room_id)
+    if await directory.count_aliases(services.db, room_id) >= ALIASES_OF_ROOM_MAX:
+        raise QuotaExceeded("The room has too many aliases.")
     if not await directory.insert_alias(services.db, alias, room_id, user_id):
         raise MatrixError(f"Room alias {alias} already exists.", status=409)
 
