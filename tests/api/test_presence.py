@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from minihs.base.clock import ManualClock
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.spec("client-server-api#presence")
 
-UNSEEN = {"set_presence": "offline"}  # Of those who watch, and are not to be seen themselves.
-
 
 @pytest.fixture
 async def timed(database_url: str, tmp_path: Path) -> AsyncIterator[Homeserver]:
@@ -35,6 +34,11 @@ async def says(user: User, state: str, message: str | None = None) -> None:
     """Let a user say what they are."""
     body = {"presence": state} | ({} if message is None else {"status_msg": message})
     await user.call("PUT", f"/presence/{quote(user.user_id)}/status", body)
+
+
+async def polls(user: User, state: str = "online", **query: str) -> dict:
+    """Sync as clients do whose users are to be seen."""
+    return await user.sync(set_presence=state, **query)
 
 
 async def status(reader: User, user: User) -> dict:
@@ -53,7 +57,7 @@ async def hears(reader: User, user: User, state: str) -> dict:
     found: dict = {}
 
     async def is_told() -> bool:
-        found.update(told(await reader.sync(**UNSEEN)))
+        found.update(told(await reader.sync()))
         return found.get(user.user_id, {}).get("presence") == state
 
     await until(is_told)
@@ -65,60 +69,60 @@ async def pair(homeserver: Homeserver) -> tuple[User, User, str]:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room = await alice.create_room()
     await bob.join(room)
-    await bob.sync(**UNSEEN)
+    await bob.sync()
     return alice, bob, room
 
 
 async def test_what_alice_says_is_told_to_those_in_her_rooms(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
     carol = await homeserver.register("carol")
-    await carol.sync(**UNSEEN)
+    await carol.sync()
     await says(alice, "online", "at work")
-    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    content = told(await bob.sync())[alice.user_id]
     assert content.pop("last_active_ago") >= 0
     assert content == {"presence": "online", "status_msg": "at work", "currently_active": True}
-    assert told(await carol.sync(**UNSEEN)) == {}
-    assert told(await bob.sync(**UNSEEN)) == {}, "told once"
+    assert told(await carol.sync()) == {}
+    assert told(await bob.sync()) == {}, "told once"
     await says(alice, "unavailable")
-    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    content = told(await bob.sync())[alice.user_id]
     assert (content["presence"], content["currently_active"]) == ("unavailable", False)
     assert "status_msg" not in content
-    assert told(await alice.sync(**UNSEEN))[alice.user_id]["presence"] == "unavailable"
+    assert told(await alice.sync())[alice.user_id]["presence"] == "unavailable"
 
 
 async def test_saying_the_same_again_is_no_news(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
     await says(alice, "online", "here")
-    await bob.sync(**UNSEEN)
+    await bob.sync()
     await says(alice, "online", "here")
-    assert told(await bob.sync(**UNSEEN)) == {}
+    assert told(await bob.sync()) == {}
 
 
 async def test_who_waits_is_woken_by_a_change(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
-    waiting = asyncio.ensure_future(bob.sync(timeout="60000", **UNSEEN))
+    waiting = asyncio.ensure_future(bob.sync(timeout="60000"))
     await says(alice, "online")
     assert alice.user_id in told(await waiting)
 
 
 async def test_a_client_that_polls_makes_its_user_online(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
-    await alice.sync(**UNSEEN)
-    assert told(await bob.sync(**UNSEEN)) == {}
     await alice.sync()
+    assert told(await bob.sync()) == {}
+    await polls(alice)
     await hears(bob, alice, "online")
-    await alice.sync(set_presence="unavailable")
+    await polls(alice, "unavailable")
     await hears(bob, alice, "unavailable")
-    await alice.sync(set_presence="online")
+    await polls(alice)
     await hears(bob, alice, "online")
 
 
 async def test_what_a_user_says_outlasts_a_poll(homeserver: Homeserver) -> None:
     alice, bob, room = await pair(homeserver)
-    await alice.sync()
+    await polls(alice)
     await hears(bob, alice, "online")
     await says(alice, "unavailable", "asleep")
-    await alice.sync()
+    await polls(alice)
     assert (await status(bob, alice))["presence"] == "unavailable"
     await alice.say(room)
     content = await hears(bob, alice, "online")
@@ -132,7 +136,7 @@ async def test_an_initial_sync_tells_who_is_there(homeserver: Homeserver) -> Non
     await says(alice, "online")
     await says(carol, "offline")
     bob.since = None
-    assert told(await bob.sync(**UNSEEN)).keys() == {alice.user_id}
+    assert told(await bob.sync()).keys() == {alice.user_id}
 
 
 async def test_who_joins_is_told_and_told_of(homeserver: Homeserver) -> None:
@@ -140,10 +144,10 @@ async def test_who_joins_is_told_and_told_of(homeserver: Homeserver) -> None:
     room = await alice.create_room()
     await says(alice, "online")
     await says(bob, "unavailable")
-    await alice.sync(**UNSEEN)
-    await bob.sync(**UNSEEN)
+    await alice.sync()
+    await bob.sync()
     await bob.join(room)
-    assert alice.user_id in told(await bob.sync(**UNSEEN))
+    assert alice.user_id in told(await bob.sync())
     await hears(alice, bob, "unavailable")
 
 
@@ -153,7 +157,7 @@ async def test_from_far_back_changes_are_read_from_the_database(homeserver: Home
     for services in homeserver.workers:
         follower = services.follower
         follower.floor = follower.head
-    assert told(await bob.sync(**UNSEEN))[alice.user_id]["status_msg"] == "one"
+    assert told(await bob.sync())[alice.user_id]["status_msg"] == "one"
 
 
 async def test_presence_is_read_by_those_who_share_a_room(homeserver: Homeserver) -> None:
@@ -185,9 +189,8 @@ async def test_filters_choose_presence(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
     await says(alice, "online")
     for part in ({"types": []}, {"not_types": ["m.*"]}, {"not_senders": [alice.user_id]}):
-        answer = await bob.call(
-            "GET", "/sync", filter=str({"presence": part}).replace("'", '"'), **UNSEEN
-        )
+        bob.since = None
+        answer = await bob.sync(filter=orjson.dumps({"presence": part}).decode())
         assert told(answer) == {}, part
 
 
@@ -196,7 +199,7 @@ async def test_ignored_users_are_not_told_of(homeserver: Homeserver) -> None:
     path = f"/user/{quote(bob.user_id)}/account_data/m.ignored_user_list"
     await bob.call("PUT", path, {"ignored_users": {alice.user_id: {}}})
     await says(alice, "online")
-    assert told(await bob.sync(**UNSEEN)) == {}
+    assert told(await bob.sync()) == {}
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -214,24 +217,24 @@ async def pass_time(homeserver: Homeserver, duration_ms: int) -> None:
 
 async def test_who_polls_no_more_is_offline(timed: Homeserver) -> None:
     alice, bob, _ = await pair(timed)
-    await alice.sync()
+    await polls(alice)
     await hears(bob, alice, "online")
     await pass_time(timed, 20_000)
-    await alice.sync()
+    await polls(alice)
     await pass_time(timed, 30_000)
-    assert told(await bob.sync(**UNSEEN)) == {}
+    assert told(await bob.sync()) == {}
     await pass_time(timed, 30_000)
-    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    content = told(await bob.sync())[alice.user_id]
     assert (content["presence"], content["currently_active"]) == ("offline", False)
     assert content["last_active_ago"] == 80_000
 
 
 async def test_a_long_poll_is_a_sign_of_life_to_its_end(timed: Homeserver) -> None:
     alice, bob, _ = await pair(timed)
-    await alice.sync()
+    await polls(alice)
     await hears(bob, alice, "online")
-    await alice.sync()  # Now she has seen her own.
-    waiting = asyncio.ensure_future(alice.sync(timeout="120000"))
+    await polls(alice)  # Now she has seen her own.
+    waiting = asyncio.ensure_future(polls(alice, timeout="120000"))
     await until(lambda: any(s.views.waiting for s in timed.workers))
     await pass_time(timed, 110_000)
     assert (await status(bob, alice))["presence"] == "online"
@@ -243,21 +246,21 @@ async def test_a_long_poll_is_a_sign_of_life_to_its_end(timed: Homeserver) -> No
 
 async def test_who_does_nothing_becomes_idle(timed: Homeserver) -> None:
     alice, bob, room = await pair(timed)
-    await alice.sync()
+    await polls(alice)
     await hears(bob, alice, "online")
 
     async def poll_for(duration_ms: int) -> None:
         for _ in range(duration_ms // 20_000):
-            await alice.sync()
+            await polls(alice)
             await pass_time(timed, 20_000)
 
     await poll_for(200_000)
     await alice.say(room)
     await poll_for(300_000)
-    assert told(await bob.sync(**UNSEEN)) == {}, "she said something"
+    assert told(await bob.sync()) == {}, "she said something"
     await poll_for(40_000)
-    assert told(await bob.sync(**UNSEEN))[alice.user_id]["presence"] == "unavailable"
-    await alice.sync()
+    assert told(await bob.sync())[alice.user_id]["presence"] == "unavailable"
+    await polls(alice)
     assert (await status(bob, alice))["presence"] == "unavailable", "a poll is no activity"
     await alice.say(room)
     await hears(bob, alice, "online")
@@ -268,15 +271,15 @@ async def test_many_who_come_at_once_are_told_of_together(timed: Homeserver) -> 
     others = [await timed.register(f"user{n}") for n in range(6)]
     for user in others:
         await user.join(room)
-    await bob.sync(**UNSEEN)
+    await bob.sync()
     commits = [services.committer.counts.rows for services in timed.workers]
-    await asyncio.gather(*(user.sync() for user in (alice, *others)))
-    first = told(await bob.sync(timeout="10000", **UNSEEN))
+    await asyncio.gather(*(polls(user) for user in (alice, *others)))
+    first = told(await bob.sync(timeout="10000"))
     timed.clock.advance_ms(presence.GATHER_MS)  # type: ignore[attr-defined]  # a ManualClock
     rest: dict = {}
 
     async def all_told() -> bool:
-        rest.update(told(await bob.sync(**UNSEEN)))
+        rest.update(told(await bob.sync()))
         return len(first.keys() | rest.keys()) == 7
 
     await until(all_told)
@@ -287,7 +290,7 @@ async def test_many_who_come_at_once_are_told_of_together(timed: Homeserver) -> 
 async def test_other_processes_know_who_is_there(database_url: str, tmp_path: Path) -> None:
     async with running_homeserver(database_url, tmp_path, workers=2) as server:
         alice, bob, _ = await pair(server)
-        await alice.sync()
+        await polls(alice)
         await hears(bob, alice, "online")
         await until(lambda: all(alice.user_id in s.presence.known for s in server.workers))
     async with running_homeserver(database_url, tmp_path, workers=1) as server:
@@ -298,18 +301,18 @@ async def test_presence_can_be_switched_off(database_url: str, tmp_path: Path) -
     async with running_homeserver(database_url, tmp_path, presence_enabled=False) as server:
         alice, bob, _ = await pair(server)
         await says(alice, "online", "here")
-        await alice.sync()
-        assert told(await bob.sync(**UNSEEN)) == {}
+        await polls(alice)
+        assert told(await bob.sync()) == {}
         assert await status(bob, alice) == {"presence": "offline"}
         assert await server.services.db.fetch("SELECT FROM presence") == []
 
 
 async def test_polls_of_somebody_who_is_there_write_nothing(homeserver: Homeserver) -> None:
     alice, bob, _ = await pair(homeserver)
-    await alice.sync()
+    await polls(alice)
     await hears(bob, alice, "online")
     before = [services.committer.counts.rows for services in homeserver.workers]
     for _ in range(5):
-        await alice.sync()
+        await polls(alice)
     assert [services.committer.counts.rows for services in homeserver.workers] == before
-    assert told(await bob.sync(**UNSEEN)) == {}
+    assert told(await bob.sync()) == {}

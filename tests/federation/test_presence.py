@@ -8,7 +8,7 @@ import pytest
 
 from minihs.services.ephemeral import presence
 from minihs.services.federation.recipients import NEWCOMERS_PAUSE_MS
-from tests.api.test_presence import UNSEEN, hears, says, status, told
+from tests.api.test_presence import hears, says, status, told
 from tests.federation.test_delivery_between_servers import join, pass_time, quiet, start
 from tests.helpers.deliveries import Peer, settled
 from tests.helpers.mirror import push
@@ -43,15 +43,15 @@ async def test_presence_is_told_to_the_other_server(federation: Federation):
     room_id = await alice.create_room()
     await join(bob, room_id, "hs1")
     await quiet(servers)
-    await bob.sync(**UNSEEN)
+    await bob.sync()
     await says(alice, "online", "at work")
     await quiet(servers)
-    content = told(await bob.sync(**UNSEEN))[alice.user_id]
+    content = told(await bob.sync())[alice.user_id]
     assert content.pop("last_active_ago") >= 0
     assert content == {"presence": "online", "status_msg": "at work", "currently_active": True}
     await says(alice, "unavailable")
     await quiet(servers)
-    assert told(await bob.sync(**UNSEEN))[alice.user_id]["presence"] == "unavailable"
+    assert told(await bob.sync())[alice.user_id]["presence"] == "unavailable"
     assert (await status(bob, alice))["presence"] == "unavailable"
 
 
@@ -128,18 +128,18 @@ async def test_presence_of_another_server_is_told_to_those_in_the_room(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):
     bob = await hs1.register("bob")
-    await bob.sync(**UNSEEN)
+    await bob.sync()
     wish = update(status_msg="plotting", currently_active=True)
     await push(evil, hs1, [], [edu(update(state="unavailable")), edu(wish)])
-    assert told_of_mallory(await alice.sync(**UNSEEN)) == {
+    assert told_of_mallory(await alice.sync()) == {
         "presence": "online", "status_msg": "plotting", "last_active_ago": 5_000,
         "currently_active": True,
     }  # fmt: skip
-    assert told(await bob.sync(**UNSEEN)) == {}
+    assert told(await bob.sync()) == {}
     await push(evil, hs1, [], [edu(wish)])
-    assert told_of_mallory(await alice.sync(**UNSEEN)) is None, "no news"
+    assert told_of_mallory(await alice.sync()) is None, "no news"
     await push(evil, hs1, [], [edu(update(state="offline"))])
-    content = told_of_mallory(await alice.sync(**UNSEEN))
+    content = told_of_mallory(await alice.sync())
     assert content is not None
     assert content["presence"] == "offline"
 
@@ -149,7 +149,7 @@ async def test_F07_nobody_tells_the_presence_of_the_users_of_others(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room, user_id: object
 ):
     await push(evil, hs1, [], [edu(update(user_id, status_msg="a lie"), update())])
-    answer = told(await alice.sync(**UNSEEN))
+    answer = told(await alice.sync())
     assert MALLORY in answer
     assert [c for c in answer.values() if "status_msg" in c] == []
     assert "status_msg" not in await status(alice, alice)
@@ -172,7 +172,7 @@ async def test_what_is_no_presence_is_ignored(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room, wrong: object
 ):
     await push(evil, hs1, [], [edu(wrong), {"edu_type": "m.presence", "content": {"push": 1}}])
-    assert told_of_mallory(await alice.sync(**UNSEEN)) is None
+    assert told_of_mallory(await alice.sync()) is None
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ async def test_odd_members_are_left_out(
     await push(evil, hs1, [], [edu(update(**more))])
     plain = {"presence": "online", "last_active_ago": 5_000, "currently_active": False}
     wanted = {key: value for key, value in (plain | expected).items() if value is not None}
-    assert told_of_mallory(await alice.sync(**UNSEEN)) == wanted
+    assert told_of_mallory(await alice.sync()) == wanted
 
 
 async def test_without_presence_nothing_is_taken_or_told(federation: Federation):

@@ -97,8 +97,9 @@ class User:
         return (await self.call("PUT", path, content))["event_id"]
 
     async def sync(self, **query: str) -> dict:
-        """Sync from where the last call ended, without waiting; return the answer."""
+        """Sync from where the last call ended, without waiting and unseen; return the answer."""
         query.setdefault("timeout", "0")
+        query.setdefault("set_presence", "offline")
         if self.since is not None:
             query.setdefault("since", self.since)
         answer = await self.call("GET", "/sync", **query)

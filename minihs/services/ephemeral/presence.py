@@ -59,7 +59,7 @@ class _Sign:
     active_ms: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PresenceBoard:
     """What a process knows of the users of this server, and has not written yet.
 
