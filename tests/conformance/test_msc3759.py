@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import PASSWORD, User
 from tests.helpers.mirror import mirror, push, refresh
 from tests.helpers.rooms import MALLORY
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -405,6 +407,38 @@ async def test_a_room_that_cannot_be_left_is_tried_less_and_less_and_then_given_
     path = f"/_synapse/admin/v1/deactivate/{quote(bob.user_id)}"
     await admin.call("POST", path, {})
     assert await member(alice, room_id, bob) == GONE, "unless the administrator asks again"
+
+
+async def test_whoever_is_in_many_rooms_is_answered_before_the_last_was_left(
+    hs1: Homeserver, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+):
+    rooms = [await another_room(alice) for _ in range(3)]
+    for room_id in rooms:
+        await bob.join(room_id)
+    change, admin, may_go_on = membership.change_membership, await admin_of(hs1), asyncio.Event()
+
+    async def takes_long(*arguments: Any) -> object:
+        await may_go_on.wait()
+        return await change(*arguments)
+
+    monkeypatch.setattr(membership, "change_membership", takes_long)
+    asking = asyncio.create_task(deactivate(bob))
+
+    async def is_answered() -> bool:
+        hs1.clock.advance_ms(100)  # type: ignore[attr-defined]  # a clock of the test's own
+        return asking.done()
+
+    await until(is_answered)
+    await asking
+    assert (await bob.request("GET", "/account/whoami")).status == 401
+    assert await progress(admin, bob) == (3, False, False)
+    may_go_on.set()
+
+    async def is_done() -> bool:
+        return await progress(admin, bob) == (0, True, False)
+
+    await until(is_done)
+    assert [await member(alice, room_id, bob) for room_id in rooms] == [GONE] * 3
 
 
 async def test_who_comes_back_by_a_request_that_was_under_way_leaves_again(

@@ -17,6 +17,8 @@ from minihs.services.rooms import delayed_events
 from minihs.services.rooms.heads import building
 from minihs.storage import delayed_events as rows
 from minihs.workers import delayed_events as worker
+from tests.federation.test_delivery_between_servers import pass_time, quiet
+from tests.federation.test_delivery_between_servers import start as start_servers
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.messages import send_at
@@ -978,6 +980,16 @@ async def test_d_17_who_is_gone_sends_nothing_and_who_returns_does(homeserver: H
     assert "event_id" in (await outcome(bob, second) or {})
 
 
+async def test_d_17_in_a_room_that_was_replaced_it_fails_as_anybody_does(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    delay_id = await delay(bob, room_id, 1_000)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/upgrade", {"new_version": "12"})
+    await fire(homeserver, 1_000)
+    assert (await outcome(bob, delay_id) or {})["error"]["errcode"] == "M_FORBIDDEN"
+
+
 async def test_d_18_a_flood_for_one_moment_is_cut_and_not_repeated(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1138,6 +1150,28 @@ async def test_memberships_that_need_other_servers_are_sent_once_too(
     await fire(hs2, 60_000)
     own = [e for e in await sent(bob, room_id, "m.room.member") if e["sender"] == bob.user_id]
     assert [e["content"]["membership"] for e in own] == ["join", "leave"]
+
+
+async def test_what_is_due_reaches_the_other_servers_of_the_room(federation: Federation) -> None:
+    servers = await start_servers(federation, "hs1", "hs2", "hs3")
+    alice, bob, carol = [
+        await server.register(name)
+        for server, name in zip(servers, ("alice", "bob", "carol"), strict=True)
+    ]
+    room_id = await alice.create_room()
+    for user in (bob, carol):
+        await user.call("POST", f"/join/{quote(room_id)}", {}, via="hs1")
+    await quiet(servers)
+    delay_id = await delay(bob, room_id, 1_000, {"n": 1})
+    federation.network.isolate("hs3")
+    await fire(servers[1], 1_000)
+    await quiet(servers)
+    federation.network.heal()
+    await pass_time(servers, federation.network.clock, 20_000)  # type: ignore[arg-type]  # manual
+    for user in (alice, bob, carol):
+        (event,) = await sent(user, room_id)
+        for name in DELAY_IDS:
+            assert event["unsigned"].get(name) == (delay_id if user is bob else None)
 
 
 async def test_deactivation_cancels_everything_for_good(homeserver: Homeserver) -> None:

@@ -904,6 +904,36 @@ async def test_b_2_what_a_ban_has_redacted_does_not_count(scene: Scene):
     assert await redact_user(scene, scene.alice, scene.mallory) == done(0)
 
 
+async def test_b_2_what_is_hidden_here_and_seen_elsewhere_is_redacted_everywhere(
+    federation: Federation, clock: ManualClock
+):
+    """While hs2 is cut off Mallory is banned, without the flag; she goes on speaking there."""
+    servers = await start_servers(federation, "hs1", "hs2")
+    alice, mallory = [
+        await server.register(name)
+        for server, name in zip(servers, ("alice", "mallory"), strict=True)
+    ]
+    carol = await servers[1].register("carol")
+    room_id = await alice.create_room()
+    for user in (mallory, carol):
+        await user.call("POST", f"/join/{quote(room_id)}", {}, via="hs1")
+    await quiet(servers)
+    federation.network.isolate("hs2")
+    said = [await mallory.say(room_id, f"{n}") for n in range(3)]
+    await alice.call("POST", f"/rooms/{quote(room_id)}/ban", {"user_id": mallory.user_id})
+    await quiet(servers)
+    federation.network.heal()
+    await pass_time(servers, clock, 20_000)
+    scene = Scene(alice, carol, mallory, room_id)
+    answer = await redact_user(scene, alice, mallory)
+    assert answer["redacted_events"]["soft_failed"] == 3
+    await quiet(servers)
+    for event_id in said:
+        shown = await scene.get(event_id)
+        assert shown["content"] == {}
+        assert shown["unsigned"]["redacted_because"]["sender"] == alice.user_id
+
+
 async def test_b_3_no_more_is_redacted_at_once_than_is_good_for_all(scene: Scene):
     for n in range(30):
         await scene.mallory.say(scene.room_id, f"{n}")
