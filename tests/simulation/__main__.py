@@ -14,12 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
+from minihs.workers import federation_delivery
 from tests.helpers.postgres import EMBEDDED_VERSION, TEMPLATE, TestServers, cluster_directory
 from tests.simulation.event_loop import SimulationLoop, statements_in_turn
 from tests.simulation.run import RunFailure, play_seed, quiet
 from tests.simulation.scenarios import SCENARIOS
-from tests.simulation.world import SERVERS, running_world
+from tests.simulation.world import LEASE_INTERVAL_MS, SERVERS, running_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,6 +76,7 @@ def play_seeds(
         with (
             quiet(),
             statements_in_turn(),
+            mock.patch.object(federation_delivery, "INTERVAL_MS", LEASE_INTERVAL_MS),
             tempfile.TemporaryDirectory() as directory,
             asyncio.Runner(loop_factory=SimulationLoop) as runner,
         ):

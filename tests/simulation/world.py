@@ -44,6 +44,7 @@ PEOPLE = ("alice", "bob", "carol")
 REQUEST_MS = 30_000
 STEPS_MAX = 2  # In which a stretch of time passes; the more, the more every loop goes round.
 STEP_MS_MIN = 250
+LEASE_INTERVAL_MS = 6_000  # Instead of 2 s: the work of every step; leases last 10 s.
 RARER = 40  # Housekeeping goes on, but less often: it would be most of the work of a run.
 
 

@@ -12,6 +12,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.base.caching import BoundedCache
 from minihs.base.turns import Turns
 from minihs.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from minihs.storage import rooms
@@ -66,18 +67,21 @@ class _Slot:
 
 
 HEADS_MAX = 5_000
+UNREACHED_MAX = 10_000
 
 
 class RoomHeads:
     """The heads that this process keeps, and the lock that orders their builders.
 
-    `fetching` are the turns to fetch what a room lacks: one at a time from each server.
+    `fetching` are the turns to fetch what a room lacks: one at a time from each server. `unreached`
+    counts how often a server did not tell what an event of its follows.
     """
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
         self._last_creation_ms = 0
         self.fetching: Turns[tuple[str, str]] = Turns()
+        self.unreached: BoundedCache[tuple[str, str], int] = BoundedCache(UNREACHED_MAX)
 
     def creation_ms(self, now_ms: int) -> int:
         """Return when a room is made: no two at the same moment.

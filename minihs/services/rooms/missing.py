@@ -63,6 +63,10 @@ CHECKS_AT_ONCE = 50
 CREATE: StateKey = ("m.room.create", "")
 
 
+class NotReachedError(Exception):
+    """The server that is to tell what we lack cannot be reached, or is not well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What never changes of a room that we know."""
@@ -162,6 +166,9 @@ async def fetch_events_between(
 
     All of it leads to `events`, and nothing of it is known; the order is the origin's.
 
+    Raises:
+        NotReachedError: the origin did not answer; it may do so another time.
+
     Spec: server-server-api#post_matrixfederationv1get_missing_eventsroomid
     """
     found: dict[EventId, Event] = {}
@@ -175,6 +182,8 @@ async def fetch_events_between(
             latest=latest,
             limit=BETWEEN_EVENTS_MAX,
         )
+        if isinstance(answer, RemoteError) and not answer.server_is_up:
+            raise NotReachedError(answer.describe())
         pdus = _list_of(answer, "events")[:BETWEEN_EVENTS_MAX]
         fetched = await _verify(services, room, pdus)
         known = await list_with_state(services, room.room_id, fetched)

@@ -59,7 +59,9 @@ ATTEMPTS = 20
 FAR_ENDS_MAX = 5  # Events at the far end of a gap whose states we ask for.
 COVERED_MAX = 100
 JUDGED_AT_ONCE = 20
+UNREACHED_TIMES_MAX = 3
 JOIN_TIMEOUT_S = 10
+POSITION_MAX = 2**62
 
 
 async def receive_pdus(
@@ -307,9 +309,13 @@ async def _fetch_prev_events(
     following = [e for e in linked if not unknown.isdisjoint(e.prev_event_ids)]
     if not following:  # They came while we waited for our turn.
         return
-    pulled = await missing.fetch_events_between(
-        services, receipt.origin, receipt.room, following, ends
-    )
+    try:
+        pulled = await missing.fetch_events_between(
+            services, receipt.origin, receipt.room, following, ends
+        )
+    except missing.NotReachedError as error:
+        _let_come_again(services, receipt.origin, following, error)
+        pulled = []
     receipt.pulled = [event for event in pulled if _misplaced(receipt.room, event) is None]
     far_ends = await _unknown_prevs(services, receipt, receipt.pulled)
     for event_id in sorted(far_ends)[:FAR_ENDS_MAX]:
@@ -323,6 +329,28 @@ async def _fetch_prev_events(
             )
         if after is not None:
             receipt.states[event_id] = after
+
+
+def _let_come_again(
+    services: Services, origin: str, following: Sequence[Event], error: Exception
+) -> None:
+    """Let a server that did not tell what its events follow send them again, a few times.
+
+    They may be the last that we hear of the room, such as one by which we have to leave it. Of a
+    server that can reach us, but that we can never reach, the events are dropped in the end: what
+    it has to say of other rooms must not wait for ever.
+
+    Raises:
+        Unavailable: the events are to be sent again.
+    """
+    unreached = services.heads.unreached
+    keys = [(origin, event.event_id) for event in following]
+    tries = max(unreached.get(key) or 0 for key in keys)
+    if tries < UNREACHED_TIMES_MAX:
+        for key in keys:
+            unreached.put(key, tries + 1)
+        logger.info("cannot learn what events of %s follow: %s", origin, error)
+        raise Unavailable("What the events follow cannot be fetched; send them again.")
 
 
 # --- judging and committing --------------------------------------------------------------------
@@ -580,8 +608,11 @@ class Judge:
         return self.redacted.get(event.event_id)
 
     async def _covers(self, event: Event) -> set[EventId]:
-        """Return what lies behind refused events that this one follows: no ends any more."""
-        covered: set[EventId] = set()
+        """Return what lies behind refused events that this one follows: no ends any more.
+
+        Nor is the event itself one, if something has come before it that follows it.
+        """
+        covered: set[EventId] = {event.event_id} if await self._comes_late(event) else set()
         queue = list(event.prev_event_ids)
         while queue and len(covered) < COVERED_MAX:
             prev_id = queue.pop()
@@ -591,6 +622,18 @@ class Judge:
                 covered |= new
                 queue += new
         return covered
+
+    async def _comes_late(self, event: Event) -> bool:
+        """Return whether an event stands where the room had a gap."""
+        if {end.event_id for end in self.head.extremities} <= set(event.prev_event_ids):
+            return False  # As nearly all do.
+        services, room_nid = self.services, self.receipt.room.room_nid
+        gaps = await missing_events.list_gaps(services.db, room_nid, 0, POSITION_MAX)
+        after = await services.events.get_many([gap.event_id for gap in gaps])
+        return any(
+            event.event_id in stored.event.prev_event_ids and stored.status == ACCEPTED
+            for stored in after.values()
+        )
 
     async def _refuse(self, verdict: Verdict, stored: StoredEvent) -> None:
         """Keep an event that is rejected or soft-failed, with the reason.
