@@ -149,8 +149,10 @@ def time_left_ms(stored: StoredEvent, now_ms: int) -> int:
     """Return how long an event stays sticky; 0: it does not. MSC4354#sync-api-changes."""
     if stored.sticky_until_ms is None or stored.redacted_by is not None:
         return 0
-    duration_ms = sticky_duration_ms(stored.event.pdu) or 0
-    return max(min(stored.sticky_until_ms - now_ms, duration_ms), 0)
+    left_ms = max(stored.sticky_until_ms - now_ms, 0)
+    if now_ms < stored.event.origin_server_ts:  # Our clock was put back, or its sender's is ahead.
+        left_ms = min(left_ms, sticky_duration_ms(stored.event.pdu) or 0)
+    return left_ms
 
 
 async def shown(

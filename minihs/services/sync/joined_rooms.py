@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from minihs.services.sync.streams.timeline import Timeline
 
 SHARED_BYTES = 16 * 1_048_576
+ROOMS_MAX = 10_000
 # Clients may rely on the sections of a room that they are shown.
 NO_EVENTS: Final[dict[str, list[object]]] = {"events": []}
 AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
@@ -50,9 +51,13 @@ class SharedPart:
 
 
 class SharedParts:
-    """The parts computed lately, by room, span and filter."""
+    """The parts computed lately, by room, span and filter; and the rooms by the numbers in tokens.
+
+    What a number stands for never changes.
+    """
 
     def __init__(self) -> None:
+        self.rooms: BoundedCache[int, str] = BoundedCache(ROOMS_MAX)
         self.cache: BoundedCache[tuple[object, ...], SharedPart | None] = BoundedCache(SHARED_BYTES)
 
 
@@ -90,10 +95,11 @@ async def joined_rooms(
     for span in spans:
         if span.room_id in account_data:
             parts.setdefault(span.room_id, {})
+    counted = list(parts)  # Where there is but something sticky, nothing else has changed.
     sticky = await sticky_events.read(services, request, joined, shown)
     await _add_sticky_events(services, request, parts, sticky.events)
     await _add_summaries(services, request, parts, changed_members)
-    await _add_counts(services, request, parts)
+    await _add_counts(services, request, parts, counted)
     for part_json in parts.values():
         part_json.setdefault(
             "timeline", {"events": [], "limited": False, "prev_batch": _here(joined)}
@@ -283,8 +289,12 @@ async def _add_summaries(
         parts[room_id]["summary"] = of_room
 
 
-async def _add_counts(services: Services, request: SyncRequest, parts: dict[str, Json]) -> None:
+async def _add_counts(
+    services: Services, request: SyncRequest, parts: dict[str, Json], counted: Sequence[str]
+) -> None:
+    if not counted:
+        return
     by_thread = request.filter.room.timeline.unread_thread_notifications
-    counts = await services.unread.load_many((request.user_id, room_id) for room_id in parts)
+    counts = await services.unread.load_many((request.user_id, room_id) for room_id in counted)
     for (_, room_id), of_room in counts.items():
         parts[room_id] |= assemble.unread_json(of_room, by_thread=by_thread)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json, unstable
+from minihs.services.accounts.account_data import ignored_in
 from minihs.services.rooms import client_events, delayed_events
 from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
@@ -93,7 +94,7 @@ async def _collect(
     in_window = since is not None and services.follower.floor <= since
     changed = _changed_in_window(services, request, rooms, since) if in_window else None
     left = _left_in_window(services, request, since, upto) if in_window else None
-    request = await _with_ignored(services, request)
+    request = await _with_ignored(services, request, view)
     if changed is None:
         changed = set(rooms)
         if since is not None and not request.full_state:
@@ -161,16 +162,17 @@ def _span(request: SyncRequest, room_id: str, membership: RoomMembership, upto: 
     return Span(room_id, after, upto, membership.joined_at, is_new)
 
 
-async def _with_ignored(services: Services, request: SyncRequest) -> SyncRequest:
+async def _with_ignored(services: Services, request: SyncRequest, view: UserView) -> SyncRequest:
     """Return the request with the users whom the reader ignores."""
-    json = await services.ignored_lists.load(request.user_id)
-    if json is None:
-        return request
-    match canonical_json.decode(json):
-        case {"ignored_users": dict(ignored)} if ignored:
-            return replace(request, ignored=frozenset(ignored))
-        case _:
-            return request
+    ignored = view.ignored
+    if ignored is None:
+        changed_at = view.ignored_at
+        json = await services.ignored_lists.load(request.user_id)
+        content = canonical_json.decode(json) if json is not None else None
+        ignored = ignored_in(content) if isinstance(content, dict) else frozenset()
+        if view.ignored_at == changed_at:
+            view.ignored = ignored
+    return replace(request, ignored=ignored) if ignored else request
 
 
 async def _shown_from_outside(

@@ -60,7 +60,8 @@ class UserView:
     """The rooms of one user; `changed_at` is when anything last concerned them.
 
     `inboxes` are of those devices (by device_nid) for which messages may wait. Nobody's presence
-    that they may see has changed after `presence_at`.
+    that they may see has changed after `presence_at`. `ignored` are the users whom they ignore, as
+    far as somebody has asked (None: not since they changed them last, at `ignored_at`).
     """
 
     user_id: str
@@ -68,6 +69,8 @@ class UserView:
     changed_at: int
     inboxes: dict[int, Inbox] = field(default_factory=dict)
     presence_at: int = 0
+    ignored: frozenset[str] | None = None
+    ignored_at: int = 0
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
@@ -167,8 +170,7 @@ class Views:
             elif isinstance(
                 item, AccountDataWrite | ForgottenRoom | UnignoredUser | DelayedEventOutcome
             ):
-                view = self._views.get(item.user_id)
-                self._touch({view} if view is not None else None, position, concerned)
+                self._follow_own(position, item, concerned)
             elif isinstance(item, PresenceWrite | DeviceListChange):
                 personal.append((position, item))
             elif isinstance(item, ToDeviceNews):
@@ -179,6 +181,19 @@ class Views:
             self._follow_personal(personal, concerned)
         for view in concerned:
             view.wake()
+
+    def _follow_own(
+        self,
+        position: int,
+        item: AccountDataWrite | ForgottenRoom | UnignoredUser | DelayedEventOutcome,
+        concerned: set[UserView],
+    ) -> None:
+        view = self._views.get(item.user_id)
+        if view is None:
+            return
+        if isinstance(item, AccountDataWrite) and item.type == "m.ignored_user_list":
+            view.ignored, view.ignored_at = None, position
+        self._touch({view}, position, concerned)
 
     def _follow_messages(self, position: int, news: ToDeviceNews, concerned: set[UserView]) -> None:
         for user_id in {user_id for user_id, _ in news.devices}:

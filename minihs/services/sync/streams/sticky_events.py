@@ -130,8 +130,13 @@ async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str
     """Return the backlogs of the client's token, by room."""
     if not request.backlogs:
         return {}
-    rooms = await sticky_events.list_rooms_by_nid(services.db, request.backlogs.keys())
-    return {rooms[nid]: backlog for nid, backlog in request.backlogs.items() if nid in rooms}
+    known = services.shared_parts.rooms
+    unknown = [nid for nid in request.backlogs if known.get(nid) is None]
+    rooms = await sticky_events.list_rooms_by_nid(services.db, unknown) if unknown else {}
+    for nid, room_id in rooms.items():
+        known.put(nid, room_id)
+    named = [(known.get(nid), backlog) for nid, backlog in request.backlogs.items()]
+    return {room_id: backlog for room_id, backlog in named if room_id is not None}
 
 
 def delivered_upto(span: Span, backlog: StickyBacklog | None) -> int:
