@@ -165,6 +165,19 @@ async def test_a_long_gap_is_bridged_by_the_state_at_its_far_end(
     assert await ends(hs1, room) == {answer}
 
 
+async def test_what_comes_after_its_followers_is_no_end_of_the_graph(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    before = await ends(hs1, room)
+    serve(evil, room, between=1)
+    hidden, between, last = (say(room, body) for body in ("hidden", "between", "last"))
+    assert await push(evil, hs1, [last]) == {last.event_id: {}}
+    assert await ends(hs1, room) == before | {last.event_id}
+    assert await push(evil, hs1, [hidden]) == {hidden.event_id: {}}
+    assert await ends(hs1, room) == {last.event_id}
+    assert set(await shown(alice, room)) == {e.event_id for e in (hidden, between, last)}
+
+
 async def test_A19_an_endless_gap_is_not_followed(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):

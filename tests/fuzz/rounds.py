@@ -298,8 +298,10 @@ class Round:
                 if event_id not in found:
                     raise self.failure(f"{user.user_id} does not see what they said")
                 await self.call(user, "GET", f"{path}/context/{quote(event_id)}", limit="20")
-                news = await user.sync()
-                if event_id not in orjson.dumps(news).decode():
+                since = {} if user.since is None else {"since": user.since}
+                news = await self.call(user, "GET", "/sync", timeout="0", **since)
+                user.since = news.json["next_batch"]
+                if event_id.encode() not in news.body:
                     raise self.failure(f"{user.user_id} is not told what they said")
 
     def _txn(self) -> int:

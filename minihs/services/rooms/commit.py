@@ -111,7 +111,8 @@ class PlannedEvent:
 
     `auth` are its auth events, by key. `state_before` is the state before the event (None: the
     room's current state), `rows` the states that were made to find it; `stored` the event with its
-    number, if it has one. `covers` are events which, beside its prev_events, it puts behind it.
+    number, if it has one. `covers` are events which, beside its prev_events, are no ends of the
+    graph any more: the event itself, if it comes after what follows it.
     """
 
     event: Event
@@ -182,9 +183,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     stored.thread_root = _thread_root(event)
     services.events.remember(stored)
     prev_event_ids = {*event.prev_event_ids, *planned.covers}
-    head.extremities = [
-        *(e for e in head.extremities if e.event_id not in prev_event_ids), stored
-    ]  # fmt: skip
+    head.extremities = [e for e in (*head.extremities, stored) if e.event_id not in prev_event_ids]
     merged: list[StateRow] = []
     if len(head.extremities) == 1:
         head.state = after
