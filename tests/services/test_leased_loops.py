@@ -50,6 +50,18 @@ async def test_one_process_works_until_its_lease_runs_out(services: Services) ->
     assert len(done) == 4
 
 
+async def test_a_clock_that_is_put_back_keeps_no_loop_from_running(services: Services) -> None:
+    async def work(_services: Services) -> None:
+        pass
+
+    clock = services.clock
+    assert isinstance(clock, ManualClock)
+    loop = LeasedLoop("test", INTERVAL_MS, work)
+    assert await run_once(services, loop, "before the restart")
+    clock._now_ms -= 24 * 3_600_000  # Clocks do this; `advance_ms` does not.
+    assert await run_once(services, loop, "after the restart")
+
+
 async def test_a_failed_round_is_logged_and_tried_again(
     services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,40 @@
+"""Notices when the machine's clock is set: what ends at a moment then ends early or late.
+
+Sticky and delayed events live by the wall clock, as other servers' do. A step is survived, but
+somebody should know why events ended together.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minihs.services.context import Services
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_MS = 10_000
+STEP_MS_MAX = 60_000
+
+
+def start(services: Services) -> None:
+    """Begin to watch; it ends with the services' tasks."""
+    services.tasks.spawn("clock watch", _watch(services))
+
+
+async def _watch(services: Services) -> None:
+    clock = services.clock
+    ahead_ms = clock.now_ms() - clock.monotonic_ms()
+    while True:
+        await clock.sleep_ms(INTERVAL_MS)
+        now_ahead_ms = clock.now_ms() - clock.monotonic_ms()
+        step_ms = now_ahead_ms - ahead_ms
+        if abs(step_ms) > STEP_MS_MAX:
+            logger.warning(
+                "the clock was set %s by %d s: sticky and delayed events end and are sent %s",
+                "ahead" if step_ms > 0 else "back",
+                abs(step_ms) // 1_000,
+                "early" if step_ms > 0 else "late",
+            )
+        ahead_ms = now_ahead_ms
