@@ -102,7 +102,7 @@ async def _wait_for_database(dsn: str) -> None:
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
-    from minihs.workers.processes import run_server  # noqa: PLC0415
+    from minihs.processes import run_server  # noqa: PLC0415
 
     logs.configure(config.log_level)
     return _with_database(config, lambda dsn: run_server(config, dsn, options.workers))

@@ -153,7 +153,7 @@ async def test_an_orderly_end_is_in_the_log(database_url: str, tmp_path: Path, w
         assert "stopped" not in server.log.read_text()
         assert await server.stop() == 0
         last = server.log.read_text().splitlines()[-1]
-    assert last.endswith("INFO minihs.workers.processes: hs1 has stopped")
+    assert last.endswith("INFO minihs.processes: hs1 has stopped")
 
 
 async def test_a_registration_token_is_made_on_the_command_line(database_url: str, tmp_path: Path):

@@ -20,6 +20,7 @@ from minihs import app
 from minihs.base.metrics import SharedFigures
 from minihs.workers import (
     appservice_delivery,
+    clock_watch,
     delayed_events,
     federation_delivery,
     housekeeping,
@@ -68,6 +69,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
             services.metrics.shared = SharedFigures(*map(int, figures.split(",")))
         async with app.serve(services, sockets):
             runner.start(services, housekeeping.LOOPS)
+            clock_watch.start(services)
             federation_delivery.start(services)
             appservice_delivery.start(services)
             delayed_events.start(services)
