@@ -98,6 +98,21 @@ async def test_s_07_a_second_user_of_a_server_brings_nothing_again(
     assert peer.bodies == ["once"]
 
 
+async def test_s_07_what_a_server_was_sent_as_it_left_is_sent_anew_when_it_is_back(
+    hs1: Homeserver, alice: User, peer: Peer
+):
+    """In another transaction: one that it knows it would not look at."""
+    room_id = await alice.create_room()
+    await put_member(hs1.services, room_id, peer.user)
+    await stick(alice, room_id, "sticky")
+    await settled(hs1.services)
+    await put_member(hs1.services, room_id, peer.user, "leave")
+    await put_member(hs1.services, room_id, peer.user)
+    await settled(hs1.services)
+    assert peer.bodies == ["sticky", "sticky"]
+    assert len({received.path["txnId"] for received in peer.taken}) == len(peer.taken)
+
+
 async def test_s_04_a_redacted_one_is_not_pushed(hs1: Homeserver, alice: User, peer: Peer):
     room_id = await alice.create_room()
     path = f"/rooms/{quote(room_id)}/send/m.room.message/x"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
-from minihs.workers import federation_delivery
 from tests.helpers.postgres import EMBEDDED_VERSION, TEMPLATE, TestServers, cluster_directory
 from tests.simulation.event_loop import SimulationLoop, statements_in_turn
 from tests.simulation.run import RunFailure, play_seed, quiet
@@ -76,7 +75,7 @@ def play_seeds(
         with (
             quiet(),
             statements_in_turn(),
-            mock.patch.object(federation_delivery, "INTERVAL_MS", LEASE_INTERVAL_MS),
+            mock.patch("minihs.workers.runner.RENEWAL_MS", LEASE_INTERVAL_MS),
             tempfile.TemporaryDirectory() as directory,
             asyncio.Runner(loop_factory=SimulationLoop) as runner,
         ):

@@ -74,6 +74,7 @@ async def join_during_a_split(play: Play) -> None:
     """Somebody joins through one side while the other closes the room."""
     alices = [server.people[0] for server in play.servers]
     await play.create(alices[0], "11", {alices[0].user_id: 100, alices[1].user_id: 100})
+    open_clients(play)
     await play.join(alices[1])
     play.partition(["hs1"], ["hs2", "hs3"])
     await play.say(alices[0])
@@ -84,6 +85,20 @@ async def join_during_a_split(play: Play) -> None:
     await play.pass_ms(20_000)
     await play.set_topic(alices[1])
     await play.set_topic(alices[0])
+
+
+async def banned_by_the_kicked(play: Play) -> None:
+    """A moderator who has been kicked, but does not know it, bans the only user of a server."""
+    await gather(play, (100, 0, 50))
+    one, two, three = play.servers
+    await play.leave(two.people[1])
+    await play.pass_ms(1_000)
+    play.partition(["hs1"], ["hs2", "hs3"])
+    await play.change(one.people[0], "kick", three.people[0])
+    await play.change(three.people[0], "ban", two.people[0], redact=bool(play.chance.between(0, 1)))
+    await play.pass_ms(play.chance.between(0, 20_000))
+    await play.stick(one.people[0], "a", HOUR_MS)
+    await play.say(three.people[1])
 
 
 async def an_hour_away(play: Play) -> None:
@@ -146,6 +161,7 @@ SCENARIOS = (
     bans_on_both_sides,
     concurrent_power_changes,
     join_during_a_split,
+    banned_by_the_kicked,
     an_hour_away,
     restart_in_a_transaction,
     swizzle_clog,
