@@ -159,6 +159,11 @@ PATH_SLIDING_SYNC = Name(
     merged=True,
 )
 
+# MSC4222, the state at the end of the timeline (merged). Each spelling of the parameter is answered
+# with its own spelling of the section: matrix-js-sdk knows the unstable pair only.
+USE_STATE_AFTER = Name("use_state_after", "org.matrix.msc4222.use_state_after")
+STATE_AFTER = Name("state_after", "org.matrix.msc4222.state_after")
+
 # MSC4115, the reader's membership in `unsigned` (merged).
 MEMBERSHIP_ON_EVENT = Name("membership", "io.element.msc4115.membership", merged=True)
 

@@ -119,16 +119,19 @@ async def test_state_in_the_timeline_is_not_in_the_state_section(homeserver: Hom
     assert event["unsigned"]["replaces_state"].startswith("$")
 
 
+@pytest.mark.parametrize("prefix", ["", "org.matrix.msc4222."])
 async def test_use_state_after_gives_the_state_at_the_end_of_the_timeline(
-    homeserver: Homeserver,
+    homeserver: Homeserver, prefix: str
 ) -> None:
     alice = await homeserver.register("alice")
     room_id = await alice.create_room()
-    await alice.sync()
+    since = (await alice.sync())["next_batch"]
     await alice.put_state(room_id, "m.room.name", {"name": "new"})
-    part = room_of(await alice.sync(use_state_after="true"), room_id)
+    plain = room_of(await alice.sync(since=since), room_id)
+    part = room_of(await alice.sync(since=since, **{f"{prefix}use_state_after": "true"}), room_id)
+    assert set(part) - set(plain) == {f"{prefix}state_after"}
     assert "state" not in part
-    assert ("m.room.name", "") in state_keys(part, "state_after")
+    assert ("m.room.name", "") in state_keys(part, f"{prefix}state_after")
 
 
 async def test_full_state_shows_the_state_of_quiet_rooms(homeserver: Homeserver) -> None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from minihs.api.client.presence import wished_presence
 from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
+from minihs.protocol import unstable
 from minihs.protocol.filters import Filter
 from minihs.services.accounts import filters
 from minihs.services.sync import v3
 from minihs.services.sync.positions import parse_token
-from minihs.services.sync.spans import SyncRequest
+from minihs.services.sync.spans import STATE, SyncRequest
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -38,13 +39,22 @@ async def sync(request: Request) -> object:
             await _filter(request),
             None if token is None else token.position,
             full_state=request.query_flag("full_state"),
-            use_state_after=request.query_flag("use_state_after"),
+            state_section=_state_section(request),
             backlogs={} if token is None else token.backlogs,
             unignored=None if token is None else token.unignored,
             to_device=None if token is None else token.to_device,
             timeout_ms=timeout_ms,
         ),
     )
+
+
+def _state_section(request: Request) -> str:
+    """Return the name of the section of the state, by the spelling in which it is asked for."""
+    if request.query_flag(unstable.USE_STATE_AFTER.stable):
+        return unstable.STATE_AFTER.stable
+    if request.query_flag(unstable.USE_STATE_AFTER.unstable):
+        return unstable.STATE_AFTER.unstable
+    return STATE
 
 
 async def _filter(request: Request) -> Filter:

@@ -106,7 +106,7 @@ async def joined_rooms(
         )
         part_json.setdefault("ephemeral", NO_EVENTS)
         part_json.setdefault("account_data", NO_EVENTS)
-        part_json.setdefault("state_after" if request.use_state_after else "state", NO_EVENTS)
+        part_json.setdefault(request.state_section, NO_EVENTS)
     return parts, sticky
 
 
@@ -151,7 +151,7 @@ async def _add_senders(
     ids = [e for s in senders if (e := entries.get(("m.room.member", s))) is not None]
     members = list((await services.events.get_many(ids)).values())
     await client_events.prepare(services, members)
-    name = "state_after" if request.use_state_after else "state"
+    name = request.state_section
     already = canonical_json.decode(orjson.dumps(part.get(name, {"events": []})))
     known = already["events"] if isinstance(already, dict) else []
     have = {event.get("event_id") for event in known if isinstance(event, dict)}
@@ -184,7 +184,7 @@ async def _shared(services: Services, request: SyncRequest, span: Span) -> Share
         return None
     now_ms = services.clock.now_ms()
     key = (
-        span.room_id, first, last, request.filter.signature, request.use_state_after,
+        span.room_id, first, last, request.filter.signature, request.state_section,
         request.ignored, now_ms // AGE_GRAIN_MS,
         request.user_id if request.filter.room.state.lazy_load_members else "",
     )  # fmt: skip
@@ -228,9 +228,10 @@ def _written(
     json: Json = {}
     if found.events or found.limited:
         json["timeline"] = _fragment(assemble.timeline_json(found, request.filter, now_ms, reader))
-    name = "state_after" if request.use_state_after else "state"
     if states or (json and request.use_state_after):
-        json[name] = _fragment(assemble.state_json(states, request.filter, now_ms, reader))
+        json[request.state_section] = _fragment(
+            assemble.state_json(states, request.filter, now_ms, reader)
+        )
     everything = [*found.events, *states]
     return SharedPart(
         json,

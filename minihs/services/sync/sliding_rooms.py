@@ -19,7 +19,7 @@ from minihs.services.rooms.tokens import Place, format_place
 from minihs.services.sync import assemble
 from minihs.services.sync.sliding_memory import Changes
 from minihs.services.sync.sliding_request import MEMBER
-from minihs.services.sync.spans import Span, SyncRequest
+from minihs.services.sync.spans import STATE, Span, SyncRequest
 from minihs.services.sync.streams import timeline as timelines_of
 from minihs.services.sync.streams.summary import HEROES_MAX
 from minihs.storage import sliding, timelines
@@ -196,7 +196,7 @@ def timeline_request(
     """Return the request to the streams of /sync that asks for the same."""
     return SyncRequest(
         request.requester, _filter(limit), since,
-        full_state=False, use_state_after=False, timeout_ms=0, ignored=ignored,
+        full_state=False, state_section=STATE, timeout_ms=0, ignored=ignored,
     )  # fmt: skip
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from minihs.services.accounts.authentication import Requester
     from minihs.services.sync.positions import StickyBacklog, Unignored
 
+STATE = "state"  # The section of the state at the beginning of the timeline.
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -38,15 +40,17 @@ class Span:
 class SyncRequest:
     """Who syncs, and how. `since` is None for an initial sync.
 
-    `backlogs` and `unignored` are the sticky events that earlier answers had no place for; of the
-    messages to the device only those up to `to_device` were delivered, if that is not None.
+    `state_section` is what the section of the state is called: `STATE`, or a name that says the
+    state after the timeline. `backlogs` and `unignored` are the sticky events that earlier answers
+    had no place for; of the messages to the device only those up to `to_device` were delivered, if
+    that is not None.
     """
 
     requester: Requester
     filter: Filter
     since: int | None
     full_state: bool
-    use_state_after: bool
+    state_section: str
     timeout_ms: int
     ignored: frozenset[str] = frozenset()
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
@@ -57,3 +61,8 @@ class SyncRequest:
     def user_id(self) -> UserId:
         """Who syncs."""
         return self.requester.user_id
+
+    @property
+    def use_state_after(self) -> bool:
+        """Whether the state at the end of the timeline is wanted, not that at its beginning."""
+        return self.state_section != STATE

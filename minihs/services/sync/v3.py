@@ -305,11 +305,10 @@ async def _left_rooms(
         [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
     )
     now_ms = services.clock.now_ms()
-    name = "state_after" if request.use_state_after else "state"
     return {
         span.room_id: {
             "timeline": assemble.timeline_json(of_room, request.filter, now_ms, request.requester),
-            name: assemble.state_json(
+            request.state_section: assemble.state_json(
                 states[span.room_id], request.filter, now_ms, request.requester
             ),
             "account_data": {"events": []},
