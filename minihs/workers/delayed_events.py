@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from minihs.services.rooms import delayed_events
-from minihs.workers.runner import HOLDER_BYTES, LeasedLoop, give_back, run_once
+from minihs.workers.runner import HOLDER_LENGTH, LeasedLoop, give_back, run_once
 
 if TYPE_CHECKING:
     from minihs.services.context import Services
@@ -44,7 +44,7 @@ def start(services: Services) -> None:
 async def _run(services: Services) -> None:
     sender = Sender(services)
     loop = LeasedLoop(NAME, TURN_MS, sender.take_turn)
-    holder = services.randomness.token(HOLDER_BYTES)
+    holder = services.randomness.token(HOLDER_LENGTH)
     try:
         while True:
             began_ms = services.clock.monotonic_ms()

@@ -1,7 +1,8 @@
 """Runs loops beside requests, each in one process of the server at a time (D4).
 
 Every process tries to take the lease of every loop; who has it does the work. A lease lasts several
-intervals, so a slow round does not lose it, and a process that died is replaced soon after.
+intervals, and a process that died is replaced soon after. A round that takes longer than its lease
+may be joined by another process, so that no work minds being done by two.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEASE_INTERVALS = 4
-HOLDER_BYTES = 12
+HOLDER_LENGTH = 12  # letters and digits
+RENEWAL_MS = 2_000  # A lease that is held lasts several of them.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class LeasedLoop:
 
 def start(services: Services, loops: Iterable[LeasedLoop]) -> None:
     """Begin to take part in the loops; they end with the services' tasks."""
-    holder = services.randomness.token(HOLDER_BYTES)
+    holder = services.randomness.token(HOLDER_LENGTH)
     for loop in loops:
         services.tasks.spawn(f"loop {loop.name}", _run(services, loop, holder))
 
@@ -72,3 +74,25 @@ async def give_back(services: Services, loop: LeasedLoop, holder: str) -> None:
         await jobs.delete_lease(services.db, loop.name, holder)
     except Exception:  # The lease runs out by itself.
         logger.debug("could not give back the lease of %s", loop.name)
+
+
+async def hold(
+    services: Services,
+    what: str,
+    renew: Callable[[], Awaitable[None]],
+    give_back: Callable[[], Awaitable[None]],
+) -> None:
+    """Take leases of what goes on without rounds, and renew them, for as long as we run."""
+    try:
+        while True:
+            try:
+                await renew()
+            except Exception:
+                logger.exception("cannot renew the lease of %s; trying again", what)
+            await services.clock.sleep_ms(RENEWAL_MS)
+    except asyncio.CancelledError:
+        try:
+            await give_back()
+        except Exception:  # It runs out by itself.
+            logger.debug("could not give back the lease of %s", what)
+        raise

@@ -12,6 +12,7 @@ from minihs.services.federation.delivery import LEASE_MS, shares_of
 from minihs.services.federation.destination import SHARDS
 from minihs.storage import destinations
 from minihs.workers import federation_delivery
+from minihs.workers.runner import RENEWAL_MS
 from tests.helpers.deliveries import Peer, begin, handed_out, settled
 from tests.helpers.homeserver import Homeserver, running_homeserver
 from tests.helpers.network import node_of
@@ -268,7 +269,7 @@ async def test_the_worker_begins_renews_and_gives_back(
         federation_delivery.start(services)
 
         def renewed(before_ms: int) -> bool:
-            clock.advance_ms(federation_delivery.INTERVAL_MS // 4)
+            clock.advance_ms(RENEWAL_MS // 4)
             return services.delivery._lease_until_ms > before_ms
 
         await until(lambda: len(services.delivery._shards) == SHARDS)

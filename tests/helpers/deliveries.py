@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from minihs.workers import federation_delivery
+from minihs.workers.runner import RENEWAL_MS
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ async def settled(services: Services) -> None:
 
 async def pass_time(services: Services, clock: ManualClock, duration_ms: int) -> None:
     """Let time pass in steps in which leases are renewed; whatever is due is done."""
-    for _ in range(-(-duration_ms // federation_delivery.INTERVAL_MS)):
+    for _ in range(-(-duration_ms // RENEWAL_MS)):
         await settled(services)
-        clock.advance_ms(min(duration_ms, federation_delivery.INTERVAL_MS))
+        clock.advance_ms(min(duration_ms, RENEWAL_MS))
         await services.delivery.hold_shards(services, HOLDER)
     await settled(services)
