@@ -32,11 +32,6 @@ async def hs1(federation: Federation) -> Homeserver:
 
 
 @pytest.fixture
-async def alice(hs1: Homeserver) -> User:
-    return await hs1.register("alice")
-
-
-@pytest.fixture
 async def evil(federation: Federation) -> Peer:
     return Peer(federation.evil("evil"))
 

@@ -161,16 +161,6 @@ async def hs1(federation: Federation) -> Homeserver:
     return await federation.start("hs1", default_room_version="11")
 
 
-@pytest.fixture
-async def alice(hs1: Homeserver) -> User:
-    return await hs1.register("alice")
-
-
-@pytest.fixture
-def evil(federation: Federation) -> EvilServer:
-    return federation.evil()
-
-
 class MallorysRoom(Room):
     """A room of Mallory's, whose server signs what she does."""
 

@@ -25,16 +25,6 @@ async def hs1(federation: Federation) -> Homeserver:
     return await federation.start("hs1", default_room_version="11")
 
 
-@pytest.fixture
-async def alice(hs1: Homeserver) -> User:
-    return await hs1.register("alice")
-
-
-@pytest.fixture
-def evil(federation: Federation) -> EvilServer:
-    return federation.evil()
-
-
 async def test_profiles_are_asked_of_their_servers_and_not_kept(federation: Federation):
     hs1, hs2 = await two(federation)
     alice, bob = await hs1.register("alice"), await hs2.register("bob")

@@ -38,11 +38,6 @@ async def hs1(federation: Federation) -> Homeserver:
 
 
 @pytest.fixture
-async def alice(hs1: Homeserver) -> User:
-    return await hs1.register("alice")
-
-
-@pytest.fixture
 async def peer(federation: Federation) -> Peer:
     return Peer(federation.evil("evil"))
 
