@@ -257,9 +257,11 @@ def differences(views: Sequence[View]) -> list[str]:
     for view in residents:
         everything |= {e: k for e, k in view.events.items() if e not in everything or k.placed}
     names = {view.server for view in residents}
+    # Who leaves a room that it takes for empty tells nobody, whoever has come in meanwhile.
+    silent = {view.server for view in views if not view.is_resident and not view.servers}
     leading = {event_id for view in residents for event_id in _leading(view)}
     for view in residents:
-        others = view.servers & {v.server for v in views}  # Those that take part in this run.
+        others = view.servers & {v.server for v in views} - silent  # Who take part in this run.
         if others != names:
             problems.append(
                 f"{view.server} takes {sorted(others)} for the servers in the room; those that"

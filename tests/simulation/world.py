@@ -99,6 +99,7 @@ class Server:
             password_hash_memory_kib=8,
             password_hash_iterations=1,
             database_connections=4,
+            presence_enabled=False,  # It would go to servers of former runs.
         )
         services = await self._stack.enter_async_context(
             build_services(
