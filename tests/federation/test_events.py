@@ -12,6 +12,7 @@ from minihs.protocol.events import Event
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import verify_event_signature
 from tests.federation.test_joins import ALL_VERSIONS, enter, two
+from tests.helpers.mirror import forge, mirror, push
 
 if TYPE_CHECKING:
     from minihs.remote.client import Answer
@@ -256,6 +257,31 @@ async def test_a09_events_of_other_rooms_are_not_found(
         assert page["pdus"] == []
     assert (await refusal(evil, f"/event/{quote(secret)}"))[0] == 403
     assert ids((await told(evil, f"/event/{quote(known)}"))["pdus"]) == [known]
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_a09_nor_is_their_state_told_because_a_rejected_event_names_it(
+    hs1: Homeserver, alice: User, evil: EvilServer, version: str
+):
+    """Mallory has come to know the ids of a room that she is not in, and rests an event on them."""
+    closed = await alice.create_room(preset="private_chat", room_version=version)
+    secrets = [event["event_id"] for event in await alice.call("GET", f"/rooms/{closed}/state")]
+    hs1.clock.advance_ms(1)  # type: ignore[attr-defined]  # a manual one
+    room = await mirror(hs1, await alice.create_room(room_version=version))
+    await push(evil, hs1, [room.join(MALLORY)])
+    contents: list[tuple[dict, str | None]] = [({"body": "x"}, None), ({"topic": "x"}, "")]
+    for content, state_key in contents:
+        draft = room.draft(MALLORY, "org.example", content, state_key=state_key)
+        pdu = forge(draft, auth_events=secrets[:5])
+        event = Event.from_pdu(pdu, room.room_version)
+        assert await push(evil, hs1, [event]) == {event.event_id: {}}
+        of_room, of_event = quote(room.room_id), quote(event.event_id)
+        path = f"/event_auth/{of_room}/{of_event}"
+        assert await refusal(evil, path) == (404, "M_NOT_FOUND")
+        for endpoint in ("state", "state_ids"):
+            path, query = f"/{endpoint}/{of_room}", ("event_id", event.event_id)
+            assert await refusal(evil, path, query) == (404, "M_NOT_FOUND")
+        assert (await refusal(evil, f"/event/{of_event}"))[0] == 404
 
 
 async def test_f04_f05_a_room_listens_to_whom_its_acl_allows(

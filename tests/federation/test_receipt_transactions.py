@@ -14,8 +14,8 @@ from minihs.protocol.server_acl import compile_server_acl
 from minihs.remote.transport import RemoteError
 from minihs.services.federation import transactions
 from tests.helpers.homeserver import running_homeserver
-from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction
-from tests.helpers.network import node_of
+from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction, serve
+from tests.helpers.network import node_of, raw
 from tests.helpers.rooms import ALICE, MALLORY, Room
 from tests.helpers.waiting import until
 
@@ -258,6 +258,55 @@ async def test_one_room_does_not_wait_for_another(
     assert await sending == {there.event_id: {}, found.event_id: {}}
     assert await bodies(alice, room) == []
     assert await push(evil, hs1, [lost, found]) == {lost.event_id: {}, found.event_id: {}}
+
+
+@pytest.mark.parametrize("at", ["get_missing_events", "event_auth", "state_ids", "server"])
+async def test_F19_who_keeps_us_waiting_keeps_nobody_else_waiting(
+    federation: Federation, hs1: Homeserver, alice: User, evil: EvilServer, room: Room, at: str
+):
+    """Evil pushes many events of one room, and answers no question about them."""
+    carol = "@carol:hs2"
+    hs2 = federation.evil("hs2")
+    assert not any((await push(hs2, hs1, [room.join(carol)])).values())
+    before, released = list(room.ends), asyncio.Event()
+    serve(evil, room, between=1)
+
+    async def silence(_request: object) -> RawAnswer:
+        await released.wait()
+        return raw({"errcode": "M_UNKNOWN", "error": "no"}, 500)
+
+    path = "/_matrix/federation/v1/"
+    match at:
+        case "get_missing_events":
+            evil.on("POST", path + at + "/{roomId}", silence)
+        case "state_ids":
+            evil.on("GET", path + at + "/{roomId}", silence)
+        case "event_auth":
+            evil.on("GET", path + at + "/{roomId}/{eventId}", silence)
+        case _:
+            evil.on("GET", "/_matrix/key/v2/server", silence)
+    lost = messages(room, 25)
+    pdus: list[dict] = [event.pdu for event in lost[2:]]
+    if at == "event_auth":
+        pdus = [
+            forge(e, auth_events=[*e.auth_event_ids[:1], f"$n{n}"], prev_events=[lost[0].event_id])
+            for n, e in enumerate(lost)
+        ]
+        await push(evil, hs1, [lost[0]])
+    elif at == "server":
+        unknown = {"evil": {"ed25519:unknown": "A" * 86}}
+        pdus = [forge(event, signatures=unknown) for event in lost]
+    stuck = [asyncio.ensure_future(send_transaction(evil, hs1, [pdu])) for pdu in pdus]
+    asked = len(evil.asked(f"/{at}"))
+    await until(lambda: len(evil.asked(f"/{at}")) > asked)
+    event = room.send(carol, "m.room.message", {"body": "here"}, prev=before)
+    async with asyncio.timeout(30):
+        assert await push(hs2, hs1, [event]) == {event.event_id: {}}
+        await alice.say(room.room_id, "I, too")
+        assert {"here", "I, too"} <= set(await bodies(alice, room))
+    assert not any(future.done() for future in stuck)
+    released.set()
+    await asyncio.gather(*stuck)
 
 
 # --- time ---------------------------------------------------------------------------------------

@@ -48,11 +48,15 @@ DEPTHS = (2, 20, 99, 101, 250, 260)
 
 
 class Mutator:
-    """Changes JSON. `words` are values that mean something where it is sent: ids, keys."""
+    """Changes JSON. `words` are values that mean something where it is sent: ids, keys.
+
+    `changes` counts the values that it has changed.
+    """
 
     def __init__(self, chance: Random) -> None:
         self.chance = chance
         self.words: list[object] = []
+        self.changes = 0
 
     def pick(self, choices: Sequence[T]) -> T:
         """Return one of some values."""
@@ -87,6 +91,7 @@ class Mutator:
     def json(self, value: object, times: int | None = None) -> object:
         """Return a changed copy of a JSON value."""
         box: list[object] = [copy.deepcopy(value)]
+        self.changes += 1
         for _ in range(times or 1 + self.chance.randrange(3)):
             self._change(box)
         return box[0]
@@ -162,6 +167,7 @@ class Mutator:
     def bytes(self, data: bytes) -> bytes:
         """Return changed bytes."""
         changed = bytearray(data)
+        self.changes += 1
         for _ in range(1 + self.chance.randrange(3)):
             at, other = (self.chance.randrange(len(changed) + 1) for _ in range(2))
             end = min(at + 1 + self.chance.randrange(20), len(changed))

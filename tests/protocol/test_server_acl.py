@@ -52,8 +52,19 @@ from minihs.protocol.server_acl import compile_server_acl
         ({"allow": ["*"], "deny": [["evil.org"], "evil.org"]}, "evil.org", False),
     ],
 )
-def test_acl(content: dict[str, object], server: str, allowed: bool) -> None:
+def test_F04_names_are_compared_by_host_whatever_their_case_and_denials_come_first(
+    content: dict[str, object], server: str, allowed: bool
+) -> None:
     assert compile_server_acl(content).allows(server) is allowed
+
+
+def test_F06_a_pattern_made_to_hurt_is_answered_soon() -> None:
+    hurting = ["*a" * 2_000 + "b", "?*" * 2_000, "*" * 4_000 + "x"]
+    acl = compile_server_acl({"allow": ["*"], "deny": hurting})
+    started = time.perf_counter()
+    for _ in range(100):
+        assert acl.allows("a" * 220 + ".org")
+    assert time.perf_counter() - started < 2.0  # Trying every way would not come to an end.
 
 
 ENTRIES = st.lists(st.text("ab.*?", max_size=6), max_size=4)
@@ -74,7 +85,7 @@ def test_looking_up_agrees_with_matching_one_by_one(
     assert compile_server_acl({"allow": allow, "deny": deny}).allows(server) is expected
 
 
-def test_a_list_of_50_000_entries_is_asked_quickly() -> None:
+def test_F06_a_list_of_50_000_entries_is_asked_quickly() -> None:
     deny = [f"{kind}server{number}.org" for number in range(25_000) for kind in ("", "*.")]
     acl = compile_server_acl({"allow": ["*"], "deny": deny})
     started = time.perf_counter()

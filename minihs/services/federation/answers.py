@@ -126,7 +126,8 @@ async def _event_in_room(
     """
     end = await _end_of_stay(services, origin, room_id)
     stored = await services.events.get(EventId(event_id)) if "\0" not in event_id else None
-    if stored is None or stored.event.room_id != room_id:
+    # What was rejected may rest upon events of other rooms: it opens no way to them.
+    if stored is None or stored.event.room_id != room_id or stored.status == REJECTED:
         raise NotFound("Event not found.")
     if end is not None and not await _of_its_stay(services, origin, [stored], end):
         raise NotFound("Event not found.")
