@@ -196,12 +196,12 @@ INSERT_HELD = statement(
     """,
 )
 
-# Primary key.
+# Primary key. No state has been its own: like one that was refused at first, it comes by itself.
 INSERT_OUT_OF_PLACE = statement(
     "sticky_events.insert_out_of_place",
     """
-    INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, waits_for)
-    VALUES ($1, $2, $3, $4, $5)
+    INSERT INTO sticky_events (event_id, room_nid, sender, until_ms, waits_for, checked_state)
+    VALUES ($1, $2, $3, $4, $5, -1)
     ON CONFLICT DO NOTHING
     """,
 )

@@ -14,6 +14,7 @@ from minihs.protocol import unstable
 from minihs.protocol.events import Event
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import sticky_events, sticky_limits
+from minihs.storage.appservices import list_late_sticky
 from tests.helpers.mirror import forge, mirror, push, refresh, send_transaction, serve
 from tests.helpers.rooms import MALLORY, Room
 
@@ -481,6 +482,8 @@ async def test_s_21_what_it_follows_need_not_be_had(
     answer = await alice.sync()
     assert ids(section(answer, room.room_id)) == [event.event_id]
     assert timeline(answer, room.room_id) == [], "it has no place yet"
+    late = await list_late_sticky(hs1.services.db, [event.event_id])
+    assert late == {event.event_id}, "application services are told of it by itself, too"
     assert (await event_of(alice, room, event))["unsigned"][TTL] == 10 * MINUTE_MS
     await push(evil, hs1, [hidden])
     assert await push(evil, hs1, [event]) == {event.event_id: {}}
