@@ -67,6 +67,10 @@ class NotReachedError(Exception):
     """The server that is to tell what we lack cannot be reached, or is not well."""
 
 
+class UntoldError(Exception):
+    """The server that is to tell the state at an event says nothing of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What never changes of a room that we know."""
@@ -265,6 +269,9 @@ async def fetch_state_after(
     The state is recorded, as what it changes on `near`. Events of it that cannot be had, or that
     must not be believed, are left out of it.
 
+    Raises:
+        UntoldError: the origin says nothing of it.
+
     Spec: server-server-api#get_matrixfederationv1state_idsroomid
     """
     before = await _fetch_entries_before(services, origin, room, event_id)
@@ -283,7 +290,10 @@ async def fetch_state_before(
     services: Services, origin: str, room: Room, event: Event, near: State
 ) -> State | None:
     """Return the state before an event, as the origin tells it; None if it cannot."""
-    entries = await _fetch_entries_before(services, origin, room, event.event_id, itself=False)
+    try:
+        entries = await _fetch_entries_before(services, origin, room, event.event_id, itself=False)
+    except UntoldError:
+        return None
     return None if entries is None else await _record(services, room, entries, near)
 
 
@@ -299,8 +309,13 @@ async def _record(
 async def _fetch_entries_before(
     services: Services, origin: str, room: Room, event_id: EventId, *, itself: bool = True
 ) -> dict[StateKey, EventId] | None:
-    """Return the state before an event; what it consists of is stored, with the event `itself`."""
+    """Return the state before an event; what it consists of is stored, with the event `itself`.
+
+    None if what was told is no state.
+    """
     answer = await services.remote.get_state_ids(origin, room.room_id, event_id)
+    if isinstance(answer, RemoteError):
+        raise UntoldError(answer.describe())
     state_ids = _ids(_list_of(answer, "pdu_ids"))
     chain_ids = _ids(_list_of(answer, "auth_chain_ids"))
     wanted = {*state_ids, *chain_ids, *([event_id] if itself else ())}

@@ -319,10 +319,11 @@ async def _fetch_prev_events(
     receipt.pulled = [event for event in pulled if _misplaced(receipt.room, event) is None]
     far_ends = await _unknown_prevs(services, receipt, receipt.pulled)
     for event_id in sorted(far_ends)[:FAR_ENDS_MAX]:
-        after = await missing.fetch_state_after(
-            services, receipt.origin, receipt.room, event_id, near
-        )
-        if after is None:  # Also unknown to who came in later, by what follows it.
+        try:
+            after = await missing.fetch_state_after(
+                services, receipt.origin, receipt.room, event_id, near
+            )
+        except missing.UntoldError:  # Also unknown to who came in later, by what follows it.
             follower = next(e for e in receipt.pulled if event_id in e.prev_event_ids)
             after = await missing.fetch_state_before(
                 services, receipt.origin, receipt.room, follower, near
