@@ -276,8 +276,9 @@ class StreamFollower:
         self.floor = 0
         self._window: deque[Positioned] = deque()
         self._rooms: dict[str, deque[Positioned]] = {}
-        self._subscribers: list[Callable[[Sequence[Positioned]], None]] = []
-        self._on_reset: list[Callable[[], None]] = []
+        self._subscribers: list[
+            tuple[Callable[[Sequence[Positioned]], None], Callable[[], None]]
+        ] = []
         self._announced = 0
         self._committing = False
         self._behind = asyncio.Event()
@@ -286,16 +287,19 @@ class StreamFollower:
     async def start(self) -> None:
         """Begin at the stream's present end."""
         self.head = self.floor = await self.fetch_position()
-        await self._load_stays()
+        for stay in await self._list_unpurged_stays():
+            self._events.note_stay(stay)
         self._tasks.spawn("stream-listener", self._listen())
         self._tasks.spawn("stream-follower", self._follow())
 
     def subscribe(
         self, on_items: Callable[[Sequence[Positioned]], None], on_reset: Callable[[], None]
     ) -> None:
-        """Be called with every run of new items; `on_reset` when items were skipped."""
-        self._subscribers.append(on_items)
-        self._on_reset.append(on_reset)
+        """Be called with every run of new items; `on_reset` when items were skipped.
+
+        So it is when `on_items` fails: what was derived from the stream is not true any more.
+        """
+        self._subscribers.append((on_items, on_reset))
 
     @property
     def behind(self) -> int:
@@ -387,8 +391,7 @@ class StreamFollower:
         self.head = last
         while len(self._window) > WINDOW_ITEMS_MAX:
             self._drop_oldest()
-        for subscriber in self._subscribers:
-            subscriber(items)
+        self._hand_out(items)
         if self._reached:
             waiting, self._reached = self._reached, []
             for position, reached in waiting:
@@ -396,6 +399,14 @@ class StreamFollower:
                     self._reached.append((position, reached))
                 elif not reached.done():
                     reached.set_result(None)
+
+    def _hand_out(self, items: Sequence[Positioned]) -> None:
+        for on_items, on_reset in self._subscribers:
+            try:
+                on_items(items)
+            except Exception:
+                logger.exception("a reader of the stream has failed; it begins anew")
+                on_reset()
 
     def _drop_oldest(self) -> None:
         """Let the window's oldest item go: from now on it must be asked of the database."""
@@ -407,10 +418,9 @@ class StreamFollower:
             if not room:
                 del self._rooms[room_id]
 
-    async def _load_stays(self) -> None:
-        """Take notice of the stays whose events do not say yet that they are redacted."""
-        for row in await self._db.fetch(LIST_UNPURGED_STAYS):
-            self._events.note_stay(StayRedaction.of_row(*row))
+    async def _list_unpurged_stays(self) -> list[StayRedaction]:
+        """Return the stays whose events do not say yet that they are redacted."""
+        return [StayRedaction.of_row(*row) for row in await self._db.fetch(LIST_UNPURGED_STAYS)]
 
     def _note_stay(self, position: int, stay: StayRedaction) -> None:
         """Redact what of a stay is in memory, here or in the cache (MSC4293)."""
@@ -436,13 +446,16 @@ class StreamFollower:
         if upto <= after:
             return
         if upto - after > WINDOW_ITEMS_MAX:
-            self._reset(upto)
-            await self._load_stays()
-            return
-        items = await self._read(after, upto)
-        if self.head == after:
-            self._append(items, upto)
-        elif self.head < upto:
+            stays = await self._list_unpurged_stays()
+            if self.head == after:
+                self._reset(upto)
+                for stay in stays:  # Before anybody reads an event of theirs.
+                    self._events.note_stay(stay)
+        else:
+            items = await self._read(after, upto)
+            if self.head == after:
+                self._append(items, upto)
+        if self.head < upto:
             self._behind.set()  # A commit of our own came in between: begin again after it.
 
     async def _read(self, after: int, upto: int) -> list[Positioned]:
@@ -471,7 +484,7 @@ class StreamFollower:
         self._rooms.clear()
         self._events.drop_committed()  # They may have been redacted meanwhile.
         self.head = self.floor = position
-        for on_reset in self._on_reset:
+        for _, on_reset in self._subscribers:
             on_reset()
         self._append((), position)
 

@@ -317,3 +317,23 @@ async def test_leaving_and_joining_in_one_breath_is_told_apart_from_staying(pair
         since[services] = view.rooms[room_id].joined_at
     join = await worker.follower.fetch_position()
     assert set(since.values()) == {join}
+
+
+async def test_a_reader_who_fails_begins_anew_and_stops_nobody(homeserver: Homeserver):
+    services = homeserver.services
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    began_anew = []
+
+    def fail(_items: Sequence[Positioned]) -> None:
+        raise ValueError("a reader with a mistake in it")
+
+    services.follower.subscribe(fail, lambda: began_anew.append(True))
+    record = Record(services)
+
+    await alice.say(room_id, "one")
+    await alice.say(room_id, "two")
+
+    assert len(began_anew) == 2
+    assert services.committer.is_running
+    record.assert_complete(await services.follower.fetch_position())
