@@ -29,7 +29,7 @@ async def test_alice_sees_and_names_her_devices(homeserver: Homeserver):
 
     listed = (await alice.call("GET", "/devices"))["devices"]
     assert [d["device_id"] for d in listed] == [alice.device_id, "TABLET"]
-    assert "display_name" not in listed[0]
+    assert listed[0]["display_name"] == ""
     assert listed[1]["display_name"] == "Old tablet"
     assert listed[1]["last_seen_ip"] == "127.0.0.1"
     assert listed[1]["last_seen_ts"] > 0

@@ -80,10 +80,13 @@ async def delete_devices(request: Request) -> object:
 
 
 def _describe(device: Device) -> dict[str, object]:
-    """Return a device as clients see it; what is not known is left out."""
+    """Return a device as clients see it; what is not known is left out, but for the name.
+
+    matrix-nio refuses a list in which a device has none.
+    """
     known = {
         "device_id": device.device_id,
-        "display_name": device.display_name,
+        "display_name": device.display_name or "",
         "last_seen_ip": device.last_seen_ip,
         "last_seen_ts": device.last_seen_ms,
     }
