@@ -226,6 +226,19 @@ async def test_f12_whatever_comes_with_an_invite_sync_goes_on(
     assert events[-1]["state_key"] == alice.user_id
 
 
+async def test_j13_an_invite_from_the_deepest_place_can_be_rejected(
+    hs1: Homeserver, alice: User, evil: EvilServer
+):
+    """Nobody helps: the leave follows the invite, and nothing is deeper."""
+    room = MallorysRoom()
+    event = invited(room, alice.user_id)
+    deepest = Event.from_pdu(forge(event, depth=2**53 - 1), event.room_version)
+    assert await send(evil, deepest) == (200, "")
+    assert event.room_id in (await alice.sync())["rooms"]["invite"]
+    await alice.leave(event.room_id)
+    assert event.room_id in (await alice.sync())["rooms"]["leave"]
+
+
 @pytest.mark.parametrize("levels", [90, 120, 240, 247, 250, 253, 255, 1_000])
 async def test_f12_what_is_nested_deeply_does_not_keep_sync_from_being_written(
     hs1: Homeserver, alice: User, evil: EvilServer, levels: int

@@ -42,7 +42,7 @@ from minihs.services.rooms import commit
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building
 from minihs.services.rooms.remote_joins import BadRoomError, commit_join, read_given_room
-from minihs.services.rooms.send import build_upon, load_state_events, own_event_id
+from minihs.services.rooms.send import DEPTH_MAX, build_upon, load_state_events, own_event_id
 from minihs.services.rooms.verification import BadPduError, is_signed_by, read_pdu
 from minihs.storage import directory, timelines
 from minihs.storage import membership as memberships
@@ -190,7 +190,7 @@ async def leave(services: Services, change: RemoteChange) -> EventId:
         logger.info("%s leaves %s alone: %s", change.user_id, change.room_id, error.message)
     place = Template(
         present.event.room_version,
-        present.event.depth + 1,
+        min(present.event.depth + 1, DEPTH_MAX),
         [present.event_id],
         [present.event_id],
         None,
