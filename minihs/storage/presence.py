@@ -132,15 +132,23 @@ LIST_DUE = statement(
 RENEW = statement(
     "presence.renew",
     """
-    UPDATE presence p
-    SET
-      until_ms = greatest(p.until_ms, new.until_ms),
-      last_active_ms = greatest(p.last_active_ms, new.last_active_ms)
-    FROM unnest($1::text[], $2::bigint[], $3::bigint[])
-      AS new (user_id, until_ms, last_active_ms)
-    WHERE
-      p.user_id = new.user_id AND p.presence <> 'offline'
-      AND (p.until_ms < new.until_ms OR p.last_active_ms < new.last_active_ms)
+    WITH new AS (
+      SELECT *
+      FROM unnest($1::text[], $2::bigint[], $3::bigint[])
+        AS new (user_id, until_ms, last_active_ms)
+    ), renewed AS (
+      UPDATE presence p
+      SET
+        until_ms = greatest(p.until_ms, new.until_ms),
+        last_active_ms = greatest(p.last_active_ms, new.last_active_ms)
+      FROM new
+      WHERE
+        p.user_id = new.user_id AND p.presence <> 'offline'
+        AND (p.until_ms < new.until_ms OR p.last_active_ms < new.last_active_ms)
+    )
+    SELECT user_id FROM new WHERE NOT EXISTS (
+      SELECT FROM presence p WHERE p.user_id = new.user_id AND p.presence <> 'offline'
+    )
     """,
 )
 
@@ -201,8 +209,12 @@ async def list_due(
     return [PresenceWrite(*row) for row in rows]
 
 
-async def renew(queries: Queries, signs: Mapping[str, tuple[int, int]]) -> None:
-    """Note signs of life: until when each user will not be gone, and when they were active last."""
-    await queries.execute(
+async def renew(queries: Queries, signs: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Note signs of life: until when each user will not be gone, and when they were active last.
+
+    Return those who are offline all the same: nothing is noted of them.
+    """
+    rows = await queries.fetch(
         RENEW, list(signs), [until for until, _ in signs.values()], [at for _, at in signs.values()]
     )
+    return [row[0] for row in rows]

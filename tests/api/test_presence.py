@@ -297,6 +297,17 @@ async def test_other_processes_know_who_is_there(database_url: str, tmp_path: Pa
         assert alice.user_id in server.services.presence.known, "also after a restart"
 
 
+async def test_what_a_crash_of_the_database_forgot_is_told_again(homeserver: Homeserver) -> None:
+    alice, bob, _ = await pair(homeserver)
+    await polls(alice)
+    await hears(bob, alice, "online")
+    await homeserver.services.db.execute("TRUNCATE presence")  # It is not logged.
+    for services in homeserver.workers:
+        await services.presence.renew(services)
+    await polls(alice)
+    await hears(bob, alice, "online")
+
+
 async def test_presence_can_be_switched_off(database_url: str, tmp_path: Path) -> None:
     async with running_homeserver(database_url, tmp_path, presence_enabled=False) as server:
         alice, bob, _ = await pair(server)

@@ -230,9 +230,13 @@ class PresenceBoard:
         now_ms = services.clock.now_ms()
         signs, self._signs = self._signs, {}
         if signs:
-            await presence_store.renew(
+            known = dict(self.known)
+            offline = await presence_store.renew(
                 services.db, {u: (sign.until_ms, sign.active_ms) for u, sign in signs.items()}
             )
+            for user_id in offline:  # A crash of the database: their next poll tells it again.
+                if self.known.get(user_id) is known.get(user_id):
+                    self.known.pop(user_id, None)
         for user_id, sign in signs.items():
             if sign.until_ms > now_ms and user_id not in self._signs:
                 self._signs[user_id] = sign  # Their next poll may be a while.
