@@ -33,6 +33,7 @@ LOOK_MS = 200
 ROOMS_AT_ONCE = 64
 EVENTS_AT_ONCE = 200
 STEP_MS = 1_000  # A clock that gains less in a turn is only being adjusted.
+ONE_MOMENT_MS = 100
 STEPS_MAX = 100
 
 
@@ -106,7 +107,9 @@ class Sender:
     def _notice_step(self) -> None:
         """Notice whether the wall clock was set since this was called last."""
         clock = self._services.clock
-        wall_ms, monotonic_ms = clock.now_ms(), clock.monotonic_ms()
+        monotonic_ms, wall_ms = clock.monotonic_ms(), clock.now_ms()
+        if clock.monotonic_ms() - monotonic_ms > ONE_MOMENT_MS:
+            return  # The process was held up between the two: they are not of one moment.
         expected_ms = self._wall_ms + monotonic_ms - self._monotonic_ms
         step_ms, at_ms = wall_ms - expected_ms, expected_ms
         if step_ms < -STEP_MS:  # Set back: of earlier steps only what is left of them counts.

@@ -44,7 +44,12 @@ async def test_each_is_sent_once_whoever_is_killed(
         for delay_id in ids:
             path = f"/_matrix/client/v1/delayed_events/{delay_id}"
             told[delay_id] = (await server.request("GET", path, token=token)).json
-        in_order = sorted(ids, key=lambda i: told[i]["delayed_since_ts"] + told[i]["delay_ms"])
+
+        def due(delay_id: str) -> tuple[int, int, str]:
+            since_ms = told[delay_id]["delayed_since_ts"]
+            return since_ms + told[delay_id]["delay_ms"], since_ms, delay_id
+
+        in_order = sorted(ids, key=due)
         assert [event["unsigned"]["delay_id"] for event in events] == in_order
         for event, delay_id in zip(events, in_order, strict=True):
             of = told[delay_id]
