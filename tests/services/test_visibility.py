@@ -17,6 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, User
 
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 VISIBILITIES = ("world_readable", "shared", "invited", "joined")
 # What Alice or Bob can do, by Bob's membership.
 MOVES = {
@@ -159,3 +160,8 @@ async def test_C15_every_way_to_events_obeys_the_rules(homeserver: Homeserver, s
     for section in ("join", "leave"):
         timeline = rooms.get(section, {}).get(room, {"timeline": {"events": []}})["timeline"]
         assert {event["event_id"] for event in timeline["events"]} & ids <= may_see
+    wanted = {"timeline_limit": 100, "required_state": []}
+    body = {"lists": {"all": {**wanted, "ranges": [[0, 9]]}}, "room_subscriptions": {room: wanted}}
+    sliding = await bob.call("POST", SLIDING, body, timeout="0")
+    events = sliding["rooms"].get(room, {}).get("timeline", [])
+    assert {event["event_id"] for event in events} & ids <= may_see
