@@ -22,7 +22,6 @@ from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
 from minihs.base.config import Config, ConfigError, parse_address
 from minihs.base.leaky_buckets import LeakyBuckets
-from minihs.base.limits import EVENT_CACHE_BYTES
 from minihs.base.metrics import Metrics
 from minihs.base.randomness import Randomness
 from minihs.base.sharing import SharedWork
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75
+EVENT_CACHE_BYTES = 32 * 1_048_576
 PARSED_FILTERS_MAX = 10_000
 REMOTE_SUMMARIES_MAX = 50_000  # Rooms, and links of spaces.
 SERVER_ACLS_MAX = 1_000

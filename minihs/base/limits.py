@@ -1,4 +1,7 @@
-"""Every numeric limit of the server, with its unit and where it comes from."""
+"""What those outside may ask, send and store at most, with its unit and where it comes from.
+
+How much a mechanism of ours does at once, keeps in memory or waits stands beside that mechanism.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,6 @@ ACCOUNT_DATA_OF_USER_MAX = 10_000
 ACCOUNT_DATA_BYTES_OF_USER_MAX = 64 * 1_048_576
 DEVICES_OF_USER_MAX = 5_000
 ALIASES_OF_ROOM_MAX = 1_000
-EVENT_CACHE_BYTES = 32 * 1_048_576
-STATE_CACHE_ENTRIES = 2_000
 
 # Requests to other servers; ours, as others do. The time is for everything, connecting included.
 REMOTE_TIMEOUT_MS = 30_000

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import immutables
 
 from minihs.base.caching import BoundedCache
-from minihs.base.limits import STATE_CACHE_ENTRIES
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
@@ -27,6 +26,11 @@ if TYPE_CHECKING:
 
 EMPTY_STATE_ID = 0
 CHAIN_MIN = 16  # Shorter chains are never re-based: reading them costs next to nothing.
+
+DERIVED_CACHED_MAX = 2_000  # States that share nearly everything with the one before.
+ENTRIES_LOADED_MAX = 500_000  # Of states that were loaded: each is a map of its own.
+KEYS_CACHED_MAX = 50_000
+RESOLUTIONS_CACHED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,29 +155,37 @@ class StateStore:
     def __init__(self, queries: Queries, numbers: Numbers) -> None:
         self._queries = queries
         self.numbers = numbers
-        self._cache: BoundedCache[int, State] = BoundedCache(STATE_CACHE_ENTRIES)
-        self._keys: BoundedCache[StateKey, int] = BoundedCache(50_000)
-        self.resolutions: BoundedCache[frozenset[int], int] = BoundedCache(10_000)
+        self._derived: BoundedCache[int, State] = BoundedCache(DERIVED_CACHED_MAX)
+        self._loaded: BoundedCache[int, State] = BoundedCache(ENTRIES_LOADED_MAX)
+        self._keys: BoundedCache[StateKey, int] = BoundedCache(KEYS_CACHED_MAX)
+        self.resolutions: BoundedCache[frozenset[int], int] = BoundedCache(RESOLUTIONS_CACHED_MAX)
 
     def cached(self, state_id: int) -> State | None:
         """Return a state that is in memory, or None."""
-        return EMPTY_STATE if state_id == EMPTY_STATE_ID else self._cache.get(state_id)
+        if state_id == EMPTY_STATE_ID:
+            return EMPTY_STATE
+        return self._derived.get(state_id) or self._loaded.get(state_id)
 
     async def get(self, state_id: int) -> State:
-        """Return a state."""
-        state = self._cache.get(state_id)
-        if state is not None:
-            return state
-        return (await self.get_many([state_id]))[state_id]
+        """Return a state.
+
+        Raises:
+            LookupError: there is no such state.
+        """
+        return self.cached(state_id) or (await self.get_many([state_id]))[state_id]
 
     async def get_many(
         self, state_ids: Iterable[int], queries: Queries | None = None
     ) -> dict[int, State]:
-        """Return several states with one statement for those not in memory."""
+        """Return several states; those not in memory are read together.
+
+        Raises:
+            LookupError: one of them does not exist.
+        """
         found: dict[int, State] = {}
         missing: list[int] = []
         for state_id in set(state_ids):
-            state = EMPTY_STATE if state_id == EMPTY_STATE_ID else self._cache.get(state_id)
+            state = self.cached(state_id)
             if state is None:
                 missing.append(state_id)
             else:
@@ -181,19 +193,21 @@ class StateStore:
         if missing:
             source = queries or self._queries
             chains = {r[0]: r[1] for r in await source.fetch(LOAD_CHAINS, missing)}
+            if unknown := set(missing) - chains.keys():
+                raise LookupError(f"there are no states {sorted(unknown)}")
             rows = await source.fetch(LOAD_STATES, missing)
             entries: dict[int, dict[StateKey, EventId]] = {state_id: {} for state_id in missing}
             for asked, event_type, state_key, event_id in rows:
                 entries[asked][event_type, state_key] = event_id
             for state_id, mapping in entries.items():
-                state = State(state_id, immutables.Map(mapping), chains.get(state_id, 0))
+                state = State(state_id, immutables.Map(mapping), chains[state_id])
                 found[state_id] = state
-                self._cache.put(state_id, state)
+                self._loaded.put(state_id, state, len(mapping) + 1)
         return found
 
     def remember(self, state: State) -> None:
-        """Keep a state that has been committed."""
-        self._cache.put(state.state_id, state)
+        """Keep a state that was derived, and is or will be committed."""
+        self._derived.put(state.state_id, state)
 
     def derive(
         self, parent: State, changes: Mapping[StateKey, EventId | None]
