@@ -78,3 +78,17 @@ async def test_an_event_whose_server_is_never_well_is_dropped_in_the_end(
         assert isinstance(await send_transaction(evil, hs1, [last]), RemoteError)
     assert last.event_id in await push(evil, hs1, [last])
     assert await hs1.services.events.get(last.event_id) is None
+
+
+async def test_what_comes_after_its_followers_does_not_take_the_room_back(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    serve(evil, room, between=1)
+    hidden = say(room, "hidden")
+    say(room, "between")
+    renamed = {"membership": "join", "displayname": "Mallory"}
+    last = room.send(MALLORY, "m.room.member", renamed, state_key=MALLORY)
+    path = f"/rooms/{quote(room.room_id)}/state/m.room.member/{quote(MALLORY)}"
+    for event in (last, hidden):
+        assert await push(evil, hs1, [event]) == {event.event_id: {}}
+        assert await alice.call("GET", path) == renamed

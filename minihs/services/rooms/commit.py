@@ -185,7 +185,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     prev_event_ids = {*event.prev_event_ids, *planned.covers}
     head.extremities = [e for e in (*head.extremities, stored) if e.event_id not in prev_event_ids]
     merged: list[StateRow] = []
-    if len(head.extremities) == 1:
+    if head.extremities == [stored]:
         head.state = after
     else:
         head.state, merged = await state.resolve(services, head.room_version, head.extremities)
