@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
 
-from minihs.base.errors import Unavailable
+from minihs.base.errors import InvalidParam, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -81,10 +81,15 @@ def is_away(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _connection_errors() -> Iterator[None]:
-    """Turn a lost connection into the 503 that a client can retry."""
+def _errors_told() -> Iterator[None]:
+    """Turn a lost connection into the 503 that a client can retry, and a NUL into a 400.
+
+    PostgreSQL's text has no NUL, and no name of anything has one.
+    """
     try:
         yield
+    except asyncpg.CharacterNotInRepertoireError as error:
+        raise InvalidParam("There is a NUL in the request.") from error
     except AWAY as error:
         if not is_away(error):
             raise
@@ -144,34 +149,34 @@ class Database:
 
     async def fetch(self, query: str, *args: object) -> Sequence[Row]:
         """Return all rows of one statement."""
-        with _connection_errors():
+        with _errors_told():
             async with self._pool.acquire() as connection:
                 rows: Sequence[Row] = await connection.fetch(query, *args)
                 return rows
 
     async def fetchrow(self, query: str, *args: object) -> Row | None:
         """Return the first row of one statement, or None."""
-        with _connection_errors():
+        with _errors_told():
             async with self._pool.acquire() as connection:
                 return await connection.fetchrow(query, *args)
 
     async def fetchval(self, query: str, *args: object) -> object:
         """Return the first value of one statement, or None."""
-        with _connection_errors():
+        with _errors_told():
             async with self._pool.acquire() as connection:
                 value: object = await connection.fetchval(query, *args)
                 return value
 
     async def execute(self, query: str, *args: object) -> str:
         """Run one statement, which commits by itself."""
-        with _connection_errors():
+        with _errors_told():
             async with self._pool.acquire() as connection:
                 return str(await connection.execute(query, *args))
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Open a READ COMMITTED transaction; it commits when the block ends without an error."""
-        with _connection_errors():
+        with _errors_told():
             async with self._pool.acquire() as connection, connection.transaction():
                 token = _open.set(True)
                 try:
@@ -182,7 +187,7 @@ class Database:
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Transaction]:
         """Open a read-only transaction in which every statement sees the same data."""
-        with _connection_errors():
+        with _errors_told():
             async with (
                 self._pool.acquire() as connection,
                 connection.transaction(isolation="repeatable_read", readonly=True),
@@ -195,7 +200,7 @@ class Database:
 
     async def dedicated(self) -> asyncpg.Connection:
         """Open a connection outside the pool: for LISTEN, and for the committer."""
-        with _connection_errors():
+        with _errors_told():
             return await asyncpg.connect(
                 self.dsn,
                 timeout=CONNECT_TIMEOUT_S,

@@ -23,6 +23,7 @@ from minihs import app
 from minihs.api.routes import ROUTES
 from minihs.base.limits import BODY_BYTES_MAX
 from tests.fuzz.mutations import Mutator
+from tests.helpers.homeserver import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -225,6 +226,10 @@ async def test_J08_J09_a_nul_is_kept_or_refused_and_half_a_character_refused(
          '"user":"%s"},"password":"%s","device_id":"%s"}'),
         ("POST", "/register", '{"username":"%s","password":"p","device_id":"%s"}'),
         ("POST", f"/rooms/{room}/receipt/m.read/$e", '{"thread_id":"%s"}'),
+        ("POST", f"/rooms/{room}/read_markers", '{"m.read":"%s"}'),
+        ("POST", "/publicRooms", '{"third_party_instance_id":"%s"}'),
+        ("POST", "/delete_devices", '{"devices":["%s"],"auth":{"type":"m.login.password",'
+         f'"user":"{alice.user_id}","password":"{PASSWORD}"}}}}'),
     ]  # fmt: skip
     for method, path, template in places:
         body = template.replace("%s", text).encode()

@@ -6,6 +6,7 @@ Spec: client-server-api#room-aliases, client-server-api#published-room-directory
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY_VISIBILITY: StateKey = ("m.room.history_visibility", "")
 ROOMS_AT_ONCE = 200
+_TOKEN = re.compile(r"([fb])([0-9]{1,18})_(.*)", re.DOTALL)
 
 # What the directory tells of a room.
 LISTED_KEYS: tuple[StateKey, ...] = (
@@ -419,7 +421,7 @@ def _read_token(token: str | None) -> tuple[bool, tuple[int, str] | None]:
     """Return whether a page goes backwards, and the place that it begins after (None: anywhere)."""
     if not token:
         return False, None
-    count, underscore, room_id = token[1:].partition("_")
-    if token[0] not in "fb" or not underscore or not count.isascii() or not count.isdigit():
+    found = _TOKEN.fullmatch(token)
+    if found is None:
         raise InvalidParam("This is not a token of the room directory.")
-    return token[0] == "b", (-int(count), room_id)
+    return found[1] == "b", (-int(found[2]), found[3])
