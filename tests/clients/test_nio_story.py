@@ -89,6 +89,28 @@ async def test_two_people_meet_talk_and_part(server: Server):
         await part(alice, bob, room_id)
 
 
+async def test_somebody_signs_out_a_device_that_has_no_name(server: Server):
+    async with person(server, "carol") as carol:
+        other = nio.AsyncClient(server.address, "carol")
+        good(await other.login(PASSWORD), nio.LoginResponse)
+        await other.close()
+        listed = good(await carol.devices(), nio.DevicesResponse).devices
+        assert {device.id: device.display_name for device in listed} == {
+            carol.device_id: "carol's telephone",
+            other.device_id: "",
+        }
+        asked = good(await carol.delete_devices([other.device_id]), nio.DeleteDevicesAuthResponse)
+        auth = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": "carol"},
+            "password": PASSWORD,
+            "session": asked.session,
+        }
+        good(await carol.delete_devices([other.device_id], auth), nio.DeleteDevicesResponse)
+        left = good(await carol.devices(), nio.DevicesResponse).devices
+        assert [device.id for device in left] == [carol.device_id]
+
+
 async def say(client: nio.AsyncClient, room_id: str, text: str) -> str:
     """Send a text; return the event's id."""
     content = {"msgtype": "m.text", "body": text}
