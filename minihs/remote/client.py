@@ -95,10 +95,6 @@ class Remote:
         self._is_transaction_open = is_transaction_open
         self.is_backing_off: Callable[[str], bool] = _never
 
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._transport.close()
-
     # --- any request ----------------------------------------------------------------------------
 
     async def request(
@@ -448,42 +444,6 @@ class Remote:
         limits = _Limits(timeout_ms=timeout_ms)
         return await self._get(destination, path, query, limits, room=dict, children=list)
 
-    # --- devices and encryption -----------------------------------------------------------------
-
-    async def get_user_devices(self, destination: str, user_id: str) -> Answer:
-        """GET …/user/devices: return `user_id`, `stream_id` and `devices`.
-
-        Spec: server-server-api#device-management
-        """
-        path = f"{V1}/user/devices/{_quoted(user_id)}"
-        return await self._get(destination, path, (), _PLAIN, stream_id=int, devices=list)
-
-    async def query_keys(
-        self, destination: str, device_keys: Mapping[str, Sequence[str]],
-        timeout_ms: int = REMOTE_KEYS_TIMEOUT_MS,
-    ) -> Answer:  # fmt: skip
-        """POST …/user/keys/query: return `device_keys` by user and device, and signing keys.
-
-        Spec: server-server-api#end-to-end-encryption
-        """
-        content = {"device_keys": {user: list(ids) for user, ids in device_keys.items()}}
-        limits = _Limits(timeout_ms=timeout_ms)
-        path = f"{V1}/user/keys/query"
-        return await self._post(destination, path, content, limits, device_keys=dict)
-
-    async def claim_keys(
-        self, destination: str, one_time_keys: Mapping[str, Mapping[str, str]],
-        timeout_ms: int = REMOTE_KEYS_TIMEOUT_MS,
-    ) -> Answer:  # fmt: skip
-        """POST …/user/keys/claim: return `one_time_keys` by user, device and key id.
-
-        `one_time_keys`: user -> device -> algorithm. Spec: server-server-api#end-to-end-encryption.
-        """
-        content = {"one_time_keys": {user: dict(of) for user, of in one_time_keys.items()}}
-        limits = _Limits(timeout_ms=timeout_ms)
-        path = f"{V1}/user/keys/claim"
-        return await self._post(destination, path, content, limits, one_time_keys=dict)
-
     # --- servers --------------------------------------------------------------------------------
 
     async def get_version(self, destination: str) -> Answer:
@@ -560,7 +520,7 @@ def _checked(answer: object, destination: str, shape: Mapping[str, type]) -> Ans
     if not isinstance(answer, dict):
         return RemoteError("bad_answer", destination, "not a JSON object", 200)
     for name, kind in shape.items():
-        if not isinstance(answer.get(name), kind):
+        if type(answer.get(name)) is not kind:  # In Python, true is an integer.
             return RemoteError("bad_answer", destination, f"{name} is missing or wrong", 200)
     return answer
 
