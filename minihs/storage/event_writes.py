@@ -15,7 +15,7 @@ import asyncpg
 
 from minihs.storage.delayed_events import lock_scheduled
 from minihs.storage.sql import BatchStatement, statement
-from minihs.storage.stream_rows import StickyEvent, array_literal
+from minihs.storage.stream_rows import Membership, StickyEvent, array_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,26 +43,6 @@ class RoomWrite:
     main_count: int
     published: bool = False
     alias: tuple[RoomAlias, UserId] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A user's current membership in a room, as its member event says.
-
-    `since` is the position since when it has been what it is, where the table was read; None:
-    it follows from what came before in the stream.
-    """
-
-    room_id: RoomId
-    user_id: UserId
-    membership: str
-    event_id: EventId
-    sender: UserId
-    local: bool
-    forgotten: bool
-    display_name: str | None
-    avatar_url: str | None
-    since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

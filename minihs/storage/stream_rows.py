@@ -68,6 +68,26 @@ class StickyEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """A user's current membership in a room, as its member event says, which it is written with.
+
+    `since` is the position since when it has been what it is, where the table was read; None:
+    it follows from what came before in the stream.
+    """
+
+    room_id: RoomId
+    user_id: UserId
+    membership: str
+    event_id: EventId
+    sender: UserId
+    local: bool
+    forgotten: bool
+    display_name: str | None
+    avatar_url: str | None
+    since: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StayRedaction:
     """A kick or ban redacts the stay that it ended (MSC4293), or more is known of such a stay.
 

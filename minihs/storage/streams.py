@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from minihs.storage.event_store import COLUMNS, StoredEvent
-from minihs.storage.event_writes import Membership
 from minihs.storage.sql import statement
 from minihs.storage.stream_rows import (
     PRESENCE_COLUMNS,
@@ -29,6 +28,7 @@ from minihs.storage.stream_rows import (
     DelayedEventOutcome,
     DeviceListChange,
     ForgottenRoom,
+    Membership,
     PresenceWrite,
     PurgedRoom,
     ReadRow,

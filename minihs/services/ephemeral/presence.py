@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from minihs.base.errors import Forbidden, InvalidParam
 from minihs.base.limits import STATUS_CHARS_MAX
 from minihs.storage import presence as presence_store
-from minihs.storage.event_writes import Membership
-from minihs.storage.stream_rows import PresenceWrite
+from minihs.storage.stream_rows import Membership, PresenceWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

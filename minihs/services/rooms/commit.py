@@ -21,15 +21,9 @@ from minihs.services.rooms import forget, notifications, redact_on_ban, state
 from minihs.storage import delayed_events, history_writes, rooms, sticky_events
 from minihs.storage import membership as memberships
 from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
-from minihs.storage.event_writes import (
-    DelayedOutcome,
-    EventWrite,
-    Membership,
-    Push,
-    RoomWrite,
-)
+from minihs.storage.event_writes import DelayedOutcome, EventWrite, Push, RoomWrite
 from minihs.storage.history_writes import HistoryWrite, Refusal
-from minihs.storage.stream_rows import DelayedEventOutcome, ForgottenRoom, StickyEvent
+from minihs.storage.stream_rows import DelayedEventOutcome, ForgottenRoom, Membership, StickyEvent
 
 if TYPE_CHECKING:
     from asyncio import Future

@@ -32,8 +32,7 @@ from minihs.services.sync.streams.device_lists import RoomsThen
 from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
-from minihs.storage.event_writes import Membership
-from minihs.storage.stream_rows import ForgottenRoom
+from minihs.storage.stream_rows import ForgottenRoom, Membership
 
 if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId

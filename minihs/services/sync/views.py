@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from minihs.storage import membership, to_device
 from minihs.storage.event_store import StoredEvent
-from minihs.storage.event_writes import Membership
 from minihs.storage.stream_rows import (
     AccountDataWrite,
     DelayedEventOutcome,
     DeviceListChange,
     ForgottenRoom,
+    Membership,
     PresenceWrite,
     ToDeviceNews,
     UnignoredUser,
