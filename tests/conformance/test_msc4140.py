@@ -670,6 +670,41 @@ async def test_d_14_the_list_is_of_ones_own_scheduled_events_in_order(
     assert [event["delay_id"] for event in listed] == [soon, middle]
 
 
+async def test_d_14_matrix_js_sdk_finds_what_is_scheduled_and_what_is_finalised_apart(
+    homeserver: Homeserver,
+) -> None:
+    alice, _, room_id = await room_of_two(homeserver)
+    ids = {
+        "sent when due": await delay(alice, room_id, 1_000),
+        "failed": await delay(alice, "!nowhere:hs1", 1_000),
+        "sent early": await delay(alice, room_id, 2_000),
+        "cancelled": await delay(alice, room_id, 3_000),
+        "waits": await delay(alice, room_id, 4_000),
+    }
+    await manage(alice, ids["sent early"], "send")
+    await manage(alice, ids["cancelled"], "cancel")
+    await fire(homeserver, 1_000)
+    waiting = await look_up(alice, ids["waits"], UNSTABLE)
+    for query in ({}, {"status": "scheduled"}):
+        answer = await alice.call("GET", UNSTABLE, **query)
+        assert (answer["scheduled"], answer["finalised"]) == ([waiting], [])
+    answer = await alice.call("GET", UNSTABLE, status="finalised")
+    assert answer["scheduled"] == []
+    told = {item["delayed_event"]["delay_id"]: item for item in answer["finalised"]}
+    assert {
+        name: (told[i]["outcome"], told[i]["reason"]) for name, i in ids.items() if i in told
+    } == {
+        "sent when due": ("send", "delay"),
+        "failed": ("cancel", "error"),
+        "sent early": ("send", "action"),
+        "cancelled": ("cancel", "action"),
+    }
+    events = {event["event_id"] for event in await sent(alice, room_id)}
+    assert {item["event_id"] for item in told.values() if "event_id" in item} == events
+    assert told[ids["failed"]]["error"]["errcode"] == "M_FORBIDDEN"
+    assert (await alice.request("GET", MERGED, status="finalised")).status == 400
+
+
 LISTS = [MERGED, UNSTABLE, unstable.PATH_DELAYED_EVENTS_LIST]
 
 

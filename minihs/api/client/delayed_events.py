@@ -29,12 +29,15 @@ from minihs.services.rooms.delayed_events import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.api.requests import Request
     from minihs.protocol.identifiers import UserId
 
 DIGITS_MAX = 15
 LIST_PARAMETERS = ("from_ts", "to_ts", "dir", "from", "room_id", "type", "status")
 STATUSES = ("scheduled", "sent", "cancelled", "failed")
+FORMER_FINALISED = "finalised"  # Of any of the latter three.
 ACTIONS = {
     "send": delayed_events.send_now,
     "cancel": delayed_events.cancel,
@@ -188,44 +191,53 @@ async def get_delayed_event_unstable(request: Request) -> object:
 
 async def get_delayed_events(request: Request) -> object:
     """GET /_matrix/client/v1/delayed_events. MSC4140#getting-a-list-of-delayed-events."""
-    return await _list(request, former=False, everything=False)
+    answer, _ = await _list(request, former=False, everything=False)
+    return answer
 
 
 async def get_delayed_events_unstable(request: Request) -> object:
     """GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events.
 
+    The list is told twice: also as a draft of 2025 had it and matrix-js-sdk reads it, what is
+    scheduled and what is finalised apart.
     MSC4140#getting-a-list-of-delayed-events
     """
-    return await _list(request, former=True, everything=False)
+    answer, events = await _list(request, former=True, everything=False)
+    scheduled = [event for event in events if "finalised" not in event]
+    finalised = [_former_outcome(event) for event in events if "finalised" in event]
+    return {"scheduled": scheduled, "finalised": finalised, **answer}
 
 
 async def get_delayed_events_filtered(request: Request) -> object:
     """GET /_matrix/client/unstable/org.matrix.msc4486/delayed_events. MSC4486#proposal."""
-    return await _list(request, former=True, everything=True)
+    answer, _ = await _list(request, former=True, everything=True)
+    return answer
 
 
-async def _list(request: Request, *, former: bool, everything: bool) -> object:
-    """Return a page of the requester's delayed events.
+async def _list(
+    request: Request, *, former: bool, everything: bool
+) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Return an answer with a page of the requester's delayed events; and that page.
 
     MSC4140 knows no filters and lists what is scheduled; with any filter of MSC4486, and at its own
     path, what is finalised is listed too, unless the filter says otherwise.
     """
-    wanted = _wanted(request)
+    wanted = _wanted(request, STATUSES if not former else (*STATUSES, FORMER_FINALISED))
     if wanted == Wanted() and not everything:
         wanted = Wanted(status="scheduled")
     events, place = await delayed_events.list_delayed_events(
         request.services, request.requester.user_id, wanted
     )
-    answer: dict[str, object] = {
-        "delayed_events": [_with_former_names(event) for event in events] if former else events
-    }
+    if former:
+        events = [_with_former_names(event) for event in events]
+    answer: dict[str, object] = {"delayed_events": events}
     if place is not None:
         token = f"{place[0]}_{place[1]}"
         answer |= dict.fromkeys(unstable.LIST_NEXT_BATCH.written, token)
-    return answer
+    return answer, events
 
 
-def _wanted(request: Request) -> Wanted:
+def _wanted(request: Request, statuses: Sequence[str]) -> Wanted:
     """Return what the query parameters of MSC4486 ask for.
 
     Raises:
@@ -239,8 +251,8 @@ def _wanted(request: Request) -> Wanted:
             raise InvalidParam(f"{' and '.join(spellings)} disagree")
         for value in values:
             given[name] = value
-    if given.get("status", "sent") not in STATUSES:
-        raise InvalidParam(f"status must be one of {', '.join(STATUSES)}.")
+    if given.get("status", "sent") not in statuses:
+        raise InvalidParam(f"status must be one of {', '.join(statuses)}.")
     if given.get("dir", "f") not in ("f", "b"):
         raise InvalidParam("dir must be f or b.")
     every = Wanted()
@@ -275,3 +287,30 @@ def _with_former_names(described: dict[str, object]) -> dict[str, object]:
         "scheduled_at": described["delayed_since_ts"],
         **(outcome if isinstance(outcome, dict) else {}),
     }
+
+
+def _former_outcome(described: dict[str, object]) -> dict[str, object]:
+    """Return what became of a delayed event as the draft of 2025 told it."""
+    match described:
+        case {"error": error}:
+            return {
+                "delayed_event": described,
+                "outcome": "cancel",
+                "reason": "error",
+                "error": error,
+            }
+        case {
+            "event_id": event_id,
+            "finalised_ts": int(ts),
+            "delay": int(delay_ms),
+            "running_since": int(since),
+        }:
+            return {
+                "delayed_event": described,
+                "outcome": "send",
+                "reason": "delay" if ts >= since + delay_ms else "action",
+                "event_id": event_id,
+                "origin_server_ts": ts,
+            }
+        case _:
+            return {"delayed_event": described, "outcome": "cancel", "reason": "action"}
