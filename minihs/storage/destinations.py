@@ -129,7 +129,9 @@ TAKE_SHARDS = statement(
     """
     UPDATE delivery_shards
     SET holder = $1, until_ms = $4
-    WHERE shard = ANY($2::smallint[]) AND (holder = $1 OR until_ms <= $3)
+    WHERE shard = ANY($2::smallint[]) AND (
+      holder = $1 OR until_ms <= $3 OR until_ms - 60000 > $4
+    )
     RETURNING shard, position
     """,
 )

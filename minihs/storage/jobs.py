@@ -1,6 +1,7 @@
 """Leases of loops that run in one process at a time (D4).
 
-Whoever holds a lease renews it before it runs out; when they die, the next to ask takes over.
+Whoever holds a lease renews it before it runs out; when they die, the next to ask takes over. One
+that lasts longer than any is given has outlived a clock that was put back: it does not count.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ TAKE_LEASE = statement(
     ON CONFLICT (name) DO UPDATE
     SET holder = excluded.holder, until_ms = excluded.until_ms
     WHERE
-      old.holder = excluded.holder OR old.until_ms <= $3
-      -- Nobody is given so much: the clock has been put back since, and they may be gone.
-      OR old.until_ms > $4 + 60000
+      old.holder = excluded.holder OR old.until_ms <= $3 OR old.until_ms - 60000 > $4
     RETURNING true
     """,
 )
@@ -31,7 +30,11 @@ TAKE_LEASE = statement(
 # A scan: one small row for each loop and process.
 LIST_HOLDERS = statement(
     "jobs.list_holders",
-    "SELECT holder FROM jobs WHERE starts_with(name, $1) AND until_ms > $2",
+    """
+    SELECT holder
+    FROM jobs
+    WHERE starts_with(name, $1) AND until_ms > $2 AND until_ms - 120000 <= $2
+    """,
 )
 
 DELETE_EXPIRED = statement(

@@ -224,8 +224,15 @@ async def test_processes_share_the_servers_and_take_over(
         assert max(peer.at_once for peer in peers) == 1
 
 
-async def test_a_process_that_dies_is_replaced_when_its_leases_have_run_out(
-    house: House, federation: Federation, clock: ManualClock
+@pytest.mark.parametrize(
+    "passed_ms",
+    [
+        pytest.param(LEASE_MS, id="run out"),
+        pytest.param(-3_600_000, id="outlived a clock that was put back"),
+    ],
+)
+async def test_a_process_that_dies_is_replaced_when_its_leases_have(
+    house: House, federation: Federation, clock: ManualClock, passed_ms: int
 ):
     peers = [Peer(federation.evil(f"peer{n}")) for n in range(12)]
     async with house.running(workers=2) as server:
@@ -240,7 +247,7 @@ async def test_a_process_that_dies_is_replaced_when_its_leases_have_run_out(
             await put_member(first, room_id, peer.user)
         second.delivery._lose(set(second.delivery._shards))  # It hears and does nothing any more.
         await alice.say(room_id, "hello")
-        clock.advance_ms(LEASE_MS)
+        clock.advance_ms(passed_ms)
         await first.delivery.hold_shards(first, "a")
         await until(lambda: all(peer.bodies == ["hello"] for peer in peers))
 
