@@ -693,8 +693,10 @@ class Round:
                 given = answer(request) if callable(answer) else answer
             except (KeyError, AssertionError, TypeError, ValueError):
                 return raw({"errcode": "M_NOT_FOUND", "error": "no"}, 404)
-            if not isinstance(given, dict) or self.often(400):
+            if not isinstance(given, dict):
                 return given
+            if self.often(400):
+                return raw(_encoded(given))
             return self._changed_answer(given)
 
         return give
