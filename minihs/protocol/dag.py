@@ -4,15 +4,10 @@ A file holds either a room (every event with its ID, hashes and verdicts, and ho
 resolved) or a table of single questions. The answers are computed from the events alone and then
 compared with those in the file, so that two implementations can be held against each other.
 `explain` tells of one event how the state before it came about: sets, orderings, each check.
-
-This is the package's only module that reads files; it does so in `run`, and nowhere else.
 """
 
 from __future__ import annotations
 
-import gzip
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import orjson
@@ -34,7 +29,7 @@ from minihs.protocol.signatures import SignatureError, decode_verify_key, verify
 from minihs.protocol.state_resolution import Resolution, explain, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from minihs.protocol.identifiers import StateKey
     from minihs.protocol.room_versions import RoomVersion
@@ -44,42 +39,25 @@ Answers: TypeAlias = "list[object] | dict[str, list[object]]"
 _T = TypeVar("_T")
 
 
-def run(paths: Sequence[str | Path], explain_event: str | None = None) -> tuple[str, bool]:
-    """Return what to print about the files, and whether every answer agrees with them.
+def run(files: Mapping[str, bytes], explain_event: str | None = None) -> tuple[str, bool]:
+    """Return what to print about files (name -> content), and whether every answer agrees.
 
-    One file gives one JSON object, several an object of them by path. With `explain_event` the
+    One file gives one JSON object, several an object of them by name. With `explain_event` the
     text is for people.
 
     Raises:
-        OSError: If a file cannot be read.
-        ValueError: If it is not in a format that we know.
+        ValueError: If a file is not in a format that we know.
         LookupError: If it refers to something that it does not hold.
     """
+    read = {name: _as(dict, canonical_json.decode_lenient(data)) for name, data in files.items()}
     if explain_event is not None:
-        return "\n".join(_explain(_load(Path(path)), explain_event) for path in paths), True
-    outputs = {str(path): _answer(_load(Path(path))) for path in paths}
+        return "\n".join(_explain(file, explain_event) for file in read.values()), True
+    outputs = {name: _answer(file) for name, file in read.items()}
     every_ok = all(ok for _, ok in outputs.values())
-    shown: object = {path: output for path, (output, _) in outputs.items()}
+    shown: object = {name: output for name, (output, _) in outputs.items()}
     if len(outputs) == 1:
         ((shown, _),) = outputs.values()
     return orjson.dumps(shown).decode(), every_ok
-
-
-def main(paths: Sequence[str | Path], explain_event: str | None = None) -> int:
-    """Print about the files; return the exit status: 1 if answers differ, 2 for faulty files."""
-    try:
-        output, agrees = run(paths, explain_event)
-    except (OSError, ValueError, LookupError) as error:
-        sys.stderr.write(f"minihs dag: {error!r}\n")
-        return 2
-    sys.stdout.write(output + "\n")
-    return 0 if agrees else 1
-
-
-def _load(path: Path) -> Json:
-    data = path.read_bytes()
-    text = gzip.decompress(data) if path.suffix == ".gz" else data
-    return _as(dict, canonical_json.decode_lenient(text))
 
 
 def _answer(file: Json) -> tuple[Json, bool]:
@@ -388,7 +366,3 @@ def _as(kind: type[_T], value: object) -> _T:
     if not isinstance(value, kind):
         raise ValueError(f"{value!r:.60} is not a {kind.__name__}")  # noqa: TRY004  A faulty file.
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from minihs.services.accounts import devices
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
-    from minihs.storage.devices import Device
+    from minihs.services.accounts.devices import Device
 
 
 class DeviceUpdate(msgspec.Struct):

@@ -25,7 +25,6 @@ async def sync(request: Request) -> object:
     Spec: client-server-api#get_matrixclientv3sync
     """
     services, requester = request.services, request.requester
-    await services.follower.wait_for(requester.position)
     since = request.query("since")
     token = parse_token(since, services.follower.head) if since is not None else None
     timeout_ms = request.query_integer("timeout", 0, high=SYNC_TIMEOUT_MAX_MS)

@@ -9,13 +9,15 @@ from minihs.base.limits import DEVICE_NAME_CHARS_MAX
 from minihs.services.accounts import sessions
 from minihs.services.accounts.user_interactive_auth import PASSWORD, Operation, authorize
 from minihs.storage import devices
+from minihs.storage.devices import Device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
-    from minihs.storage.devices import Device
+
+__all__ = ["Device", "delete_devices", "get_device", "list_devices", "rename_device"]
 
 
 async def list_devices(services: Services, requester: Requester) -> Sequence[Device]:
