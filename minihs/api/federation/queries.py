@@ -57,7 +57,7 @@ async def get_public_rooms(request: Request) -> object:
         include_all_networks=request.query_flag("include_all_networks"),
         third_party_instance_id=request.query("third_party_instance_id") or None,
     )
-    return await directory.list_public_rooms(request.services, query)
+    return await client_directory.list_local_public_rooms(request, search)
 
 
 async def query_public_rooms(request: Request) -> object:
