@@ -122,18 +122,6 @@ def decode(data: bytes | str) -> object:
         raise JsonError(str(error)) from error
 
 
-def decode_strict(data: bytes | str) -> object:
-    """Return the value of a JSON text that has a Canonical JSON.
-
-    Raises:
-        JsonError: If the text is not JSON.
-        CanonicalJsonError: If the value is outside Canonical JSON; `1.0` and `1e2` are.
-    """
-    value = decode(data)
-    check(value)
-    return value
-
-
 def decode_lenient(data: bytes | str) -> object:
     """Return the value of a JSON text with its numbers kept exactly, of whatever size.
 
@@ -172,7 +160,7 @@ def canonicalize(text: bytes | str) -> bytes:
     """Return the Canonical JSON of a JSON text, its numbers taken by their value.
 
     So `1e10` is 10000000000, as in the examples of the specification. Servers may not rely on it:
-    in events such a number is refused, by us (`decode_strict`) and by others.
+    in events such a number is refused, by us (`check`) and by others.
 
     Raises:
         JsonError: If the text is not JSON.

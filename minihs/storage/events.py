@@ -57,7 +57,7 @@ FETCH_READER = statement(
     "events.fetch_reader",
     """
     SELECT
-      r.room_nid, r.state_id, s.position, m.membership, m.forgotten, m.event_id, a.json
+      r.room_nid, r.state_id, s.position, m.membership, m.forgotten, a.json
     FROM rooms r
     CROSS JOIN stream s
     LEFT JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $2
@@ -200,7 +200,6 @@ class ReaderRow:
     position: int
     membership: str | None
     forgotten: bool
-    member_event_id: str | None
     ignored_json: str | None
 
 
@@ -232,7 +231,7 @@ async def fetch_reader(queries: Queries, room_id: str, user_id: str) -> ReaderRo
     row = await queries.fetchrow(FETCH_READER, room_id, user_id)
     if row is None:
         return None
-    return ReaderRow(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6])
+    return ReaderRow(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
 
 
 async def list_member_events(

@@ -18,7 +18,6 @@ from minihs.protocol.canonical_json import (
     check,
     decode,
     decode_lenient,
-    decode_strict,
     encode,
     encode_lenient,
     encode_strict,
@@ -30,7 +29,7 @@ from tests.helpers.json_values import CANONICAL_VALUES
 def test_all_encoders_write_what_canonicaljson_writes(value: object) -> None:
     expected = canonicaljson.encode_canonical_json(value)
     assert encode(value) == encode_strict(value) == encode_lenient(value) == expected
-    assert decode_strict(expected) == decode_lenient(expected) == decode(expected) == value
+    assert decode_lenient(expected) == decode(expected) == value
 
 
 def nested(depth: int) -> object:
@@ -78,7 +77,7 @@ def test_the_limits_themselves_are_allowed() -> None:
 )
 def test_numbers_are_refused_as_they_are_written(text: str) -> None:
     with pytest.raises(CanonicalJsonError):
-        decode_strict(f'{{"a":{text}}}')
+        check(decode(f'{{"a":{text}}}'))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_numbers_are_refused_as_they_are_written(text: str) -> None:
     ["", "{", "{'a':1}", "[1,]", "NaN", "[Infinity]", "1E400", '"\\ud800"', "01", "\x00", b"\xff"],
 )
 def test_what_is_not_json_is_refused(text: str | bytes) -> None:
-    for decoder in (decode, decode_strict, decode_lenient):
+    for decoder in (decode, decode_lenient):
         with pytest.raises(JsonError):
             decoder(text)
 
@@ -114,7 +113,7 @@ def test_numbers_that_are_no_integers_have_no_canonical_form(text: str) -> None:
 
 
 def test_negative_zero_is_zero() -> None:
-    assert encode(decode_strict('{"a":-0}')) == b'{"a":0}'
+    assert encode(decode('{"a":-0}')) == b'{"a":0}'
 
 
 def test_old_rooms_have_no_infinity_either() -> None:

@@ -48,7 +48,7 @@ class Rulesets:
         self._known: set[str] = set()
         self._custom: dict[str, CompiledRuleset] = {}
         self._ignored: dict[str, frozenset[str]] = {}
-        self._changed_unread = 0  # Changes that passed of users who are not known yet.
+        self._changed_unread = 0  # Changes of users who are not known yet that passed, or may have.
 
     def follow(self, items: Sequence[Positioned]) -> None:
         """Take notice of changes in the stream."""
@@ -65,6 +65,7 @@ class Rulesets:
 
     def reset(self) -> None:
         """Forget everything: part of the stream was skipped."""
+        self._changed_unread += 1
         self._known.clear()
         self._custom.clear()
         self._ignored.clear()
