@@ -373,12 +373,17 @@ def _lacks_sticky(one: View, other: View, residents: set[str]) -> list[str]:
 
 
 def _shows_redacted(one: View, other: View) -> list[str]:
-    """Return what is redacted on one server, but not on another that has the reason as well."""
+    """Return what is redacted on one server, but not on another that has the reason as well.
+
+    Before version 11, a redaction that has itself been redacted does not say any more of what it is
+    one: who gets it only then does not know.
+    """
     return [
         f"{event_id} is redacted on {one.server} because of {because}, not on {other.server}"
         for event_id, because in sorted(one.redacted.items())
         if event_id in other.events
         and event_id not in other.redacted
+        and because not in one.redacted
         and because in other.events
         and other.events[because].placed
         and other.events[because].status == ACCEPTED
