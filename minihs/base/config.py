@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENVIRONMENT_PREFIX = "MINIHS_"
+PORT_MAX = 65_535
 
 
 class ConfigError(Exception):
@@ -41,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "in `data_dir` is started."
         ),
     ] = ""
-    data_dir: Annotated[str, _option("Where keys, media and the embedded database live.")] = "data"
+    data_dir: Annotated[str, _option("Where the keys and the embedded database live.")] = "data"
     listen: Annotated[
         str, _option("`host:port` of the plain HTTP listener: client and federation API.")
     ] = "127.0.0.1:8008"
@@ -200,7 +201,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
     if path is not None:
         try:
             values |= tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # No TOML, or no UTF-8.
             raise ConfigError(f"{path}: {error}") from error
     kinds = get_type_hints(Config)
     for name in Config.__struct_fields__:
@@ -269,6 +270,7 @@ def parse_address(text: str) -> tuple[str, int]:
         ConfigError: it is not of that form.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
+    is_number = port.isascii() and port.isdigit() and len(port) <= 5
+    if not colon or not is_number or int(port) > PORT_MAX:
         raise ConfigError(f"{text!r} is not host:port")
     return host.strip("[]"), int(port)

@@ -178,23 +178,14 @@ NOT_RELATION_TYPES = Name("not_rel_types", "org.matrix.msc3874.not_rel_types")
 RELATED_BY_SENDERS = Name("related_by_senders", "io.element.relation_senders", merged=True)
 RELATED_BY_RELATION_TYPES = Name("related_by_rel_types", "io.element.relation_types", merged=True)
 
-# MSC2409 and MSC3202, what application services are sent beside events; MSC4190, their devices.
+# MSC2409, what application services are sent beside events; MSC3202, acting as a device.
 APPSERVICE_EPHEMERAL = Name("ephemeral", "de.sorunome.msc2409.ephemeral", merged=True)
 APPSERVICE_PUSH_EPHEMERAL = Name(
     "receive_ephemeral", "de.sorunome.msc2409.push_ephemeral", merged=True
 )
 APPSERVICE_PUSH_EPHEMERAL_OLDER = "push_ephemeral"
 APPSERVICE_TO_DEVICE = Name("to_device", "de.sorunome.msc2409.to_device", merged=True)
-APPSERVICE_ENABLES_MSC3202 = "org.matrix.msc3202"
 APPSERVICE_DEVICE_ID_PARAMETER = Name("device_id", "org.matrix.msc3202.device_id", merged=True)
-APPSERVICE_DEVICE_LISTS = Name("device_lists", "org.matrix.msc3202.device_lists")
-APPSERVICE_ONE_TIME_KEY_COUNTS = Name(
-    "device_one_time_keys_count", "org.matrix.msc3202.device_one_time_keys_count"
-)
-APPSERVICE_FALLBACK_KEY_TYPES = Name(
-    "device_unused_fallback_key_types", "org.matrix.msc3202.device_unused_fallback_key_types"
-)
-APPSERVICE_DEVICE_MANAGEMENT = "io.element.msc4190"
 
 # MSC3381, polls, and MSC3930, their push rules.
 POLL_START = Name("m.poll.start", "org.matrix.msc3381.poll.start")

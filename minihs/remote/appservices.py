@@ -18,7 +18,12 @@ from minihs.base.clock import time_limit
 from minihs.base.limits import APPSERVICE_ANSWER_BYTES_MAX, APPSERVICE_QUERY_TIMEOUT_MS
 from minihs.protocol.canonical_json import decode
 from minihs.remote.bodies import read_bounded
-from minihs.remote.http import CONNECT_TIMEOUT_S, IDLE_S, USER_AGENT
+from minihs.remote.http import (
+    CONNECT_TIMEOUT_S,
+    CONNECTIONS_TO_A_HOST_MAX,
+    IDLE_S,
+    USER_AGENT,
+)
 from minihs.remote.transport import RawAnswer, RemoteError
 
 if TYPE_CHECKING:
@@ -127,7 +132,11 @@ class AppserviceRemote:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(keepalive_timeout=IDLE_S),
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # One slow service must not keep us from the others.
+                    limit_per_host=CONNECTIONS_TO_A_HOST_MAX,
+                    keepalive_timeout=IDLE_S,
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": USER_AGENT},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minihs.base.config import ConfigError, load_config
+from minihs.base.config import ConfigError, load_config, parse_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,11 +46,12 @@ def test_a_choice_that_there_is_not_names_those_that_there_are(
         ('inspector = "yes"', "inspector"),
         ("listen_on = 1", "listen_on"),
         ("listen =", "minihs.toml"),
+        ('server_name = "caf\u00e9"', "minihs.toml"),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "minihs.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=said):
         load_config(path, {})
 
@@ -65,3 +66,20 @@ def test_what_cannot_be_used_is_named(text: str, said: str, tmp_path: Path) -> N
 def test_variables_are_texts_of_what_they_stand_for(variable: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(None, {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8008", ("127.0.0.1", 8008)),
+        ("[::1]:8448", ("::1", 8448)),
+        (":65535", ("", 65_535)),
+        *((text, None) for text in ("", "8008", "host:", "host:x", "host:65536", "host:²")),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int] | None) -> None:
+    if address is not None:
+        assert parse_address(text) == address
+        return
+    with pytest.raises(ConfigError, match="host:port"):
+        parse_address(text)
