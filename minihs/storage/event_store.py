@@ -240,6 +240,8 @@ class EventStore:
         ) = row[first : first + COLUMN_COUNT]  # fmt: skip
         known = self._cache.get(event_id)
         if known is not None and known.status == status and known.order is not None:
+            if redacted_by is not None and known.redacted_by is None:
+                self.note_redaction(event_id, redacted_by)  # By history that another has fetched.
             return known
         stored = StoredEvent(
             Event.from_json(json, ROOM_VERSIONS[room_version], event_id),

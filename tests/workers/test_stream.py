@@ -15,9 +15,12 @@ import asyncpg
 import pytest
 
 from minihs.base.clock import ManualClock
-from minihs.protocol.identifiers import RoomId, UserId
+from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.services.rooms.membership import MembershipChange, change_membership
+from minihs.storage import missing_events
+from minihs.storage import rooms as room_reads
 from minihs.storage.event_store import StoredEvent
+from minihs.storage.events import list_range
 from minihs.storage.stream_rows import AccountDataWrite
 from tests.helpers.homeserver import Homeserver, running_homeserver
 from tests.helpers.messages import send_at
@@ -337,3 +340,26 @@ async def test_a_reader_who_fails_begins_anew_and_stops_nobody(homeserver: Homes
     assert len(began_anew) == 2
     assert services.committer.is_running
     record.assert_complete(await services.follower.fetch_position())
+
+
+async def test_what_history_redacts_that_one_worker_has_fetched_is_redacted_for_the_other(
+    pair: Homeserver,
+):
+    """Fetched history has no position, so the stream does not tell of it."""
+    alice = await pair.register("alice")
+    room_id = RoomId(await alice.create_room())
+    event_id = EventId(await alice.say(room_id, "secret"))
+    first, second = pair.workers
+    stored, theirs = [await worker.events.get(event_id) for worker in pair.workers]
+    assert stored is not None
+    assert theirs is not None
+    redaction_id = EventId("$redaction")
+    await missing_events.mark_redacted(first.db, stored.event_nid, redaction_id)
+
+    row = await room_reads.fetch_room(second.db, room_id)
+    assert row is not None
+    await list_range(
+        second.db, second.events, row.room_nid, (0, 0), (2**62, 0), backward=False, limit=100
+    )
+
+    assert theirs.redacted_by == redaction_id
