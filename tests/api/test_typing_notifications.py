@@ -73,7 +73,7 @@ async def test_typing_ends_when_its_time_runs_out(timed: Homeserver) -> None:
         clock.advance_ms(ms)
         while services.typing.timed.get(room) == planned:
             await services.follower.fetch_position()  # Until the timer's task has begun,
-        async with services.typing.turn(room):  # and has ended.
+        async with services.typing.turns.take(room):  # and has ended.
             users = typing_in(await bob.sync(), room)
         return None if users is None else set(users)
 

@@ -5,10 +5,8 @@ Spec: client-server-api#client-config, client-server-api#room-tagging
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from minihs.base.errors import (
     BadJson,
@@ -24,6 +22,7 @@ from minihs.base.limits import (
     ACCOUNT_DATA_BYTES_OF_USER_MAX,
     ACCOUNT_DATA_OF_USER_MAX,
 )
+from minihs.base.turns import Turns
 from minihs.protocol import canonical_json
 from minihs.protocol.identifiers import IDENTIFIER_BYTES_MAX, RoomId, parse_room_id
 from minihs.protocol.stickiness import STICKY_DURATION_MS_MAX
@@ -143,13 +142,12 @@ async def changing(services: Services, user_id: UserId) -> AsyncIterator[Transac
     For blocks that read a content, through the transaction, and write it again. Those who wait in
     this process wait before they take a connection.
     """
-    lock = _locks.setdefault(user_id, asyncio.Lock())
-    async with lock, services.db.transaction() as tx:
+    async with _turns.take(user_id), services.db.transaction() as tx:
         await accounts.lock_account(tx, user_id)
         yield tx
 
 
-_locks: WeakValueDictionary[UserId, asyncio.Lock] = WeakValueDictionary()
+_turns: Turns[str] = Turns()
 
 
 # --- tags ---------------------------------------------------------------------------------------

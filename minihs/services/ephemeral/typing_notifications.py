@@ -10,19 +10,16 @@ Spec: client-server-api#typing-notifications
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden
 from minihs.base.limits import TYPING_TIMEOUT_MAX_MS
+from minihs.base.turns import Turns
 from minihs.protocol.identifiers import RoomId, UserId
 from minihs.storage import typing_notifications as typing_reads
 from minihs.storage.stream_rows import TypingWrite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from minihs.services.context import Services
 
 TIMEOUT_DEFAULT_MS = 30_000
@@ -30,28 +27,15 @@ OVERDUE_GRACE_MS = 3_000  # The accepting process comes first.
 
 
 class TypingRooms:
-    """The rooms in which this process is changing, or will end, somebody's typing."""
+    """The rooms in which this process is changing, or will end, somebody's typing.
+
+    `turns` are those to change who types in a room. `timed` is when this process will look again at
+    those in which somebody types.
+    """
 
     def __init__(self) -> None:
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self.turns: Turns[str] = Turns()
         self.timed: dict[str, int] = {}
-        """When this process will look at a room again, for those in which somebody types."""
-
-    @contextlib.asynccontextmanager
-    async def turn(self, room_id: str) -> AsyncIterator[None]:
-        """Wait for, and hold, the turn to change who types in a room."""
-        lock, users = self._turns.get(room_id, (None, 0))
-        lock = lock or asyncio.Lock()
-        self._turns[room_id] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            _, users = self._turns[room_id]
-            if users == 1:
-                del self._turns[room_id]
-            else:
-                self._turns[room_id] = lock, users - 1
 
 
 async def set_typing(
@@ -64,7 +48,7 @@ async def set_typing(
 
     Spec: client-server-api#put_matrixclientv3roomsroomidtypinguserid
     """
-    async with services.typing.turn(room_id):
+    async with services.typing.turns.take(room_id):
         now_ms = services.clock.now_ms()
         joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
         if not joined:
@@ -80,7 +64,7 @@ async def set_typing(
 
 async def expire(services: Services, room_id: RoomId) -> None:
     """Take those out of a room's list whose time has run out."""
-    async with services.typing.turn(room_id):
+    async with services.typing.turns.take(room_id):
         now_ms = services.clock.now_ms()
         _, old = await typing_reads.fetch_typing(services.db, room_id, "")
         new = {user: until_ms for user, until_ms in old.items() if until_ms > now_ms}
