@@ -18,17 +18,6 @@ INSERT_REPORT = statement(
     """,
 )
 
-# The whole table, the newest first.
-LIST_REPORTS = statement(
-    "reports.list_reports",
-    """
-    SELECT reporter, reason, received_ms, room_id, event_id, user_id
-    FROM reports
-    ORDER BY report_id DESC
-    LIMIT $1
-    """,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -53,8 +42,3 @@ async def insert_report(queries: Queries, report: Report) -> None:
         report.user_id,
         report.reason,
     )
-
-
-async def list_reports(queries: Queries, limit: int) -> list[Report]:
-    """Return the newest reports."""
-    return [Report(*row) for row in await queries.fetch(LIST_REPORTS, limit)]
