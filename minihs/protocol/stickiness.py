@@ -32,14 +32,6 @@ class Stickiness:
         """Return whether the event is still sticky at `now_ms`."""
         return now_ms < self.end_ms
 
-    def remaining_ms(self, now_ms: int) -> int:
-        """Return the milliseconds of stickiness left at `now_ms`, 0 once expired.
-
-        Never more than the whole duration: if our clock stepped back, clients would otherwise
-        keep the event too long.
-        """
-        return min(max(0, self.end_ms - now_ms), self.end_ms - self.start_ms)
-
 
 def sticky_duration_ms(pdu: Mapping[str, object]) -> int | None:
     """Return for how long an event asks to be sticky, or None when it is an ordinary event.
