@@ -46,7 +46,7 @@ def test_a_choice_that_there_is_not_names_those_that_there_are(
         ('inspector = "yes"', "inspector"),
         ("listen_on = 1", "listen_on"),
         ("listen =", "minihs.toml"),
-        ('server_name = "caf\u00e9"', "minihs.toml"),
+        ('server_name = "\u00e9.example"', "minihs.toml"),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, said: str, tmp_path: Path) -> None:
