@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OWN_HEADERS = CIMultiDict({"Content-Type": "application/json"})
+_OWN_HEADERS = CIMultiDict({"Content-Type": "application/json", "Server": "minihs"})
 _HEADERS = CIMultiDict(
     {
         **_OWN_HEADERS,

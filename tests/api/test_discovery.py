@@ -81,3 +81,4 @@ async def test_what_is_configured_is_told(
         {"contacts": [{kind: contact, "role": "m.role.admin"}]},
     ]
     assert all(a.headers["Access-Control-Allow-Origin"] == "*" for a in answers)
+    assert all(a.headers["Server"] == "minihs" for a in answers)
