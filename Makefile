@@ -39,10 +39,11 @@ run: install ## From a fresh checkout to a server on 127.0.0.1:8008
 
 ##@ Check
 
+ON_ALL_CORES := --numprocesses auto --maxprocesses 4
 .PHONY: test
 test: install ## The whole test suite, on every PostgreSQL found here
-	MINIHS_TEST_POSTGRES=$${MINIHS_TEST_POSTGRES:-all} $(BIN)/python -m pytest
-	MINIHS_TEST_WORKERS=2 $(BIN)/python -m pytest tests/api tests/conformance  # as two processes on one database
+	MINIHS_TEST_POSTGRES=$${MINIHS_TEST_POSTGRES:-all} $(BIN)/python -m pytest $(ON_ALL_CORES)
+	MINIHS_TEST_WORKERS=2 $(BIN)/python -m pytest $(ON_ALL_CORES) tests/api tests/conformance  # two processes, one database
 
 .PHONY: test-protocol
 test-protocol: install ## The protocol core alone: no database, seconds
