@@ -3,10 +3,11 @@
     python -m tools.msc_guides            rewrite the pages
     python -m tools.msc_guides --check    fail if one is out of date
 
-A page is made of three things, so that it cannot go stale: the ledger docs/spec/mscNNNN.toml (what
+A page is made of what is there, so that it cannot go stale: the ledger docs/spec/mscNNNN.toml (what
 is asked, in our words, and what was chosen), the first lines of the docstrings of the code that the
-ledger names, and the names of the tests. A ledger may have an `overview`, and its requirements the
-`heading` that they stand under, as `MSC4354#proposal`. See docs/spec/README.md.
+ledger names, the names of the tests, and `minihs/protocol/unstable.py` for what to write on the
+wire. A ledger may have an `overview`, an `example` to try, and its requirements the `heading` that
+they stand under, as `MSC4354#proposal`. See docs/spec/README.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.protocol import unstable
 from tools.spec_map import (
     ROOT,
     Place,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 LEDGERS = ROOT / "docs/spec"
 PAGES = ROOT / "docs/msc"
 TITLE = re.compile(r"# (MSC\d{4}), (.+?)(?:: .*)?\.?$", re.MULTILINE)
+NAMES = ROOT / "minihs/protocol/unstable.py"
+NAME = re.compile(r"^([A-Z_]+) = .*?(?:  # (.*))?$", re.MULTILINE)
 STORY = re.compile(r"^test_(?:[a-z]{1,2}_\d+(?:_and_\d+)?_)?")
 STATUSES = {
     "yes": "obeyed",
@@ -66,6 +70,7 @@ class Ledger:
     msc: str
     title: str
     overview: str
+    example: str
     requirements: Sequence[Requirement] = field(default=())
 
 
@@ -81,7 +86,8 @@ def read_ledger(path: Path) -> Ledger:
         raise ValueError(f"{path.name} does not begin with `# MSC1234, its subject: …`")
     content = tomllib.loads(text)
     requirements = [Requirement(**entry) for entry in content["requirement"]]
-    return Ledger(found[1], found[2], content.get("overview", "").strip(), requirements)
+    overview, example = (content.get(part, "").strip() for part in ("overview", "example"))
+    return Ledger(found[1], found[2], overview, example, requirements)
 
 
 @functools.cache
@@ -151,7 +157,14 @@ def page(ledger: Ledger, elsewhere: Mapping[str, list[Place]]) -> str:
     ]
     if ledger.overview:
         lines += ["", ledger.overview]
+    if ledger.example:
+        lines += ["", "## Try it", "", ledger.example]
+    names = list(_names(ledger.msc))
+    if names:
+        lines += ["", "## Names", "", *names]
     heading = ""
+    if not any(requirement.heading for requirement in ledger.requirements):
+        lines += ["", "## Requirements"]
     for requirement in _in_order(ledger.requirements):
         if requirement.heading and requirement.heading != heading:
             heading = requirement.heading
@@ -162,6 +175,25 @@ def page(ledger: Ledger, elsewhere: Mapping[str, list[Place]]) -> str:
     if others:
         lines += ["", "## Also in the code", "", *others]
     return "\n".join(lines) + "\n"
+
+
+def _names(msc: str) -> Iterator[str]:
+    """Yield a table of what a proposal's names are on the wire, from the sections of their file."""
+    for section in NAMES.read_text().split("\n\n# ")[1:]:
+        head = section.partition("\n\n")[0]
+        comment = re.match(r"(?:.*\n)(?:#.*\n)*", head)
+        if comment is None or msc not in comment[0]:
+            continue
+        yield "What the server reads in either spelling, it writes as in the second column."
+        yield ""
+        yield "| in the text | here |"
+        yield "| --- | --- |"
+        for name, where in NAME.findall(head):
+            value = getattr(unstable, name)
+            known = isinstance(value, unstable.Name)
+            stable = f"`{value.stable}`" if known else "–"
+            written = ", ".join(f"`{w}`" for w in (value.written if known else (value,)))
+            yield f"| {stable}{f' ({where})' if where else ''} | {written} |"
 
 
 def _in_order(requirements: Sequence[Requirement]) -> list[Requirement]:
