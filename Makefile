@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements.lock
 .PHONY: run
 run: install ## From a fresh checkout to a server on 127.0.0.1:8008
 	@echo "The first user, in another terminal: $(BIN)/minihs register-user alice --admin"
-	@MINIHS_CONFIG="$${MINIHS_CONFIG-$(wildcard minihs.toml)}" exec $(BIN)/minihs run
+	@exec $(BIN)/minihs run
 
 ##@ Check
 

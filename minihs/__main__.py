@@ -7,25 +7,36 @@ import asyncio
 import getpass
 import gzip
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minihs import __version__
 from minihs.base import logs
-from minihs.base.config import Config, ConfigError, load_config
+from minihs.base.config import (
+    Config,
+    ConfigError,
+    StartError,
+    find_config_file,
+    load_config,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 DAY_MS = 86_400_000
+DATABASE_WAIT_S = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     parser = argparse.ArgumentParser(prog="minihs", description="A Matrix homeserver.")
-    parser.add_argument("--config", help="configuration file (default: $MINIHS_CONFIG)")
+    parser.add_argument("--version", action="version", version=f"minihs {__version__}")
+    parser.add_argument(
+        "--config", help="configuration file (default: $MINIHS_CONFIG, or minihs.toml if there)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the server")
     run.add_argument("--workers", type=int, default=1, help="processes to share the work")
@@ -52,13 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads what is printed may stop. A server must not die of that: never for `run`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return _dag(options.files, options.explain)
-    path = options.config or os.environ.get("MINIHS_CONFIG")
+    options.config = find_config_file(options.config, os.environ)
     try:
-        config = load_config(Path(path) if path else None, os.environ)
+        config = load_config(options.config, os.environ)
         return _COMMANDS[options.command](config, options)
     except ConfigError as error:
         print(f"minihs: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except StartError as error:
+        print(f"minihs: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -79,10 +93,22 @@ def _dag(paths: Sequence[Path], explain_event: str | None) -> int:
 
 
 def _with_database(
-    config: Config, work: Callable[[str], Awaitable[int]], *, migrated: bool = True
+    config: Config,
+    work: Callable[[str], Awaitable[int]],
+    *,
+    migrated: bool = True,
+    wait_s: int = 0,
+    refusal_of_empty: StartError | None = None,
 ) -> int:
-    """Run `work` with the DSN of the database, migrated; start the embedded one if need be."""
+    """Run `work` with the DSN of the database, migrated; start the embedded one if need be.
+
+    A database that does not answer is waited for that long; one without tables may be refused.
+    """
+    from minihs.app import check_config  # noqa: PLC0415
     from minihs.storage import migrate  # noqa: PLC0415
+    from minihs.storage.database import wait_until_ready  # noqa: PLC0415
+
+    check_config(config)
 
     async def run() -> int:
         dsn, embedded = config.database_url, None
@@ -93,7 +119,9 @@ def _with_database(
             dsn = embedded.dsn
         try:
             if migrated:
-                await _wait_for_database(dsn)
+                await wait_until_ready(dsn, wait_s)
+            if refusal_of_empty is not None and not await migrate.is_begun(dsn):
+                raise refusal_of_empty
             if migrated and not await migrate.is_current(dsn):
                 await asyncio.to_thread(migrate.upgrade, dsn)
             return await work(dsn)
@@ -108,25 +136,43 @@ def _with_database(
     return uvloop.run(run())
 
 
-async def _wait_for_database(dsn: str) -> None:
-    """Return once the database answers: it may be starting beside us."""
-    from minihs.storage.database import wait_until_ready  # noqa: PLC0415
+def _with_server(
+    config: Config, options: argparse.Namespace, work: Callable[[str], Awaitable[int]]
+) -> int:
+    """Run `work` with the DSN of a server's database, once there is one.
 
-    await wait_until_ready(dsn)
+    Raises:
+        StartError: the server was never started here; whoever asks may mean another one.
+    """
+    from minihs.storage.embedded import has_cluster  # noqa: PLC0415
+
+    where = f"data_dir is {Path(config.data_dir).absolute()}"
+    if config.database_url:
+        where = f"database_url is {without_password(config.database_url)}"
+    file = f"settings are from {options.config}" if options.config else "no settings file is used"
+    nothing = StartError(
+        f"there is no server here yet: start it first (minihs run). {where}, {file}"
+    )
+
+    if not config.database_url and not has_cluster(Path(config.data_dir)):
+        raise nothing
+    return _with_database(config, work, refusal_of_empty=nothing)
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
     from minihs.processes import run_server  # noqa: PLC0415
 
     logs.configure(config.log_level)
-    return _with_database(config, lambda dsn: run_server(config, dsn, options.workers))
+    return _with_database(
+        config, lambda dsn: run_server(config, dsn, options.workers), wait_s=DATABASE_WAIT_S
+    )
 
 
 def _migrate(config: Config, _options: argparse.Namespace) -> int:
     async def nothing(_dsn: str) -> int:
         return 0
 
-    return _with_database(config, nothing)
+    return _with_database(config, nothing, wait_s=DATABASE_WAIT_S)
 
 
 def _register_user(config: Config, options: argparse.Namespace) -> int:
@@ -154,7 +200,7 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
         print(f"{user_id} can log in now.")  # noqa: T201
         return 0
 
-    return _with_database(config, register)
+    return _with_server(config, options, register)
 
 
 def _registration_token(config: Config, options: argparse.Namespace) -> int:
@@ -184,7 +230,7 @@ def _registration_token(config: Config, options: argparse.Namespace) -> int:
             )
         return 0
 
-    return _with_database(config, make)
+    return _with_server(config, options, make)
 
 
 def _check_config(config: Config, _options: argparse.Namespace) -> int:
@@ -196,7 +242,7 @@ def _check_config(config: Config, _options: argparse.Namespace) -> int:
         value = getattr(config, name)
         shown = "(secret)" if "secret" in name and value else value
         if name == "database_url":
-            shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:(secret)@", config.database_url)
+            shown = without_password(config.database_url)
         print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))  # noqa: T201
     for variable in unknown_variables(os.environ):
         print(f"minihs: {variable} is no option of minihs", file=sys.stderr)  # noqa: T201
@@ -207,10 +253,11 @@ def _doctor(config: Config, _options: argparse.Namespace) -> int:
     from minihs.app import check_config  # noqa: PLC0415
     from minihs.base.clock import SystemClock  # noqa: PLC0415
     from minihs.services import doctor  # noqa: PLC0415
+    from minihs.storage.embedded import has_cluster  # noqa: PLC0415
 
     check_config(config)
 
-    async def examine(dsn: str) -> int:
+    async def examine(dsn: str | None) -> int:
         findings = await doctor.examine(config, dsn, SystemClock().now_ms())
         for found in findings:
             print(f"{found.level:7}  {found.subject}: {found.message}")  # noqa: T201
@@ -218,6 +265,8 @@ def _doctor(config: Config, _options: argparse.Namespace) -> int:
                 print(f"         fix: {found.fix}")  # noqa: T201
         return 1 if any(found.level == "error" for found in findings) else 0
 
+    if not config.database_url and not has_cluster(Path(config.data_dir)):
+        return asyncio.run(examine(None))
     return _with_database(config, examine, migrated=False)
 
 

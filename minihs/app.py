@@ -7,6 +7,7 @@ the former with a clock of their own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import socket
@@ -20,7 +21,13 @@ from minihs.api.server import build_application
 from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
-from minihs.base.config import Config, ConfigError, parse_address
+from minihs.base.config import (
+    ENVIRONMENT_PREFIX,
+    Config,
+    ConfigError,
+    StartError,
+    parse_address,
+)
 from minihs.base.leaky_buckets import LeakyBuckets
 from minihs.base.metrics import Metrics
 from minihs.base.randomness import Randomness
@@ -214,18 +221,30 @@ async def build_services(
 
 
 def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
-    """Return the bound sockets of the plain and the TLS listener, to be shared by all workers."""
-    plain = _bind(config.listen)
-    return plain, _bind(config.federation_listen) if config.federation_listen else None
+    """Return the bound sockets of the plain and the TLS listener, to be shared by all workers.
+
+    Raises:
+        StartError: an address cannot be had.
+    """
+    plain = _bind("listen", config.listen)
+    if not config.federation_listen:
+        return plain, None
+    return plain, _bind("federation_listen", config.federation_listen)
 
 
-def _bind(address: str) -> socket.socket:
+def _bind(option: str, address: str) -> socket.socket:
     host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen(1024)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
+        variable = ENVIRONMENT_PREFIX + option.upper()
+        raise StartError(f"{option} {address} {reason}; set {option} or {variable}") from error
     listener.setblocking(False)  # noqa: FBT003
     return listener
 

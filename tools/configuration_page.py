@@ -18,9 +18,10 @@ INTRODUCTION = """\
 Made by `make docs` from `minihs/base/config.py`; do not edit.
 
 Every option has a name in the file and one in the environment; the environment wins. The file is
-`--config FILE`, or what `MINIHS_CONFIG` names, in TOML: `server_name = "example.org"`. All have a
-default, so a server for a look around needs none. `minihs check-config` says what is wrong with
-a configuration without starting anything.
+`--config FILE`, else what `MINIHS_CONFIG` names (nothing: no file), else `minihs.toml` of the
+directory that a command is run in. It is TOML: `server_name = "example.org"`. All options have a
+default, so a server for a look around needs none. `minihs check-config` says what is wrong with a
+configuration without starting anything.
 
 | option | environment | values | default | |
 | --- | --- | --- | --- | --- |

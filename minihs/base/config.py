@@ -7,6 +7,7 @@ is `MINIHS_` and the name in capitals (`MINIHS_SERVER_NAME`). The environment wi
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin, get_type_hints
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_PREFIX = "MINIHS_"
 PORT_MAX = 65_535
+DEFAULT_FILE = Path("minihs.toml")
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says which option, and why."""
+
+
+class StartError(Exception):
+    """What the server needs is not to be had now; the message says what, and why."""
 
 
 def _option(description: str) -> Meta:
@@ -189,6 +195,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def rate_limits_on(self) -> bool:
         """Whether clients are limited."""
         return self.rate_limits == "on"
+
+
+def find_config_file(option: str | None, environment: Mapping[str, str]) -> Path | None:
+    """Return the file that `--config` names, else `MINIHS_CONFIG`, else one in this directory.
+
+    An empty name stands for no file at all.
+    """
+    name = option if option is not None else environment.get(ENVIRONMENT_PREFIX + "CONFIG")
+    if name is not None:
+        return Path(name) if name else None
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def without_password(dsn: str) -> str:
+    """Return a DSN as it may be shown."""
+    dsn = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:(secret)@", dsn)
+    return re.sub(r"([?&]password=)[^&]*", r"\1(secret)", dsn)
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:

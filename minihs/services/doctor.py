@@ -40,9 +40,13 @@ class Finding:
     fix: str = ""
 
 
-async def examine(config: Config, dsn: str, now_ms: int) -> list[Finding]:
-    """Return everything there is to say about a configuration and its database."""
+async def examine(config: Config, dsn: str | None, now_ms: int) -> list[Finding]:
+    """Return everything there is to say about a configuration and its database, if there is one."""
     findings = [*check_clock(now_ms), *check_disk(config), *check_listeners(config)]
+    if dsn is None:
+        message = f"there is none in {config.data_dir} yet; the first start makes it"
+        findings.append(Finding("ok", "database", message))
+        return [*findings, *check_signing_key(config, has_events=False)]
     try:
         facts = await inspection.examine(dsn)
     except Exception as error:  # Whatever it is: the database cannot be used.

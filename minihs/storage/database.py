@@ -7,13 +7,15 @@ with the same methods. While one is open, no request may be made to the outside:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import asyncpg
 
+from minihs.base.clock import SystemClock
+from minihs.base.config import StartError, without_password
 from minihs.base.errors import InvalidParam, Unavailable
 
 if TYPE_CHECKING:
@@ -21,11 +23,14 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = asyncpg.Record
 
+logger = logging.getLogger(__name__)
+
 _open: ContextVar[bool] = ContextVar("transaction_open", default=False)
 
 STATEMENT_CACHE_SIZE = 1_000
 COMMAND_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
+READY_PAUSE_MS = 100
 # Every statement is one that a generic plan serves well: planning it anew would cost more than
 # running it.
 SETTINGS = {
@@ -211,23 +216,28 @@ class Database:
             )
 
 
-READY_ATTEMPTS = 300
-READY_PAUSE_S = 0.1
-
-
-async def wait_until_ready(dsn: str) -> None:
+async def wait_until_ready(dsn: str, within_s: int) -> None:
     """Return once the database accepts connections: it may be starting beside us.
 
     Raises:
-        OSError, asyncpg.PostgresError: it did not within half a minute, or it refuses us.
+        StartError: it did not in that time, or it refuses us.
     """
-    for attempt in range(READY_ATTEMPTS):
+    clock = SystemClock()
+    deadline_ms = clock.monotonic_ms() + within_s * 1000
+    name, is_told = without_password(dsn), False
+    while True:
         try:
-            connection = await asyncpg.connect(dsn)
-        except (OSError, asyncpg.CannotConnectNowError):
-            if attempt == READY_ATTEMPTS - 1:
-                raise
-            await asyncio.sleep(READY_PAUSE_S)  # noqa: TID251  # before there is a clock to ask
+            connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+        except (OSError, asyncpg.CannotConnectNowError) as error:
+            reason = str(error) or "it does not answer"
+            if clock.monotonic_ms() >= deadline_ms:
+                raise StartError(f"the database {name} cannot be reached: {reason}") from error
+            if not is_told:
+                logger.warning("waiting for the database %s: %s", name, reason)
+            is_told = True
+            await clock.sleep_ms(READY_PAUSE_MS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            raise StartError(f"the database {name} refuses us: {error}") from error
         else:
             await connection.close()
             return

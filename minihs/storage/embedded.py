@@ -47,6 +47,7 @@ from urllib.parse import quote
 import asyncpg
 
 from minihs.base.clock import SystemClock
+from minihs.base.config import StartError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -65,7 +66,7 @@ SIGNS_OF_THE_DYING = ("pre-existing shared memory block", "already exists")
 DYING_MS_MAX = 10_000
 
 
-class EmbeddedPostgresError(Exception):
+class EmbeddedPostgresError(StartError):
     """PostgreSQL could not be found, made, started or stopped; the message says which and why."""
 
 
@@ -85,6 +86,11 @@ class EmbeddedPostgres:
                     await self.cluster.stop()
         finally:
             os.close(self.users_fd)
+
+
+def has_cluster(data_dir: Path) -> bool:
+    """Return whether `start_embedded` has made its cluster in `data_dir`."""
+    return (data_dir / "postgres" / "data").exists()
 
 
 async def start_embedded(data_dir: Path) -> EmbeddedPostgres:

@@ -30,6 +30,15 @@ async def fetch_revision(connection: asyncpg.Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
+async def is_begun(dsn: str) -> bool:
+    """Return whether a database has tables of ours."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await fetch_revision(connection) is not None
+    finally:
+        await connection.close()
+
+
 async def is_current(dsn: str) -> bool:
     """Return whether the database's schema is the one this program was written for.
 

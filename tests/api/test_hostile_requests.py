@@ -440,7 +440,7 @@ async def test_F16_headers_that_drip_are_not_waited_for(
 ):
     """Nor is a connection on which nothing comes: both last as long as one may lie idle."""
     monkeypatch.setattr(app, "KEEPALIVE_S", 0.3)
-    listener = app._bind("127.0.0.1:0")
+    listener = app._bind("listen", "127.0.0.1:0")
     port = listener.getsockname()[1]
     async with app.serve(homeserver.services, [listener, None]):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

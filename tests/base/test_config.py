@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from minihs.base.config import ConfigError, load_config, parse_address
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from minihs.base.config import (
+    ConfigError,
+    find_config_file,
+    load_config,
+    parse_address,
+    without_password,
+)
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
@@ -17,6 +20,33 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     path.write_text('server_name = "one"\nregistration = "token"\n')
     config = load_config(path, {"MINIHS_SERVER_NAME": "two"})
     assert (config.server_name, config.registration) == ("two", "token")
+
+
+def test_the_file_of_this_directory_is_used_where_no_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config_file(None, {}) is None
+    (tmp_path / "minihs.toml").touch()
+    assert find_config_file(None, {}) == Path("minihs.toml")
+    assert find_config_file(None, {"MINIHS_CONFIG": ""}) is None
+    assert find_config_file(None, {"MINIHS_CONFIG": "b.toml"}) == Path("b.toml")
+    assert find_config_file("a.toml", {"MINIHS_CONFIG": "b.toml"}) == Path("a.toml")
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("postgresql://u:pw@host/d", "postgresql://u:(secret)@host/d"),
+        (
+            "postgresql://u@/d?host=/run&password=pw",
+            "postgresql://u@/d?host=/run&password=(secret)",
+        ),
+        ("postgresql://u@host/d", "postgresql://u@host/d"),
+    ],
+)
+def test_passwords_of_databases_are_not_shown(dsn: str, shown: str) -> None:
+    assert without_password(dsn) == shown
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class Server:
         }
         kept = {key: value for key, value in os.environ.items() if not key.startswith("MINIHS_")}
         self.environment = kept | {
-            f"MINIHS_{key.upper()}": value for key, value in settings.items()
+            f"MINIHS_{key.upper()}": value for key, value in {"config": "", **settings}.items()
         }
         self._process: asyncio.subprocess.Process | None = None
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))

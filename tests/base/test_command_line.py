@@ -1,0 +1,107 @@
+"""Commands where there is nothing yet, or where something is in the way: one line, no traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from minihs import __version__
+from minihs.__main__ import main
+from minihs.app import listen_sockets
+from minihs.base.config import Config, StartError
+from minihs.storage.database import wait_until_ready
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOWHERE = "postgresql://u:pw@127.0.0.1:1/none"
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty directory, with a password to read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINIHS_CONFIG", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"minihs {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["register-user", "alice", "--password-stdin"], ["registration-token"]]
+)
+def test_where_no_server_was_started_nobody_is_registered(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "minihs.toml").write_text('data_dir = "elsewhere"')
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "there is no server here yet: start it first (minihs run)" in said
+    assert f"data_dir is {tmp_path / 'elsewhere'}, settings are from minihs.toml" in said
+    assert main(["--config", "", *command]) == 1
+    said = capsys.readouterr().err
+    assert f"data_dir is {tmp_path / 'data'}, no settings file is used" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["minihs.toml"]
+
+
+async def test_an_empty_database_is_nobodys_server(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin = await asyncpg.connect(database_url)
+    await admin.execute("DROP DATABASE IF EXISTS never_begun")
+    await admin.execute("CREATE DATABASE never_begun TEMPLATE template0")
+    try:
+        name = await admin.fetchval("SELECT current_database()")
+        empty = database_url.replace(f"/{name}?", "/never_begun?")
+        monkeypatch.setenv("MINIHS_DATABASE_URL", empty)
+        status = await asyncio.to_thread(main, ["registration-token"])
+        assert (status, "no server here yet" in capsys.readouterr().err) == (1, True)
+        connection = await asyncpg.connect(empty)
+        assert await connection.fetchval("SELECT to_regclass('alembic_version')") is None
+        await connection.close()
+    finally:
+        await admin.execute("DROP DATABASE never_begun WITH (FORCE)")
+        await admin.close()
+
+
+def test_the_doctor_makes_no_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    assert "there is none in data yet; the first start makes it" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_in_use_is_named_with_its_option() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(StartError) as refused:
+            listen_sockets(Config(listen=taken))
+    assert str(refused.value) == f"listen {taken} is in use; set listen or MINIHS_LISTEN"
+
+
+def test_a_database_out_of_reach_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINIHS_DATABASE_URL", NOWHERE)
+    assert main(["registration-token"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("minihs: the database postgresql://u:(secret)@127.0.0.1:1/none cannot")
+    assert len(said.splitlines()) == 1
+
+
+async def test_a_database_that_is_waited_for_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(StartError, match="cannot be reached"):
+        await wait_until_ready(NOWHERE, within_s=1)
+    told = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert len(told) == 1
+    assert "waiting for the database postgresql://u:(secret)@127.0.0.1:1/none: [Errno" in told[0]
