@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DAY_MS = 86_400_000
 DATABASE_WAIT_S = 30
+PASSWORD_LENGTH_SAFE = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,6 +198,14 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
                 )
             except MatrixError as error:
                 raise ConfigError(error.message) from error
+        if options.username.lower() != options.username:
+            print("minihs: names of users are in lower case", file=sys.stderr)  # noqa: T201
+        if len(password) < PASSWORD_LENGTH_SAFE:
+            print(  # noqa: T201
+                f"minihs: the password has fewer than {PASSWORD_LENGTH_SAFE} characters and is "
+                "soon guessed: change it",
+                file=sys.stderr,
+            )
         print(f"{user_id} can log in now.")  # noqa: T201
         return 0
 

@@ -12,7 +12,9 @@ import functools
 import logging
 import socket
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -27,6 +29,7 @@ from minihs.base.config import (
     ConfigError,
     StartError,
     parse_address,
+    without_password,
 )
 from minihs.base.leaky_buckets import LeakyBuckets
 from minihs.base.metrics import Metrics
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+POSTGRES_SCHEMES = ("postgresql", "postgres")
 KEEPALIVE_S = 75
 EVENT_CACHE_BYTES = 32 * 1_048_576
 PARSED_FILTERS_MAX = 10_000
@@ -85,15 +89,49 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"server_name {config.server_name!r} is not a server name")
     if config.default_room_version not in ROOM_VERSIONS:
         raise ConfigError(f"default_room_version {config.default_room_version!r} is not known")
-    parse_address(config.listen)
     for notary in config.notaries:
         if parse_server_name(notary) is None:
             raise ConfigError(f"trusted_key_servers: {notary!r} is not a server name")
-    if config.federation_listen:
-        parse_address(config.federation_listen)
-        if not (config.tls_cert and config.tls_key):
-            raise ConfigError("federation_listen needs tls_cert and tls_key")
+    if config.database_url and config.database_url.partition("://")[0] not in POSTGRES_SCHEMES:
+        shown = without_password(config.database_url)
+        raise ConfigError(f"database_url {shown!r} is not postgresql://…")
+    if config.public_base_url and not _is_base_url(config.public_base_url):
+        raise ConfigError(f"public_base_url {config.public_base_url!r} is not http(s)://…")
+    _check_listeners(config)
+    for option in ("federation_ca_file", "tls_cert", "tls_key"):
+        if path := getattr(config, option):
+            _check_readable(option, path)
     load_registrations(config.registration_files, config.server_name)
+
+
+def _check_listeners(config: Config) -> None:
+    if config.federation_listen and not (config.tls_cert and config.tls_key):
+        raise ConfigError("federation_listen needs tls_cert and tls_key")
+    addresses = {"listen": config.listen}
+    if config.federation_listen:
+        addresses["federation_listen"] = config.federation_listen
+    for option, address in addresses.items():
+        try:
+            parse_address(address)
+        except ConfigError as error:
+            raise ConfigError(f"{option}: {error}") from error
+
+
+def _is_base_url(text: str) -> bool:
+    """Return whether a client can append a path to it."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and not url.query
+    except ValueError:  # Brackets that do not match.
+        return False
+
+
+def _check_readable(option: str, path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from error
 
 
 async def _check_database(db: Database, config: Config) -> None:
@@ -249,6 +287,16 @@ def _bind(option: str, address: str) -> socket.socket:
     return listener
 
 
+def _server_tls(config: Config) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except OSError as error:  # An SSLError is one.
+        files = f"tls_cert {config.tls_cert} and tls_key {config.tls_key}"
+        raise ConfigError(f"{files} cannot be used: {error}") from error
+    return context
+
+
 @contextlib.asynccontextmanager
 async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> AsyncIterator[None]:
     """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
@@ -260,8 +308,7 @@ async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> 
     plain, encrypted = sockets
     try:
         if encrypted is not None:  # First: whoever probes the plain listener finds both.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(services.config.tls_cert, services.config.tls_key)
+            context = _server_tls(services.config)
             await web.SockSite(runner, encrypted, ssl_context=context).start()
         if plain is not None:
             await web.SockSite(runner, plain).start()

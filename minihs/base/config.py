@@ -226,28 +226,26 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
             values |= tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:  # No TOML, or no UTF-8.
             raise ConfigError(f"{path}: {error}") from error
+        _convert(values, f"{path}: ")
     kinds = get_type_hints(Config)
     for name in Config.__struct_fields__:
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is not None:
             values[name] = _from_text(name, kinds[name], text)
-    _check_choices(values, kinds)
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+    return _convert(values, "")
 
 
-def _check_choices(values: Mapping[str, object], kinds: Mapping[str, object]) -> None:
-    """Check options that have one of a few values.
-
-    Raises:
-        ConfigError: one has another value; it says which there are.
-    """
+def _convert(values: Mapping[str, object], source: str) -> Config:
+    """Return values as a configuration; what is wrong with them begins with `source`."""
+    kinds = get_type_hints(Config)
     for name, value in values.items():
         choices = get_args(kinds.get(name))
         if get_origin(kinds.get(name)) is Literal and value not in choices:
-            raise ConfigError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+            raise ConfigError(f"{source}{name} must be {' or '.join(choices)}, not {value!r}")
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}{error}") from error
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -281,6 +279,8 @@ def describe_options() -> list[tuple[str, str, object, str]]:
     for name, kind in get_type_hints(Config, include_extras=True).items():
         inner, meta = get_args(kind)[0], get_args(kind)[1]
         choices = get_args(inner) if get_origin(inner) is Literal else ()
+        if inner is bool:
+            choices = ("true", "false")
         label = " or ".join(f"`{c}`" for c in choices) if choices else inner.__name__
         rows.append((name, label, getattr(defaults, name), meta.description or ""))
     return rows

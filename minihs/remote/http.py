@@ -55,7 +55,9 @@ def tls_context(config: Config) -> ssl.SSLContext:
         try:
             context.load_verify_locations(config.federation_ca_file)
         except OSError as error:  # An SSLError is one.
-            raise ConfigError(f"federation_ca_file: {error}") from error
+            raise ConfigError(
+                f"federation_ca_file {config.federation_ca_file} cannot be used: {error}"
+            ) from error
     if not config.federation_verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -105,3 +105,26 @@ async def test_a_database_that_is_waited_for_is_in_the_log(
     told = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
     assert len(told) == 1
     assert "waiting for the database postgresql://u:(secret)@127.0.0.1:1/none: [Errno" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("listen", "8008", "listen: '8008' is not host:port"),
+        ("database_url", "mysql://u:pw@host/d", "database_url 'mysql://u:(secret)@host/d' is not"),
+        ("public_base_url", "matrix.example.org", "public_base_url 'matrix.example.org' is not"),
+        ("public_base_url", "https://[::1", "public_base_url 'https://[::1' is not"),
+        ("federation_ca_file", "no.pem", "federation_ca_file no.pem cannot be read: No such file"),
+        ("tls_cert", "no.pem", "tls_cert no.pem cannot be read: No such file"),
+        ("tls_key", "no.pem", "tls_key no.pem cannot be read: No such file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check-config", "run"])
+def test_what_cannot_be_used_is_named_before_anything_is_started(
+    command: str, option: str, value: str, said: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "minihs.toml").write_text(f'{option} = "{value}"')
+    assert main([command]) == 2
+    assert capsys.readouterr().err.startswith(f"minihs: {said}")
+    assert [path.name for path in tmp_path.iterdir()] == ["minihs.toml"]

@@ -67,14 +67,14 @@ def test_a_choice_that_there_is_not_names_those_that_there_are(
     path.write_text(f"{option} = true\n")
     with pytest.raises(ConfigError) as from_file:
         load_config(path, {})
-    assert str(from_file.value) == f"{option} must be {choices}, not True"
+    assert str(from_file.value) == f"{path}: {option} must be {choices}, not True"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('inspector = "yes"', "inspector"),
-        ("listen_on = 1", "listen_on"),
+        ('inspector = "yes"', r"minihs.toml: .*inspector"),
+        ("listen_on = 1", r"minihs.toml: .*listen_on"),
         ("listen =", "minihs.toml"),
         ('server_name = "\u00e9.example"', "minihs.toml"),
     ],

@@ -136,13 +136,14 @@ async def _sends(server: Server, path: str, message: object, token: str) -> bool
     return (await server.request("PUT", path, message, token=token)).status == 200
 
 
-async def minihs(server: Server, *arguments: str) -> tuple[int, str]:
+async def minihs(server: Server, *arguments: str, typed: str = "") -> tuple[int, str]:
     """Run a command of minihs with a server's environment; return its status and what it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "minihs", *arguments, cwd=ROOT, env=server.environment,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    said, _ = await process.communicate()
+    said, _ = await process.communicate(typed.encode())
     assert process.returncode is not None
     return process.returncode, said.decode()
 
@@ -179,6 +180,20 @@ async def test_a_registration_token_is_made_on_the_command_line(database_url: st
         status, said = await minihs(server, "registration-token", "later")
         assert status == 0
         assert "it is 'closed'" in said
+
+
+async def test_a_user_is_made_on_the_command_line(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path) as server:
+        register = ("register-user", "--password-stdin")
+        status, said = await minihs(server, *register, "Alice", typed="short\n")
+        assert status == 0
+        assert "@alice:hs1 can log in now." in said
+        assert "minihs: names of users are in lower case" in said
+        assert "minihs: the password has fewer than 8 characters" in said
+        status, said = await minihs(server, *register, "bob", typed="long enough\n")
+        assert status == 0
+        assert "@bob:hs1 can log in now." in said
+        assert "minihs: " not in said
 
 
 async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: str, tmp_path: Path):
