@@ -5,6 +5,8 @@ Every check is a function that returns findings. Nothing is changed: the databas
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import shutil
 import socket
 import ssl
@@ -19,12 +21,16 @@ from minihs.storage import inspection
 from minihs.storage.migrate import HEAD
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minihs.base.config import Config
     from minihs.storage.inspection import DatabaseFacts
 
 CLOCK_DIFFERENCE_MS_MAX = 5_000
 EARLIEST_MS = 1_735_689_600_000  # 2025: no clock that is right shows less.
 DISK_BYTES_LOW, DISK_BYTES_MIN = 2 * 1024**3, 200 * 1024**2
+CERTIFICATE_LEFT_MS_LOW = 14 * 86_400_000
+X509_V_FLAG_NO_CHECK_TIME = 0x200000  # OpenSSL's; the module ssl has no name for it.
 SPARE_CONNECTIONS = 3  # The listener and the committer of each process, and one to look around.
 
 Level = Literal["ok", "warning", "error"]
@@ -42,7 +48,13 @@ class Finding:
 
 async def examine(config: Config, dsn: str | None, now_ms: int) -> list[Finding]:
     """Return everything there is to say about a configuration and its database, if there is one."""
-    findings = [*check_clock(now_ms), *check_disk(config), *check_listeners(config)]
+    findings = [
+        *check_clock(now_ms),
+        *check_disk(config),
+        *check_listeners(config),
+        *check_certificate(config, now_ms),
+        *check_exposure(config),
+    ]
     if dsn is None:
         message = f"there is none in {config.data_dir} yet; the first start makes it"
         findings.append(Finding("ok", "database", message))
@@ -106,7 +118,7 @@ def check_disk(config: Config) -> list[Finding]:
 
 
 def check_listeners(config: Config) -> list[Finding]:
-    """Can the addresses be listened on, and is the certificate usable?"""
+    """Can the addresses be listened on?"""
     findings: list[Finding] = []
     for option, address in (
         ("listen", config.listen),
@@ -126,15 +138,85 @@ def check_listeners(config: Config) -> list[Finding]:
                 findings.append(Finding("warning", "listener", message, fix))
             else:
                 findings.append(Finding("ok", "listener", f"{option} {address} is free"))
-    if config.federation_listen:
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(config.tls_cert, config.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            message = f"tls_cert and tls_key cannot be used: {error}"
-            fix = "both must be PEM files that belong together, readable for minihs"
-            findings.append(Finding("error", "certificate", message, fix))
     return findings
+
+
+def check_certificate(config: Config, now_ms: int) -> list[Finding]:
+    """Is the certificate usable, in date, for our name, and one that others can trust?"""
+    if not config.federation_listen:
+        return []
+    subject, path = "certificate", config.tls_cert
+    try:
+        certificate = _presented_certificate(config)
+    except (OSError, ssl.SSLError) as error:
+        message = f"tls_cert and tls_key cannot be used: {error}"
+        fix = "both must be PEM files that belong together, readable for minihs"
+        return [Finding("error", subject, message, fix)]
+    findings: list[Finding] = []
+    end = str(certificate["notAfter"])
+    left_ms = int(ssl.cert_time_to_seconds(end)) * 1000 - now_ms
+    if left_ms <= 0:
+        fix = "renew it, and restart minihs: no other server talks to this one"
+        findings.append(Finding("error", subject, f"{path} has expired: {end}", fix))
+    elif left_ms < CERTIFICATE_LEFT_MS_LOW:
+        fix = "renew it, and restart minihs"
+        findings.append(Finding("warning", subject, f"{path} expires soon: {end}", fix))
+    host = (config.well_known_server or config.server_name).partition("]")[0].lstrip("[")
+    host = host if host.count(":") > 1 else host.partition(":")[0]
+    try:
+        _presented_certificate(config, host)
+    except ssl.SSLCertVerificationError:
+        fix = "get one with that name, unless /.well-known/matrix/server names another host"
+        findings.append(Finding("warning", subject, f"{path} is not for {host}", fix))
+    if certificate["subject"] == certificate["issuer"]:
+        fix = "get one of an authority that other servers trust, such as Let's Encrypt"
+        findings.append(Finding("warning", subject, f"{path} is signed by itself", fix))
+    return findings or [Finding("ok", subject, f"{path} is for {host}, until {end}")]
+
+
+def _presented_certificate(config: Config, host: str | None = None) -> Mapping[str, object]:
+    """Return what `SSLSocket.getpeercert` tells a client of our listener, whatever the date is.
+
+    The client trusts the very certificate. With a `host` it also wants that name.
+
+    Raises:
+        OSError: the files cannot be used; an `SSLCertVerificationError`: it has not that name.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(config.tls_cert, config.tls_key)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = host is not None
+    client.load_verify_locations(config.tls_cert)
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = client.wrap_bio(back, there, server_hostname=host)
+    callee = server.wrap_bio(there, back, server_side=True)
+    for side in (caller, callee, caller):  # Hello; hello and certificate; it is verified.
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return caller.getpeercert() or {}
+
+
+def check_exposure(config: Config) -> list[Finding]:
+    """Is something open that should not be open to the internet?"""
+    findings: list[Finding] = []
+    if not config.federation_verify_tls:
+        message = "federation_verify_tls is false: anybody in between can speak for other servers"
+        fix = "set it to true, outside of test networks"
+        findings.append(Finding("warning", "federation", message, fix))
+    host, _ = parse_address(config.listen)
+    if config.registration == "open" and (config.public_base_url or not _is_loopback(host)):
+        message = "registration is open: anybody who reaches this server can register"
+        fix = 'registration = "token", and minihs registration-token'
+        findings.append(Finding("warning", "registration", message, fix))
+    return findings
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_clock(now_ms: int) -> list[Finding]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from minihs.base.config import Config
 from minihs.protocol.signatures import generate_signing_key, write_signing_key
@@ -125,9 +127,68 @@ def test_an_address_in_use_and_a_certificate_that_is_none(tmp_path: Path):
             listen=address, federation_listen="127.0.0.1:0", tls_cert=str(tmp_path / "none"),
             tls_key=str(tmp_path / "none"),
         )  # fmt: skip
-        assert levels(doctor.check_listeners(config)) == [
-            ("warning", "listener"), ("error", "certificate")
-        ]  # fmt: skip
+        assert levels(doctor.check_listeners(config)) == [("warning", "listener")]
+        assert levels(doctor.check_certificate(config, NOW_MS)) == [("error", "certificate")]
+
+
+def with_certificate(directory: Path, key: bytes, chain: bytes, **options: str) -> Config:
+    """Return a configuration with a TLS listener."""
+    (directory / "tls.key").write_bytes(key)
+    (directory / "tls.crt").write_bytes(chain)
+    return Config(
+        federation_listen="127.0.0.1:0", tls_cert=str(directory / "tls.crt"),
+        tls_key=str(directory / "tls.key"), **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "days_left", "expected"),
+    [
+        ({"server_name": "hs1.test"}, 15, []),
+        ({"server_name": "hs1.test:8448"}, 15, []),
+        ({"server_name": "[2001:db8::1]:8448"}, 15, []),
+        ({"server_name": "192.0.2.1"}, 15, []),
+        ({"server_name": "hs1.test"}, 13, ["warning"]),
+        ({"server_name": "hs1.test"}, -1, ["error"]),
+        ({"server_name": "hs1.test"}, -9_000, ["error"]),  # By the clock of this machine, too.
+        ({"server_name": "test"}, 15, ["warning"]),
+        ({"server_name": "test", "well_known_server": "hs1.test:443"}, 15, []),
+        ({"server_name": "[2001:db8::2]"}, -1, ["error", "warning"]),
+    ],
+)
+def test_certificates(options: dict[str, str], days_left: int, expected: list[str], tmp_path: Path):
+    end = datetime.fromtimestamp(NOW_MS // 1000, UTC) + timedelta(days=days_left)
+    leaf = trustme.CA().issue_cert("hs1.test", "2001:db8::1", "192.0.2.1", not_after=end)
+    chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+    config = with_certificate(tmp_path, leaf.private_key_pem.bytes(), chain, **options)
+    findings = doctor.check_certificate(config, NOW_MS)
+    assert levels(findings) == [(level, "certificate") for level in expected]
+    assert len(findings) == max(1, len(expected))
+
+
+def test_a_certificate_that_is_signed_by_itself(tmp_path: Path):
+    authority = trustme.CA()
+    key, chain = authority.private_key_pem.bytes(), authority.cert_pem.bytes()
+    config = with_certificate(tmp_path, key, chain, server_name="hs1.test")
+    said = [found.message for found in doctor.check_certificate(config, NOW_MS)]
+    assert said[-1].endswith("tls.crt is signed by itself")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Config(federation_verify_tls=False), ["federation"]),
+        (Config(registration="open"), []),
+        (Config(registration="open", listen="localhost:8008"), []),
+        (Config(registration="open", listen="[::1]:8008"), []),
+        (Config(registration="open", listen=":8008"), ["registration"]),
+        (Config(registration="open", listen="0.0.0.0:8008"), ["registration"]),
+        (Config(registration="open", public_base_url="https://hs1.test"), ["registration"]),
+        (Config(registration="token", listen="0.0.0.0:8008"), []),
+    ],
+)
+def test_what_is_open_to_the_internet(config: Config, expected: list[str]):
+    assert levels(doctor.check_exposure(config)) == [("warning", name) for name in expected]
 
 
 def test_a_disk_that_is_nearly_full(config: Config, monkeypatch: pytest.MonkeyPatch):
