@@ -70,8 +70,8 @@ class Ledger:
     msc: str
     title: str
     overview: str
-    example: str
     requirements: Sequence[Requirement] = field(default=())
+    example: str = ""
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -87,7 +87,7 @@ def read_ledger(path: Path) -> Ledger:
     content = tomllib.loads(text)
     requirements = [Requirement(**entry) for entry in content["requirement"]]
     overview, example = (content.get(part, "").strip() for part in ("overview", "example"))
-    return Ledger(found[1], found[2], overview, example, requirements)
+    return Ledger(found[1], found[2], overview, requirements, example)
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def test_requirements_stand_under_their_headings_in_the_order_of_the_text() -> N
     ]
     page = msc_guides.page(msc_guides.Ledger("MSC4354", "sticky events", "", requirements), {})
     found = re.findall(r"## .*|X-\d", page)
-    assert found == ["## Proposal", "X-2", "## Rate limits", "X-1", "X-3"]
+    assert found == ["## Names", "## Proposal", "X-2", "## Rate limits", "X-1", "X-3"]
 
 
 def test_a_ledger_that_does_not_say_what_it_is_about_is_found_out(tmp_path: Path) -> None:
