@@ -38,6 +38,7 @@ from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, check_new_aliases
 from minihs.services.rooms.send import plan_draft
 from minihs.services.rooms.standing import CREATE, current_events
+from minihs.storage import rooms
 from minihs.storage.directory import fetch_alias
 from minihs.storage.group_commit import Conflict
 
@@ -212,6 +213,8 @@ async def make_room(services: Services, room: RoomPlan) -> RoomId:
                 raise
             message = f"You may not send {event.type} in the room as you want it: {error.message}"
             raise InvalidRoomState(message) from error
+    if await rooms.fetch_version(services.db, head.room_id) is not None:
+        return await make_room(services, room)  # Another process has just made one alike.
     predecessor = predecessor_of((await current_events(services, head, [CREATE])).get(CREATE))
     try:
         await plan.submit(services)
