@@ -19,6 +19,7 @@ from minihs.base.clock import ManualClock
 from minihs.protocol import unstable
 from minihs.services.rooms import delayed_events, sticky_events
 from tests.helpers.homeserver import running_homeserver
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -375,7 +376,7 @@ async def test_s_09_a_new_sticky_event_ends_a_long_poll(homeserver: Homeserver) 
     await bob.sync()
     nothing = json.dumps({"room": {"timeline": {"types": []}}})
     waiting = asyncio.ensure_future(bob.sync(timeout="30000", filter=nothing))
-    await asyncio.sleep(0)
+    await until(lambda: any(services.views.waiting for services in homeserver.workers))
     sticky = await stick(alice, room_id)
     answer = await asyncio.wait_for(waiting, 10)
     assert ids(section(answer, room_id)) == [sticky]

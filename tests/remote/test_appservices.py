@@ -14,6 +14,7 @@ from minihs.base.clock import ManualClock
 from minihs.base.limits import APPSERVICE_ANSWER_BYTES_MAX
 from minihs.remote.appservices import AppserviceRemote, json_of
 from minihs.remote.transport import RawAnswer, RemoteError
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -106,8 +107,7 @@ async def test_an_answer_is_waited_for_up_to_a_limit(
     remote: AppserviceRemote, service: Service, answering: Answering, clock: ManualClock
 ):
     asking = asyncio.ensure_future(remote.request(service, "GET", "/slow", timeout_ms=1_000))
-    while not answering.asked:
-        await asyncio.sleep(0.01)
+    await until(lambda: answering.asked)
     clock.advance_ms(1_000)
     answer = await asking
     assert isinstance(answer, RemoteError)
