@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
-from tests.helpers.homeserver import Homeserver, running_homeserver
+from minihs.remote.transport import RawAnswer
+from tests.helpers import openapi
+from tests.helpers.homeserver import CLIENT, Homeserver, running_homeserver
+from tests.helpers.network import InMemoryNetwork
 from tests.helpers.postgres import TestServers, cluster_directory, requested_versions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
+
+    from minihs.remote.transport import OutgoingRequest, RemoteError
+    from tests.helpers.homeserver import Response
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,3 +74,54 @@ async def homeserver(database_url: str, tmp_path: Path) -> AsyncIterator[Homeser
     """A running homeserver `hs1` with open registration and no rate limits."""
     async with running_homeserver(database_url, tmp_path) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def traffic_follows_the_schemas(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Fail a test at its end when traffic broke its schema (where the schemas are at hand).
+
+    These are the answers to clients, and what servers under test ask and answer each other. A test
+    marked `shapes_events` asks for events of another shape than the schemas'.
+    """
+    if not openapi.available():
+        yield
+        return
+    faults: list[str] = []
+    answer_to_client = Homeserver.request
+    carry = InMemoryNetwork.carry
+
+    async def checked_request(
+        self: Homeserver,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        response = await answer_to_client(self, method, path, body, query, headers)
+        full = path if path.startswith(("/_", "/.well-known")) else CLIENT + path
+        faults.extend(openapi.answer_faults("client", method, full, response.status, response.json))
+        return response
+
+    async def checked_carry(
+        self: InMemoryNetwork, origin: str, request: OutgoingRequest
+    ) -> RawAnswer | RemoteError:
+        outcome = await carry(self, origin, request)
+        path = request.target.partition("?")[0]
+        if self.is_under_test(origin):
+            body = None if request.body is None else orjson.loads(request.body)
+            faults.extend(openapi.request_faults("federation", request.method, path, body))
+        if isinstance(outcome, RawAnswer) and self.is_under_test(request.destination):
+            body = orjson.loads(outcome.body) if outcome.body else None
+            faults.extend(
+                openapi.answer_faults("federation", request.method, path, outcome.status, body)
+            )
+        return outcome
+
+    monkeypatch.setattr(Homeserver, "request", checked_request)
+    monkeypatch.setattr(InMemoryNetwork, "carry", checked_carry)
+    yield
+    if request.node.get_closest_marker("shapes_events") is None:
+        assert faults == []

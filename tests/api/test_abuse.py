@@ -60,6 +60,7 @@ async def test_C14_no_filter_makes_a_timeline_larger_than_the_largest(
         assert response.status == 400
 
 
+@pytest.mark.shapes_events
 @pytest.mark.parametrize(
     "bomb",
     [

@@ -295,6 +295,7 @@ async def purge(stage: Stage, clock: ManualClock) -> None:
         stage.hs1.services.events.forget(EventId(event_id))
 
 
+@pytest.mark.shapes_events
 @pytest.mark.parametrize("purged", [False, True], ids=["at once", "after the purge"])
 @pytest.mark.parametrize("place", CLIENT, ids=[place.name for place in CLIENT])
 async def test_r_1_no_client_is_shown_it(

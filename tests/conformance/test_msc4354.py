@@ -430,6 +430,7 @@ async def test_s_11_a_room_that_is_filtered_out_has_no_section(homeserver: Homes
     assert room_id not in answer.get("rooms", {}).get("join", {})
 
 
+@pytest.mark.shapes_events
 async def test_s_11_whoever_asks_for_few_fields_can_let_it_expire(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
@@ -486,6 +487,7 @@ async def test_s_12_a_flood_in_one_room_does_not_delay_another(homeserver: Homes
     assert len(section(answer, loud)) == 50
 
 
+@pytest.mark.shapes_events
 async def test_s_13_wherever_it_is_shown_it_says_what_is_left(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     root = await alice.say(room_id, "root")

@@ -15,6 +15,7 @@ from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, Room
 
 if TYPE_CHECKING:
+    from minihs.base.clock import ManualClock
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation, Received
 
@@ -153,12 +154,15 @@ async def test_who_is_not_invited_or_banned_stays_outside(federation: Federation
     assert (await bob.sync()).get("rooms") is None
 
 
-async def test_bob_leaves_and_comes_back_to_what_the_room_has_become(federation: Federation):
+async def test_bob_leaves_and_comes_back_to_what_the_room_has_become(
+    federation: Federation, clock: ManualClock
+):
     hs1, hs2 = await two(federation)
     alice, bob = await hs1.register("alice"), await hs2.register("bob")
     room_id = await alice.create_room(name="Tea")
     await enter(bob, room_id, "hs1")
     federation.network.isolate("hs2")
+    clock.advance_ms(1)  # In state resolution the later of two events wins.
     await bob.leave(room_id)
     federation.network.heal()
     await alice.put_state(room_id, "m.room.name", {"name": "Coffee"})

@@ -103,6 +103,11 @@ class InMemoryNetwork:
         """Take a server off the network."""
         del self._nodes[name]
 
+    def is_under_test(self, name: str) -> bool:
+        """Return whether a server is minihs, and not one that does as the test says."""
+        node = self._nodes.get(name)
+        return node is not None and not isinstance(getattr(node, "__self__", None), EvilServer)
+
     def transport(self, origin: str) -> InMemoryTransport:
         """Return what carries the requests of a server."""
         return InMemoryTransport(self, origin)

@@ -129,6 +129,7 @@ class Room:
                 content=content,
                 state_key=state_key,
                 redacts=redacts,
+                extra={"origin": server_name} if event_type == "m.room.member" else {},
                 origin_server_ts=(
                     START_MS + 1000 * count if origin_server_ts is None else origin_server_ts
                 ),

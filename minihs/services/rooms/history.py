@@ -618,6 +618,9 @@ async def joined_members(
 ) -> dict[str, dict[str, str | None]]:
     """Return the names and avatars of a room's members, by user id; only for members.
 
+    Who has no name or no avatar has `None` there. The specification's schema leaves the key out;
+    Complement looks for both keys, Synapse sends null, and clients take either.
+
     Raises:
         Forbidden: the reader is not joined.
 
@@ -626,7 +629,6 @@ async def joined_members(
     access = await open_room(services, reader, room_id)
     if not access.joined:
         raise Forbidden("You are not in this room.")
-    # Clients look for both keys, also where there is nothing to tell.
     return {
         user_id: {"display_name": name, "avatar_url": avatar}
         for user_id, name, avatar in await event_reads.list_joined_members(

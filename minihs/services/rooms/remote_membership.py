@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import (
@@ -393,7 +393,8 @@ async def invite(
         decided = await decide(head)
         if isinstance(decided, str):
             return decided
-        planned = await build_upon(services, head, decided)
+        named = {**decided.extra, "origin": services.server_name}  # Other servers may ask for it.
+        planned = await build_upon(services, head, replace(decided, extra=named))
         planned.transaction = transaction
         shown = await commit.room_state_for_outsiders(services, head, planned.event)
     # Neither a transaction nor the room's turn waits for another server.
@@ -516,6 +517,7 @@ def _build(services: Services, change: RemoteChange, template: Template) -> Even
                 content=content,
                 origin_server_ts=services.clock.now_ms(),
                 state_key=change.user_id,
+                extra={"origin": services.server_name},  # Other servers may ask for it.
             ),
             room_version=version,
             depth=template.depth,
