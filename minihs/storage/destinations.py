@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.storage.sql import statement
-from minihs.storage.stream_rows import ReceiptWrite, array_literal
+from minihs.storage.sql import array_literal, statement
+from minihs.storage.stream_rows import ReceiptWrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.storage.delayed_events import lock_scheduled
-from minihs.storage.sql import BatchStatement, statement
-from minihs.storage.stream_rows import Membership, StickyEvent, array_literal
+from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.sql import Columns
     from minihs.storage.state import StateRow
+    from minihs.storage.stream_rows import Membership, StickyEvent
 
 
 @dataclass(slots=True)

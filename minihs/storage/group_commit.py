@@ -22,10 +22,11 @@ import asyncpg
 
 from minihs.base.errors import Unavailable
 from minihs.base.metrics import Histogram, stopwatch
-from minihs.storage import directory, event_writes, stream_rows
+from minihs.storage import directory, event_writes, stream_writes
 from minihs.storage.database import is_away
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
+from minihs.storage.stream_rows import as_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -282,7 +283,7 @@ class GroupCommitter:
             items += self._take_place(write, position)
         for row in (r for u in units for r in u.rows):
             position += 1
-            items.append((position, stream_rows.as_read(row)))
+            items.append((position, as_read(row)))
         self.counts.commits += 1
         self.counts.events += sum(len(unit.events) for unit in units)
         self.counts.rows += sum(len(unit.rows) for unit in units)
@@ -398,7 +399,7 @@ async def _write_all(
     if base is None:
         raise Conflict
     start = base + len(batch.events) + 1
-    await stream_rows.write_rows(connection, list(enumerate(rows, start)))
+    await stream_writes.write_rows(connection, list(enumerate(rows, start)))
     return base
 
 

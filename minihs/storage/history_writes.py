@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import Unavailable
-from minihs.storage.sql import statement
-from minihs.storage.stream_rows import array_literal
+from minihs.storage.sql import array_literal, statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -23,6 +23,12 @@ def statement(name: str, text: str) -> str:
     return text
 
 
+def array_literal(values: Sequence[object]) -> str:
+    """Return the text form of an array: for arrays of arrays, which `unnest` would flatten."""
+    quoted = ('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in values)
+    return "{" + ",".join(quoted) + "}"
+
+
 class BatchStatement:
     """A statement that is given whole tables, so that it costs about the same for many rows.
 
@@ -47,6 +53,10 @@ class BatchStatement:
                 places[f"{parameter}.{column}"] = arrays[-1]
             places[parameter] = f"unnest({', '.join(arrays)}) AS {parameter} ({', '.join(columns)})"
         self.text = statement(name, _PLACE.sub(lambda place: places[place[0][1:-1]], text))
+
+    def columns(self, table: str) -> list[str]:
+        """Return the names of the columns of a table, in the order in which rows have them."""
+        return list(self._parameters[table])
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
         """Return what the statement is executed with: of a table, its rows."""
