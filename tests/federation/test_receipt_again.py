@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms.receive import UNREACHED_TIMES_MAX
+from minihs.services.rooms.gap_filling import UNREACHED_TIMES_MAX
 from tests.helpers.mirror import push, send_transaction, serve
 from tests.helpers.network import raw
 from tests.helpers.rooms import MALLORY
