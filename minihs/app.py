@@ -41,6 +41,7 @@ from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
 from minihs.remote.http import HttpTransport
+from minihs.remote.signed_requests import SignedRequests
 from minihs.services import own_keys
 from minihs.services.appservices import registry
 from minihs.services.appservices.registration import load_registrations
@@ -186,6 +187,10 @@ async def build_services(
         signing_key = own_keys.load_signing_key(config, randomness)
         server_name = ServerName(config.server_name)
         delivery = Delivery(clock, db)
+        requests = SignedRequests(
+            server_name, signing_key, transport,
+            is_transaction_open=is_transaction_open, is_backing_off=delivery.is_backing_off,
+        )  # fmt: skip
         services = Services(
             config=config,
             server_name=server_name,
@@ -195,9 +200,7 @@ async def build_services(
             randomness=randomness,
             tasks=tasks,
             db=db,
-            remote=Remote(
-                server_name, signing_key, transport, is_transaction_open=is_transaction_open
-            ),
+            remote=Remote(requests),
             key_ring=key_ring,
             transactions=transactions,
             token_owners=Batcher(lambda hashes: sessions.fetch_token_owners(db, hashes)),
@@ -242,7 +245,6 @@ async def build_services(
             functools.partial(services.presence.follow, services),
             functools.partial(services.presence.reset, services),
         )
-        services.remote.is_backing_off = delivery.is_backing_off
         await follower.start()
         services.committer.start()
         await services.presence.load(services)

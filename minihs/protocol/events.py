@@ -35,7 +35,7 @@ class Event:
     __slots__ = (
         "auth_event_ids", "content", "depth", "event_id", "is_state", "json", "key",
         "origin_server_ts", "pdu", "prev_event_ids", "redacts", "room_id", "room_version",
-        "sender", "state_key", "type", "unsigned",
+        "sender", "state_key", "type",
     )  # fmt: skip
 
     event_id: EventId
@@ -63,7 +63,6 @@ class Event:
     """Since v12 the create event, which the PDU does not name there, comes last."""
     redacts: EventId | None
     """What a redaction names as its target: at the top level, or (since v11) in the content."""
-    unsigned: dict[str, object]
 
     @classmethod
     def from_pdu(
@@ -99,6 +98,17 @@ class Event:
             return None
         return EventId("$" + self.room_id[1:])
 
+    @property
+    def thread_root(self) -> EventId | None:
+        """The root of the thread that it is in. Spec: client-server-api#threading."""
+        match self.content.get("m.relates_to"):
+            case {"rel_type": "m.thread", "event_id": str(root)} if (
+                not self.is_state and "\0" not in root
+            ):
+                return EventId(root)
+            case _:
+                return None
+
     if not TYPE_CHECKING:  # Slots that are not yet filled come here; types are stated above.
 
         def __getattr__(self, name: str) -> object:
@@ -117,14 +127,13 @@ class Event:
         """Fill the slots from the PDU."""
         pdu, room_version = self.pdu, self.room_version
         kind, state_key = pdu.get("type"), pdu.get("state_key")
-        content, unsigned = pdu.get("content"), pdu.get("unsigned")
+        content = pdu.get("content")
         self.type = kind if isinstance(kind, str) else ""
         self.sender = UserId(_text(pdu.get("sender")))
         self.state_key = state_key if isinstance(state_key, str) else None
         self.is_state = self.state_key is not None
         self.key = (self.type, self.state_key or "")
         self.content = content if isinstance(content, dict) else {}
-        self.unsigned = unsigned if isinstance(unsigned, dict) else {}
         self.origin_server_ts = _integer(pdu.get("origin_server_ts"))
         self.depth = _integer(pdu.get("depth"))
         self.prev_event_ids = _event_ids(pdu.get("prev_events"))

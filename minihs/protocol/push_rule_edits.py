@@ -25,7 +25,7 @@ from minihs.protocol.push_predefined_rules import (
     Kind,
     PredefinedRule,
 )
-from minihs.protocol.push_rules import CompiledRuleset, OwnRule, RuleChange, compile_ruleset
+from minihs.protocol.push_rulesets import CompiledRuleset, OwnRule, RuleChange, compile_ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
     from minihs.storage.state import StateStore
+    from minihs.storage.stream_reads import StreamItem
     from minihs.storage.stream_rows import StreamRow
-    from minihs.storage.streams import StreamFollower, StreamItem
+    from minihs.storage.streams import StreamFollower
 
 
 class Conflict(Exception):

@@ -16,42 +16,32 @@ import contextlib
 import logging
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import asyncpg
-
-from minihs.storage.event_store import COLUMNS, StoredEvent
+from minihs.storage.event_store import StoredEvent
 from minihs.storage.sql import statement
-from minihs.storage.stream_rows import (
-    PRESENCE_COLUMNS,
-    AccountDataWrite,
-    DelayedEventOutcome,
-    DeviceListChange,
-    ForgottenRoom,
-    Membership,
-    PresenceWrite,
-    PurgedRoom,
-    ReadRow,
-    ReceiptWrite,
-    StayRedaction,
-    StickyEvent,
-    ToDeviceNews,
-    TypingWrite,
-    UnignoredUser,
+from minihs.storage.stream_reads import (
+    FETCH_REDACTED,
+    LIST_EVENTS,
+    Positioned,
+    StreamItem,
+    list_unpurged_stays,
+    read_rows,
 )
+from minihs.storage.stream_rows import PurgedRoom, StayRedaction, StickyEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+    import asyncpg
 
     from minihs.base.clock import Clock
     from minihs.base.tasks import TaskOwner
-    from minihs.storage.database import Database, Row
+    from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
 
 logger = logging.getLogger(__name__)
 
-StreamItem = StoredEvent | Membership | ReadRow
-Positioned = tuple[int, StreamItem]
 
 CHANNEL = "minihs"
 WINDOW_ITEMS_MAX = 6_000
@@ -59,209 +49,6 @@ POLL_MS = 2_000
 RECONNECT_MS = 500
 
 FETCH_POSITION = statement("streams.fetch_position", "SELECT position FROM stream")
-
-# Unique index events_position_key.
-LIST_EVENTS = statement(
-    "streams.list_events",
-    f"""
-    SELECT {COLUMNS}
-    FROM events e
-    JOIN rooms r ON r.room_nid = e.room_nid
-    WHERE e.position > $1 AND e.position <= $2
-    ORDER BY e.position
-    """,  # noqa: S608  # a constant
-)
-
-# Found through the events that changed them. Those of other servers' users concern nobody's view.
-LIST_MEMBERSHIPS = statement(
-    "streams.list_memberships",
-    """
-    SELECT
-      m.position, r.room_id, m.user_id, m.membership, m.event_id, m.sender, m.local, m.forgotten,
-      m.display_name, m.avatar_url, m.joined_position
-    FROM events e
-    JOIN rooms r ON r.room_nid = e.room_nid
-    JOIN memberships m ON m.room_nid = e.room_nid AND m.position = e.position
-    WHERE e.position > $1 AND e.position <= $2 AND e.key_nid IS NOT NULL AND m.local
-    """,
-)
-
-# Index account_data_position.
-LIST_ACCOUNT_DATA = statement(
-    "streams.list_account_data",
-    """
-    SELECT position, user_id, room_id, type, json
-    FROM account_data
-    WHERE position > $1 AND position <= $2
-    """,
-)
-
-# Index receipts_position.
-LIST_RECEIPTS = statement(
-    "streams.list_receipts",
-    """
-    SELECT t.position, r.room_id, t.user_id, t.receipt_type, t.thread_id, t.event_id, t.ts_ms
-    FROM receipts t
-    JOIN rooms r ON r.room_nid = t.room_nid
-    WHERE t.position > $1 AND t.position <= $2
-    """,
-)
-
-# Index sticky_events_position.
-LIST_STICKY_EVENTS = statement(
-    "streams.list_sticky_events",
-    """
-    SELECT s.position, r.room_id, s.event_id, s.sender, s.until_ms
-    FROM sticky_events s
-    JOIN rooms r ON r.room_nid = s.room_nid
-    WHERE s.position > $1 AND s.position <= $2
-    """,
-)
-
-# Index unignored_position.
-LIST_UNIGNORED = statement(
-    "streams.list_unignored",
-    """
-    SELECT position, user_id, sender, until_ms
-    FROM unignored
-    WHERE position > $1 AND position <= $2
-    """,
-)
-
-# Index memberships_forgotten.
-LIST_FORGOTTEN = statement(
-    "streams.list_forgotten",
-    """
-    SELECT m.forgotten_position, m.user_id, r.room_id
-    FROM memberships m
-    JOIN rooms r ON r.room_nid = m.room_nid
-    WHERE m.forgotten AND m.forgotten_position > $1 AND m.forgotten_position <= $2
-    """,
-)
-
-# Index delayed_events_position.
-LIST_OUTCOMES = statement(
-    "streams.list_outcomes",
-    """
-    SELECT position, user_id, delay_id, due_ms, finalised_ms, event_id, error
-    FROM delayed_events
-    WHERE position > $1 AND position <= $2
-    """,
-)
-
-# Index room_purges_position.
-LIST_PURGED = statement(
-    "streams.list_purged",
-    """
-    SELECT p.position, r.room_id
-    FROM room_purges p
-    JOIN rooms r ON r.room_nid = p.room_nid
-    WHERE p.position > $1 AND p.position <= $2
-    """,
-)
-
-# Index redacted_stays_position.
-LIST_STAY_REDACTIONS = statement(
-    "streams.list_stay_redactions",
-    """
-    SELECT
-      s.position, r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids,
-      s.spared_ids, s.created_ms, s.upto, s.purged
-    FROM redacted_stays s
-    JOIN rooms r ON r.room_nid = s.room_nid
-    WHERE s.position > $1 AND s.position <= $2
-    """,
-)
-
-# Index redacted_stays_unpurged.
-LIST_UNPURGED_STAYS = statement(
-    "streams.list_unpurged_stays",
-    """
-    SELECT
-      r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids, s.created_ms,
-      s.upto, s.purged
-    FROM redacted_stays s
-    JOIN rooms r ON r.room_nid = s.room_nid
-    WHERE NOT s.purged
-    """,
-)
-
-# Index typing_position.
-LIST_TYPING = statement(
-    "streams.list_typing",
-    """
-    SELECT t.position, r.room_id, t.user_ids, t.expires_ms
-    FROM typing t
-    JOIN rooms r ON r.room_nid = t.room_nid
-    WHERE t.position > $1 AND t.position <= $2
-    """,
-)
-
-
-# Indexes presence_position and memberships_user_id.
-LIST_PRESENCE = statement(
-    "streams.list_presence",
-    f"""
-    SELECT
-      p.position, {PRESENCE_COLUMNS},
-      ARRAY(
-        SELECT r.room_id
-        FROM memberships m
-        JOIN rooms r ON r.room_nid = m.room_nid
-        WHERE m.user_id = p.user_id AND m.membership = 'join'
-      )
-    FROM presence p
-    WHERE p.position > $1 AND p.position <= $2
-    """,  # noqa: S608  # a constant
-)
-
-# Indexes device_lists_position and memberships_user_id.
-LIST_DEVICE_LISTS = statement(
-    "streams.list_device_lists",
-    """
-    SELECT
-      d.position, d.user_id,
-      ARRAY(
-        SELECT r.room_id
-        FROM memberships m
-        JOIN rooms r ON r.room_nid = m.room_nid
-        WHERE m.user_id = d.user_id AND m.membership = 'join'
-      )
-    FROM device_lists d
-    WHERE d.position > $1 AND d.position <= $2
-    """,
-)
-
-ROWS: Final[tuple[tuple[str, Callable[..., StreamItem]], ...]] = (
-    (LIST_MEMBERSHIPS, Membership),
-    (LIST_ACCOUNT_DATA, AccountDataWrite),
-    (LIST_RECEIPTS, ReceiptWrite),
-    (LIST_TYPING, TypingWrite),
-    (LIST_STICKY_EVENTS, StickyEvent),
-    (LIST_UNIGNORED, UnignoredUser),
-    (LIST_STAY_REDACTIONS, StayRedaction.of_row),
-    (LIST_FORGOTTEN, ForgottenRoom),
-    (LIST_OUTCOMES, DelayedEventOutcome),
-    (LIST_PURGED, PurgedRoom),
-    (LIST_PRESENCE, PresenceWrite),
-    (LIST_DEVICE_LISTS, DeviceListChange),
-)
-"""Tables of the stream that have a row for each item: how to read them, and what they make."""
-
-# Indexes to_device_messages_position and to_device_outbox_position.
-LIST_TO_DEVICE = statement(
-    "streams.list_to_device",
-    """
-    SELECT m.position, d.user_id, m.device_nid, NULL AS server_name
-    FROM to_device_messages m
-    JOIN devices d ON d.device_nid = m.device_nid
-    WHERE m.position > $1 AND m.position <= $2
-    UNION ALL
-    SELECT position, NULL, NULL, server_name
-    FROM to_device_outbox
-    WHERE position > $1 AND position <= $2
-    """,
-)
 
 
 class StreamFollower:
@@ -287,7 +74,7 @@ class StreamFollower:
     async def start(self) -> None:
         """Begin at the stream's present end."""
         self.head = self.floor = await self.fetch_position()
-        for stay in await self._list_unpurged_stays():
+        for stay in await list_unpurged_stays(self._db):
             self._events.note_stay(stay)
         self._tasks.spawn("stream-listener", self._listen())
         self._tasks.spawn("stream-follower", self._follow())
@@ -418,10 +205,6 @@ class StreamFollower:
             if not room:
                 del self._rooms[room_id]
 
-    async def _list_unpurged_stays(self) -> list[StayRedaction]:
-        """Return the stays whose events do not say yet that they are redacted."""
-        return [StayRedaction.of_row(*row) for row in await self._db.fetch(LIST_UNPURGED_STAYS)]
-
     def _note_stay(self, position: int, stay: StayRedaction) -> None:
         """Redact what of a stay is in memory, here or in the cache (MSC4293)."""
         items = (item for _, item in self.room_items(stay.room_id))
@@ -435,7 +218,7 @@ class StreamFollower:
             self._behind.clear()
             try:
                 await self._catch_up()
-            except (asyncpg.PostgresError, OSError, Exception):
+            except Exception:
                 logger.warning("cannot follow the stream; trying again", exc_info=True)
                 await self._clock.sleep_ms(RECONNECT_MS)
                 self._behind.set()
@@ -446,7 +229,7 @@ class StreamFollower:
         if upto <= after:
             return
         if upto - after > WINDOW_ITEMS_MAX:
-            stays = await self._list_unpurged_stays()
+            stays = await list_unpurged_stays(self._db)
             if self.head == after:
                 self._reset(upto)
                 for stay in stays:  # Before anybody reads an event of theirs.
@@ -460,16 +243,13 @@ class StreamFollower:
 
     async def _read(self, after: int, upto: int) -> list[Positioned]:
         """Read the items of a range of positions from the tables."""
-        fetch = self._db.fetch
         items: list[Positioned] = []
-        for stored in self._events.from_rows(await fetch(LIST_EVENTS, after, upto)):
+        for stored in self._events.from_rows(await self._db.fetch(LIST_EVENTS, after, upto)):
             self._events.remember(stored)
             items.append((stored.position or 0, stored))
             if stored.event.redacts is not None and stored.event.type == "m.room.redaction":
                 await self._note_redaction(stored)
-        for text, make in ROWS:  # An event comes before its membership.
-            items += [(row[0], make(*tuple(row)[1:])) for row in await fetch(text, after, upto)]
-        items += _to_device_news(await fetch(LIST_TO_DEVICE, after, upto))
+        items += await read_rows(self._db, after, upto)  # An event comes before its membership.
         items.sort(key=lambda positioned: positioned[0])
         return items
 
@@ -498,7 +278,7 @@ class StreamFollower:
                 while not connection.is_closed():
                     self._announce(int(await connection.fetchval(FETCH_POSITION)))
                     await self._clock.sleep_ms(POLL_MS)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Exception):
+            except Exception:
                 logger.warning("lost the connection that listens; trying again", exc_info=True)
                 await self._clock.sleep_ms(RECONNECT_MS)
             finally:
@@ -508,28 +288,6 @@ class StreamFollower:
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._announce(int(str(payload)))
-
-
-# Primary key of redactions: whether an accepted redaction names its target there.
-FETCH_REDACTED = statement(
-    "streams.fetch_redacted",
-    "SELECT event_id FROM redactions WHERE redaction_id = $1 AND event_id = $2",
-)
-
-
-def _to_device_news(rows: Iterable[Row]) -> list[Positioned]:
-    """Return messages to devices: whatever was sent at once has one position."""
-    devices: dict[int, list[tuple[str, int]]] = {}
-    servers: dict[int, list[str]] = {}
-    for position, user_id, device_nid, server_name in rows:
-        if server_name is None:
-            devices.setdefault(position, []).append((user_id, device_nid))
-        else:
-            servers.setdefault(position, []).append(server_name)
-    return [
-        (p, ToDeviceNews(tuple(devices.get(p, ())), tuple(servers.get(p, ()))))
-        for p in {**devices, **servers}
-    ]
 
 
 def _room_of(item: StreamItem) -> str:

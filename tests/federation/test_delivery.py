@@ -264,7 +264,7 @@ async def test_pauses_grow_and_end_with_a_success(
         attempts.append(sum(d.destination == "evil" for d in log))
     assert 6 <= attempts[-1] <= 10, "2, 4, 8 … seconds: few attempts in five minutes"
     assert hs1.services.delivery.is_backing_off("evil")
-    assert hs1.services.remote.is_backing_off("evil")
+    assert hs1.services.remote.requests.is_backing_off("evil")
     federation.network.heal()
     await pass_time(hs1.services, clock, 400_000)
     assert evil.bodies == ["hello"]

@@ -15,7 +15,7 @@ from tests.federation.test_joins import ALL_VERSIONS, enter, two
 from tests.helpers.mirror import forge, mirror, push
 
 if TYPE_CHECKING:
-    from minihs.remote.client import Answer
+    from minihs.remote.signed_requests import Answer
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
 

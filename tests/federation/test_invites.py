@@ -10,7 +10,7 @@ import pytest
 from minihs.protocol.canonical_json import CanonicalJsonError
 from minihs.protocol.events import Event
 from minihs.services.federation import resident
-from minihs.services.rooms.remote_membership import ROOM_STATE_BYTES_MAX
+from minihs.services.rooms.outsiders import ROOM_STATE_BYTES_MAX
 from tests.federation.test_joins import enter, members, two
 from tests.helpers.mirror import forge, mirror, push
 from tests.helpers.network import raw

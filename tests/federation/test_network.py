@@ -14,7 +14,7 @@ from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
-    from minihs.remote.client import Answer
+    from minihs.remote.signed_requests import Answer
     from tests.helpers.network import EvilServer, Federation
 
 VERSION = "/_matrix/federation/v1/version"
@@ -35,7 +35,7 @@ def outcome(answer: Answer) -> str:
 async def test_servers_meet(federation: Federation) -> None:
     hs1, hs2 = await federation.start("hs1"), await federation.start("hs2")
     for one, other in ((hs1, hs2), (hs2, hs1)):
-        answer = await one.services.remote.get_version(other.name)
+        answer = await one.services.remote.requests.request(other.name, "GET", VERSION)
         assert isinstance(answer, dict)
     assert hs1.services.signing_key.public_key != hs2.services.signing_key.public_key
     assert [(d.origin, d.destination, d.outcome) for d in federation.network.log] == [
@@ -54,12 +54,12 @@ async def test_partitions_and_healing(
             network.isolate("two")
         else:
             network.partition(*parts)
-        assert outcome(await one.remote.get_version("two")) == "unreachable"
-        assert outcome(await two.remote.get_version("one")) == "unreachable"
+        assert outcome(await one.request("two", "GET", VERSION)) == "unreachable"
+        assert outcome(await two.request("one", "GET", VERSION)) == "unreachable"
         network.heal()
-        assert outcome(await one.remote.get_version("two")) == "answered"
+        assert outcome(await one.request("two", "GET", VERSION)) == "answered"
     network.remove("two")
-    assert outcome(await one.remote.get_version("two")) == "unreachable"
+    assert outcome(await one.request("two", "GET", VERSION)) == "unreachable"
 
 
 async def test_faults_are_as_often_as_asked_and_the_same_for_a_seed(
@@ -68,14 +68,14 @@ async def test_faults_are_as_often_as_asked_and_the_same_for_a_seed(
     one, two = pair
     network = federation.network
     network.faults.lost, network.faults.unanswered, network.faults.doubled = 200, 200, 200
-    outcomes = [outcome(await one.remote.get_version("two")) for _ in range(500)]
+    outcomes = [outcome(await one.request("two", "GET", VERSION)) for _ in range(500)]
     assert 120 < outcomes.count("timed_out") < 240  # 36 % of 500
     assert 420 < len(two.received) < 540  # 80 % of 500, and 20 % of those twice
     again = InMemoryNetwork(network.clock, seed=0)
     again.faults = network.faults
     again.add("two", two._answer)
-    one.remote._transport = again.transport("one")
-    assert [outcome(await one.remote.get_version("two")) for _ in range(500)] == outcomes
+    one.requests._transport = again.transport("one")
+    assert [outcome(await one.request("two", "GET", VERSION)) for _ in range(500)] == outcomes
 
 
 async def test_delays_are_on_the_clock(
@@ -83,7 +83,7 @@ async def test_delays_are_on_the_clock(
 ) -> None:
     one, two = pair
     federation.network.faults.delay_ms = (500, 500)
-    asking = asyncio.ensure_future(one.remote.get_version("two"))
+    asking = asyncio.ensure_future(one.request("two", "GET", VERSION))
     await until(lambda: clock._timers)
     clock.advance_ms(499)
     assert two.received == []

@@ -16,11 +16,12 @@ from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.protocol.room_versions import V11
 from minihs.services.rooms import loose_ends, missing
-from minihs.services.rooms.commit import HistoryWrite, store_history
+from minihs.services.rooms.history_commit import store_history
 from minihs.services.rooms.judge import Judge
 from minihs.services.rooms.send import send_event
 from minihs.services.rooms.visibility import DUMMY_EVENT
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
+from minihs.storage.history_writes import HistoryWrite
 from tests.helpers.mirror import forge, mirror, push, refresh, serve
 from tests.helpers.rooms import ALICE, MALLORY
 

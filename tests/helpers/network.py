@@ -35,7 +35,8 @@ from minihs.protocol.canonical_json import decode_lenient, encode_lenient
 from minihs.protocol.identifiers import ServerName
 from minihs.protocol.request_auth import parse_authorization, sign_request
 from minihs.protocol.signatures import SigningKey, sign_json
-from minihs.remote.client import Answer, Remote
+from minihs.remote.client import Remote
+from minihs.remote.signed_requests import Answer, SignedRequests
 from minihs.remote.transport import OutgoingRequest, RawAnswer, RemoteError
 from tests.helpers.homeserver import Homeserver, running_homeserver
 from tests.helpers.rooms import signing_key
@@ -257,7 +258,10 @@ class EvilServer:
         self.received: list[Received] = []
         self._script: dict[tuple[str, str], _Scripted] = {}
         self.transport = network.transport(name)
-        self.remote = Remote(self.name, self.key, self.transport, is_transaction_open=lambda: False)
+        self.requests = SignedRequests(
+            self.name, self.key, self.transport, is_transaction_open=lambda: False
+        )
+        self.remote = Remote(self.requests)
         self.on("GET", "/_matrix/key/v2/server", lambda _: self.key_object())
         network.add(name, self._answer)
 
@@ -274,7 +278,7 @@ class EvilServer:
         query: Sequence[tuple[str, str]] = (),
     ) -> Answer:  # fmt: skip
         """Make a well-signed request; return the JSON object of a success."""
-        return await self.remote.request(destination, method, path, query=query, content=content)
+        return await self.requests.request(destination, method, path, query=query, content=content)
 
     async def send_raw(
         self, destination: str, method: str, target: str, headers: Mapping[str, str],

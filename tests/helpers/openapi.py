@@ -21,7 +21,7 @@ Side = Literal["client", "federation"]
 
 DIRECTORY = Path(__file__).parents[2].parent / "shared" / "openapi"
 # Where minihs sends null for a string that is not there, and why: see
-# `minihs.services.rooms.history.joined_members`.
+# `minihs.services.rooms.state_reading.joined_members`.
 NULLS = re.compile(r"/joined_members: null is not of type \"string\" at .*_(name|url)'\]$")
 
 

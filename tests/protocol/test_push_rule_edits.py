@@ -23,7 +23,7 @@ from minihs.protocol.push_rule_edits import (
     set_actions,
     set_enabled,
 )
-from minihs.protocol.push_rules import DEFAULT_RULESET, SILENT, read_actions
+from minihs.protocol.push_rulesets import DEFAULT_RULESET, SILENT, read_actions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId
 from minihs.protocol.power_levels import PowerLevels
-from minihs.protocol.push_rules import (
+from minihs.protocol.push_occasions import MemberNames, Occasion
+from minihs.protocol.push_rules import default_outcomes, evaluate
+from minihs.protocol.push_rulesets import (
     DEFAULT_RULESET,
     SILENT,
-    MemberNames,
-    Occasion,
     Outcome,
     OwnRule,
     RuleChange,
     compile_ruleset,
-    default_outcomes,
-    evaluate,
     read_actions,
 )
 from minihs.protocol.room_versions import V11

@@ -10,7 +10,8 @@ import pytest
 
 from minihs.protocol.identifiers import ServerName
 from minihs.protocol.request_auth import parse_authorization, verify_request
-from minihs.remote.client import Answer, Remote
+from minihs.remote.client import Remote
+from minihs.remote.signed_requests import Answer, SignedRequests
 from minihs.remote.transport import OutgoingRequest, RawAnswer, RemoteError
 from tests.helpers.rooms import signing_key
 
@@ -47,7 +48,9 @@ def error(status: int, errcode: str | None = None, **fields: object) -> RawAnswe
 
 
 def remote(transport: Recorder, *, is_transaction_open: bool = False) -> Remote:
-    return Remote(HS1, KEY, transport, is_transaction_open=lambda: is_transaction_open)
+    return Remote(
+        SignedRequests(HS1, KEY, transport, is_transaction_open=lambda: is_transaction_open)
+    )
 
 
 def assert_well_signed(request: OutgoingRequest) -> None:
@@ -71,8 +74,6 @@ ENDPOINTS: list[tuple[Call, str, dict[str, object]]] = [  # type: ignore[valid-t
      f"GET {FED}/v1/make_join/{R}/{U}?ver=11&ver=12", {"event": {}}),
     (lambda r: r.send_join("hs2", ROOM, EVENT, PDU), f"PUT {FED}/v2/send_join/{R}/{E}",
      {"state": [], "auth_chain": []}),
-    (lambda r: r.send_join("hs2", ROOM, EVENT, PDU, omit_members=True),
-     f"PUT {FED}/v2/send_join/{R}/{E}?omit_members=true", {"state": [], "auth_chain": []}),
     (lambda r: r.make_leave("hs2", ROOM, USER), f"GET {FED}/v1/make_leave/{R}/{U}", {"event": {}}),
     (lambda r: r.send_leave("hs2", ROOM, EVENT, PDU), f"PUT {FED}/v2/send_leave/{R}/{E}", {}),
     (lambda r: r.make_knock("hs2", ROOM, USER, ["12"]), f"GET {FED}/v1/make_knock/{R}/{U}?ver=12",
@@ -102,7 +103,6 @@ ENDPOINTS: list[tuple[Call, str, dict[str, object]]] = [  # type: ignore[valid-t
      {"chunk": []}),
     (lambda r: r.get_room_hierarchy("hs2", ROOM),
      f"GET {FED}/v1/hierarchy/{R}?suggested_only=false", {"room": {}, "children": []}),
-    (lambda r: r.get_version("hs2"), f"GET {FED}/v1/version", {"server": {}}),
     (lambda r: r.get_server_keys("hs2"), "GET /_matrix/key/v2/server", {}),
     (lambda r: r.query_server_keys("hs2", "hs3", ["ed25519:a"], 5), "POST /_matrix/key/v2/query",
      {"server_keys": []}),
@@ -182,7 +182,7 @@ async def test_public_rooms_of_a_server_that_cannot_search() -> None:
 
 async def test_what_a_refusal_says() -> None:
     refusal = error(429, "M_LIMIT_EXCEEDED", retry_after_ms=7, other=1)
-    answer = await remote(Recorder(refusal)).get_version("hs2")
+    answer = await remote(Recorder(refusal)).get_event("hs2", EVENT)
     assert isinstance(answer, RemoteError)
     assert (answer.kind, answer.status, answer.errcode) == ("refused", 429, "M_LIMIT_EXCEEDED")
     assert (answer.retry_after_ms, answer.body["other"]) == (7, 1)
@@ -191,7 +191,7 @@ async def test_what_a_refusal_says() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"errcode": 1, "error": []}'])
 async def test_refusals_of_any_form(body: bytes) -> None:
-    answer = await remote(Recorder(RawAnswer(403, body))).get_version("hs2")
+    answer = await remote(Recorder(RawAnswer(403, body))).get_event("hs2", EVENT)
     assert isinstance(answer, RemoteError)
     assert (answer.kind, answer.status, answer.errcode, answer.message) == ("refused", 403, "", "")
     assert answer.server_is_up
@@ -204,7 +204,7 @@ async def test_redirects_and_nonsense_are_no_answers() -> None:
         (RawAnswer(200, b"\xff"), "bad_answer"),
         (RawAnswer(200, b"[" * 100_000), "bad_answer"),
     ]:
-        answer = await remote(Recorder(raw)).get_version("hs2")
+        answer = await remote(Recorder(raw)).get_event("hs2", EVENT)
         assert isinstance(answer, RemoteError)
         assert answer.kind == kind
 
@@ -217,13 +217,13 @@ async def test_numbers_of_old_rooms_are_kept() -> None:
 
 async def test_nothing_is_asked_in_a_transaction() -> None:
     with pytest.raises(RuntimeError, match="transaction"):
-        await remote(Recorder(), is_transaction_open=True).get_version("hs2")
+        await remote(Recorder(), is_transaction_open=True).get_event("hs2", EVENT)
 
 
 @pytest.mark.parametrize("name", ["hs1", "", "not a name", "a/b", "[::", "x" * 300, "é.example"])
 async def test_s11_names_that_are_no_other_server_are_not_asked(name: str) -> None:
     transport = Recorder()
-    answer = await remote(transport).get_version(name)
+    answer = await remote(transport).get_event(name, EVENT)
     assert isinstance(answer, RemoteError)
     assert (answer.kind, transport.requests) == ("unreachable", [])
     assert "\n" not in answer.describe()
@@ -232,7 +232,7 @@ async def test_s11_names_that_are_no_other_server_are_not_asked(name: str) -> No
 async def test_servers_that_are_down_fail_fast_but_are_still_tried_by_transactions() -> None:
     transport = Recorder({}, {})
     asking = remote(transport)
-    asking.is_backing_off = lambda name: name == "hs2"
+    asking.requests.is_backing_off = lambda name: name == "hs2"
     assert isinstance(await asking.query_profile("hs2", USER), RemoteError)
     assert transport.requests == []
     assert await asking.send_transaction("hs2", "1", b"{}") == {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minihs.services.context import Services
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 COMMIT = "INSERT INTO events"
 

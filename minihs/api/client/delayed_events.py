@@ -20,13 +20,13 @@ from minihs.base.errors import (
 )
 from minihs.protocol import unstable
 from minihs.services.rooms import delayed_events
-from minihs.services.rooms.commit import ClientTransaction
 from minihs.services.rooms.delayed_events import (
     AlreadyFinalised,
     DelayedDraft,
     DelayTooLong,
     Wanted,
 )
+from minihs.services.rooms.origins import ClientTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,10 @@ from minihs.base.limits import CONTEXT_LIMIT_DEFAULT, PAGE_LIMIT_DEFAULT
 from minihs.protocol import canonical_json
 from minihs.protocol.filters import EventFilter, InvalidFilterError, parse_event_filter
 from minihs.protocol.identifiers import EventId, RoomId
-from minihs.services.rooms import history
+from minihs.services.rooms import history, state_reading
+from minihs.services.rooms.access import open_room
 from minihs.services.rooms.client_events import as_shown, shown
+from minihs.services.rooms.event_by_time import event_by_time
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -66,7 +68,7 @@ async def get_room_events(request: Request) -> object:
         backward = _backward(request)
     except MissingParam:
         # Whether somebody may look at a room comes before how.
-        await history.open_room(request.services, request.requester, room_id)
+        await open_room(request.services, request.requester, room_id)
         raise
     return await history.messages(
         request.services,
@@ -111,7 +113,7 @@ async def get_event_by_timestamp(request: Request) -> object:
     Spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
     """
     request.required_query("ts")
-    return await history.event_by_time(
+    return await event_by_time(
         request.services,
         request.requester,
         _room_id(request),
@@ -125,7 +127,7 @@ async def get_room_state(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3roomsroomidstate
     """
-    return await history.state(request.services, request.requester, _room_id(request))
+    return await state_reading.state(request.services, request.requester, _room_id(request))
 
 
 async def get_room_state_with_key(request: Request) -> object:
@@ -137,7 +139,7 @@ async def get_room_state_with_key(request: Request) -> object:
     Spec: client-server-api#get_matrixclientv3roomsroomidstateeventtypestatekey
     """
     kind = _choice(request, "format", ("content", "event"))
-    stored = await history.state_event(
+    stored = await state_reading.state_event(
         request.services,
         request.requester,
         _room_id(request),
@@ -153,7 +155,7 @@ async def get_members_by_room(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3roomsroomidmembers
     """
-    chunk = await history.members(
+    chunk = await state_reading.members(
         request.services,
         request.requester,
         _room_id(request),
@@ -169,5 +171,7 @@ async def get_joined_members_by_room(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3roomsroomidjoined_members
     """
-    joined = await history.joined_members(request.services, request.requester, _room_id(request))
+    joined = await state_reading.joined_members(
+        request.services, request.requester, _room_id(request)
+    )
     return {"joined": joined}

@@ -9,7 +9,7 @@ from minihs.api.client.appservices import massaged_ts
 from minihs.api.client.sticky_events import sticky_duration_ms
 from minihs.protocol import unstable
 from minihs.services.rooms import room_events
-from minihs.services.rooms.commit import ClientTransaction
+from minihs.services.rooms.origins import ClientTransaction
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request

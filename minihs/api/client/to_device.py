@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minihs.services.encryption import to_device
-from minihs.services.rooms.commit import ClientTransaction
+from minihs.services.rooms.origins import ClientTransaction
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request

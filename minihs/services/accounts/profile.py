@@ -13,17 +13,13 @@ from minihs.base.errors import (
     MissingParam,
     NotFound,
 )
-from minihs.base.limits import (
-    AVATAR_URL_CHARS_MAX,
-    DISPLAYNAME_CHARS_MAX,
-    PROFILE_FIELD_BYTES_MAX,
-)
+from minihs.base.limits import AVATAR_URL_CHARS_MAX, DISPLAYNAME_CHARS_MAX, PROFILE_FIELD_BYTES_MAX
 from minihs.protocol import canonical_json
 from minihs.protocol.identifiers import parse_user_id, server_name_of
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import membership
+from minihs.services.rooms.candidates import refusal_of
 from minihs.services.rooms.profile import MEMBER_FIELDS
-from minihs.services.rooms.remote_membership import refusal_of
 from minihs.storage import accounts, profiles
 
 if TYPE_CHECKING:

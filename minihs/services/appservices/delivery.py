@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.storage.appservices import ServiceRow
     from minihs.storage.event_store import StoredEvent
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 logger = logging.getLogger(__name__)
 

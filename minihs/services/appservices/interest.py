@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from minihs.services.appservices.registration import Registration
     from minihs.services.context import Services
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 EVENTS_MAX = 100
 OTHERS_MAX = 100  # Of each of the other kinds.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import ServerName, UserId
     from minihs.services.context import Services
-    from minihs.services.rooms.commit import ClientTransaction
+    from minihs.services.rooms.origins import ClientTransaction
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import UserId
     from minihs.services.context import Services
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 Presence = Literal["online", "unavailable", "offline"]
 ONLINE: Final = "online"

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from minihs.storage.database import Database
     from minihs.storage.destinations import DestinationRow
     from minihs.storage.event_store import StoredEvent
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 logger = logging.getLogger(__name__)
 

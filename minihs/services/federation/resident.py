@@ -34,11 +34,11 @@ from minihs.protocol.membership import membership_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import with_signature
 from minihs.services.federation import answers
-from minihs.services.rooms import commit
+from minihs.services.rooms import commit, outsiders
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.membership import check_invitable
+from minihs.services.rooms.outsiders import ROOM_STATE_MAX, read_room_state
 from minihs.services.rooms.receive import receive_pdus
-from minihs.services.rooms.remote_membership import ROOM_STATE_MAX, read_room_state
 from minihs.services.rooms.restricted_joins import find_authorising_user
 from minihs.services.rooms.send import build_upon
 from minihs.services.rooms.standing import current_events
@@ -315,7 +315,7 @@ async def send_knock(
     """
     stored = await take_membership(services, origin, room_id, event_id, pdu, "knock")
     head = await _open(services, room_id)
-    shown = await commit.room_state_for_outsiders(services, head, stored.event)
+    shown = await outsiders.room_state_for_outsiders(services, head, stored.event)
     return {"knock_room_state": [orjson.Fragment(event.json) for event in shown]}
 
 

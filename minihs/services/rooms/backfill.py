@@ -21,13 +21,13 @@ from minihs.protocol.event_auth import EventAuthError, check_state_dependent, se
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.state_resolution import MissingEventsError
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms import commit, early_redactions, missing, state
-from minihs.services.rooms.commit import HistoryWrite, Refusal
+from minihs.services.rooms import early_redactions, history_commit, missing, state
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.missing import CREATE, Room
 from minihs.services.rooms.verification import verify_pdus
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent
+from minihs.storage.history_writes import HistoryWrite, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -282,7 +282,7 @@ class Writing:
         if gaps:
             await missing_events.insert_gaps(services.db, room.room_nid, gaps)
         if self.writes:
-            await commit.store_history(services, room.room_nid, self.writes)
+            await history_commit.store_history(services, room.room_nid, self.writes)
         renumbered = [s.event_nid for s in self.gaps if s.event_nid not in gaps]
         if renumbered:  # Another process had just stored what is behind the gap.
             await missing_events.insert_gaps(services.db, room.room_nid, renumbered)

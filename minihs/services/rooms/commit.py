@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, assert_never
 
 from minihs.base.tasks import give_way
 from minihs.protocol.canonical_json import encode_any
-from minihs.protocol.client_format import stripped_state
 from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import effects as consequences
-from minihs.services.rooms import forget, notifications, redact_on_ban, state
-from minihs.storage import delayed_events, history_writes, rooms, sticky_events
+from minihs.services.rooms import notifications, redact_on_ban, state
+from minihs.services.rooms.history_commit import ensure_room
+from minihs.services.rooms.origins import ClientTransaction, DelayedSending, Origin
+from minihs.services.rooms.outsiders import stripped_room_state
 from minihs.storage import membership as memberships
-from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
+from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import DelayedOutcome, EventWrite, Push, RoomWrite
-from minihs.storage.history_writes import HistoryWrite, Refusal
 from minihs.storage.stream_rows import DelayedEventOutcome, ForgottenRoom, Membership, StickyEvent
 
 if TYPE_CHECKING:
@@ -31,72 +31,12 @@ if TYPE_CHECKING:
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomAlias, RoomId, StateKey, UserId
-    from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.state import State, StateRow
     from minihs.storage.stream_rows import StayRedaction, StreamRow
 
-__all__ = [
-    "ClientTransaction",
-    "DelayedSending",
-    "HistoryWrite",
-    "Origin",
-    "Plan",
-    "PlannedEvent",
-    "Refusal",
-    "Superseded",
-    "add_event",
-    "commit_outside_event",
-    "ensure_room",
-    "find_by_transaction",
-    "room_state_for_outsiders",
-    "store_history",
-]
-
 MEMBERS_AT_ONCE = 500
-
-# What an invited user is shown of the room. Spec: client-server-api#stripped-state
-STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
-    ("m.room.create", ""),
-    ("m.room.name", ""),
-    ("m.room.avatar", ""),
-    ("m.room.topic", ""),
-    ("m.room.join_rules", ""),
-    ("m.room.canonical_alias", ""),
-    ("m.room.encryption", ""),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientTransaction:
-    """The transaction of a client's request: a repetition gets the same event.
-
-    `scope` is what else of the path must be equal. Spec: client-server-api#transaction-identifiers
-    """
-
-    device_nid: int
-    txn_id: str
-    scope: str
-
-
-@dataclass(frozen=True, slots=True)
-class DelayedSending:
-    """A delayed event is sent, as it was when it was found to be due at `due_ms` (MSC4140).
-
-    It is finalised with the commit of the event, if it is still so.
-    """
-
-    delay_id: str
-    due_ms: int
-
-
-# What makes an event, and makes no second one.
-Origin = ClientTransaction | DelayedSending
-
-
-class Superseded(Exception):
-    """A delayed event was cancelled or restarted while it was on its way."""
 
 
 @dataclass(slots=True)
@@ -174,7 +114,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     await services.event_numbers.reserve(1)
     stored = planned.stored or StoredEvent(event, services.event_numbers.take())
     stored.state_before, stored.state_after = before.state_id, after.state_id
-    stored.thread_root = _thread_root(event)
+    stored.thread_root = event.thread_root
     services.events.remember(stored)
     prev_event_ids = {*event.prev_event_ids, *planned.covers}
     head.extremities = [e for e in (*head.extremities, stored) if e.event_id not in prev_event_ids]
@@ -348,115 +288,6 @@ async def commit_outside_event(
     return stored
 
 
-async def store_history(
-    services: Services,
-    room_nid: int,
-    writes: Sequence[HistoryWrite],
-    states: Sequence[StateRow] = (),
-) -> None:
-    """Store events that take no place in the stream: outliers, refused events, fetched history.
-
-    Of an event that is stored already, only what it lacked is added. `states` are those whose
-    events are now all stored.
-    """
-    keys = [w.stored.event.key for w in writes if w.stored.event.is_state]
-    keys += [key for w in writes for row in w.states for key in row.changes]
-    keys += [key for row in states for key in row.changes]
-    key_nids = await services.states.key_nids(services.db, keys) if keys else {}
-    now_ms = services.clock.now_ms()
-    covered, rows = await redact_on_ban.find_covering(
-        services, room_nid, [write.stored for write in writes]
-    )
-    for write in writes:
-        if write.stored.event_id in covered:
-            write.stored.redact_for_good(covered[write.stored.event_id])
-        if write.stored.order is not None:
-            write.stored.thread_root = _thread_root(write.stored.event)
-        sticky = stickiness(write.stored.event.pdu, now_ms)
-        if sticky is not None and write.stored.redacted_by is None:
-            write.stored.sticky_until_ms = sticky.end_ms
-    if rows:
-        await services.committer.commit_rows(rows)
-    written = await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
-    for write in writes:
-        if write.stored.event_id not in written:  # Another process was faster, and knows better.
-            services.events.forget(write.stored.event_id)
-            continue
-        services.events.remember(write.stored)
-        services.events.redact_by_stays(write.stored)
-        await _hold_back(services, room_nid, write.stored, now_ms)
-    ended = await _stays_ended_in_history(services, room_nid, writes)
-    if ended:
-        await services.committer.commit_rows(ended)
-
-
-async def _stays_ended_in_history(
-    services: Services, room_nid: int, writes: Sequence[HistoryWrite]
-) -> list[StayRedaction]:
-    """Return the stays that fetched kicks and bans once redacted. MSC4293#proposal.
-
-    Each acts upon the stay that it ended, whatever became of its target since.
-    """
-    members: list[tuple[Event, State | None]] = []
-    for write in writes:
-        stored = write.stored
-        if (
-            stored.status == ACCEPTED
-            and stored.order is not None
-            and stored.state_before is not None
-            and asks_to_redact(stored.event)
-        ):
-            members.append((stored.event, await services.states.get(stored.state_before)))
-    if not members:
-        return []
-    room_id = members[0][0].room_id
-    current = await rooms.list_current_states(services.db, [room_id])
-    return await redact_on_ban.find_ended_stays(
-        services, room_id, room_nid, members, await services.states.get(current[room_id])
-    )
-
-
-async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:
-    """Keep a soft-failed sticky event for another try. MSC4354#federation-behaviour."""
-    until_ms = stored.sticky_until_ms
-    if stored.status == SOFT_FAILED and until_ms is not None and until_ms > now_ms:
-        # Against which state it was tried is noted by the first second try.
-        await sticky_events.insert_held(
-            services.db, stored.event_id, room_nid, stored.event.sender, until_ms, -1
-        )
-
-
-async def deliver_out_of_place(services: Services, room_nid: int, stored: StoredEvent) -> None:
-    """Deliver a sticky event that is stored, but has no place in the room.
-
-    MSC4354#federation-behaviour
-    """
-    event, until_ms = stored.event, stored.sticky_until_ms
-    if until_ms is None or stored.redacted_by is not None:
-        return
-    waits_for = services.sticky_limits.waits_for(services, event.room_id, event.sender)
-    await sticky_events.insert_out_of_place(
-        services.db, event.event_id, room_nid, event.sender, until_ms, waits_for
-    )
-    if waits_for is None:
-        await services.committer.commit_rows(
-            [StickyEvent(event.room_id, event.event_id, event.sender, until_ms)]
-        )
-
-
-async def ensure_room(services: Services, room_id: str, room_version: RoomVersion) -> int:
-    """Return the surrogate key of a room; it is made, without events, if it is not known.
-
-    Of a room that is being deleted nothing is left when it returns.
-    """
-    await services.room_numbers.reserve(1)
-    room_nid = await history_writes.ensure_room(
-        services.db, services.room_numbers.take(), room_id, room_version.identifier
-    )
-    await forget.finish_purge(services, room_nid)
-    return room_nid
-
-
 async def _member_changes(
     services: Services, before: State, after: State
 ) -> tuple[list[Event], list[UserId]]:
@@ -485,7 +316,7 @@ async def _carry_out(
             write.memberships.append(_membership(head.room_id, effect))
             await _count_member(services, head, room_before, effect)
         case consequences.ShowInvite(user_id, member_event):
-            shown = await _stripped_room_state(services, head, member_event)
+            shown = await stripped_room_state(services, head, member_event)
             write.invite_states[user_id] = encode_any(shown).decode()
         case consequences.Redact(event_id):
             write.redacts = event_id
@@ -563,59 +394,3 @@ async def _count_member(
         head.local_members[change.user_id] = change.display_name
     else:
         head.local_members.pop(change.user_id, None)
-
-
-async def _stripped_room_state(
-    services: Services, head: RoomHead, member_event: Event
-) -> list[dict[str, object]]:
-    """Return what somebody outside is shown of a room. Spec: client-server-api#stripped-state."""
-    shown = await room_state_for_outsiders(services, head, member_event)
-    return [*map(stripped_state, shown), stripped_state(member_event)]
-
-
-async def room_state_for_outsiders(
-    services: Services, head: RoomHead, member_event: Event
-) -> list[Event]:
-    """Return the state events that tell somebody outside what a room is, and who invites them.
-
-    `member_event`, by which they are invited or knock, is not among them.
-    """
-    ids: list[EventId] = [
-        event_id
-        for key in (*STRIPPED_STATE_KEYS, ("m.room.member", member_event.sender))
-        if (event_id := head.state.entries.get(key)) is not None
-        and event_id != member_event.event_id
-    ]
-    events = await services.events.get_many(ids)
-    return [events[event_id].event for event_id in ids if event_id in events]
-
-
-def _thread_root(event: Event) -> EventId | None:
-    """Return the root of the thread that an event is in. Spec: client-server-api#threading."""
-    match event.content.get("m.relates_to"):
-        case {"rel_type": "m.thread", "event_id": str(root)} if (
-            not event.is_state and "\0" not in root
-        ):
-            return root  # type: ignore[return-value]  # any text may be an event id
-        case _:
-            return None
-
-
-async def find_by_transaction(
-    services: Services, room_id: str, transaction: Origin
-) -> EventId | None:
-    """Return the event that an earlier request with the same transaction id made, or None.
-
-    Raises:
-        Superseded: it is a delayed event that must not be sent now.
-    """
-    if isinstance(transaction, DelayedSending):
-        delayed = await delayed_events.fetch_delayed_event(services.db, transaction.delay_id)
-        if delayed is not None and delayed.event_id is not None:
-            return delayed.event_id
-        if delayed is None or delayed.finalised_ms or delayed.due_ms != transaction.due_ms:
-            raise Superseded
-        return None
-    return await services.events.find_by_transaction(
-        room_id, transaction.device_nid, transaction.txn_id, transaction.scope
-    )

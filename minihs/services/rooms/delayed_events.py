@@ -29,7 +29,7 @@ from minihs.base.limits import IDENTIFIER_BYTES_MAX, PDU_BYTES_MAX
 from minihs.protocol.canonical_json import CanonicalJsonError, decode, encode_strict
 from minihs.protocol.identifiers import parse_room_id, parse_user_id
 from minihs.protocol.membership import MEMBERSHIPS
-from minihs.services.rooms.commit import ClientTransaction, DelayedSending, Superseded
+from minihs.services.rooms.origins import ClientTransaction, DelayedSending, Superseded
 from minihs.services.rooms.room_events import send_message, set_room_state
 from minihs.services.rooms.send import UnknownRoom
 from minihs.storage import accounts

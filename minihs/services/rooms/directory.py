@@ -19,8 +19,8 @@ from minihs.protocol.identifiers import (
     server_name_of,
 )
 from minihs.remote.transport import RemoteError
+from minihs.services.rooms.candidates import refusal_of
 from minihs.services.rooms.heads import load_head
-from minihs.services.rooms.remote_membership import refusal_of
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, set_room_state
 from minihs.services.rooms.standing import (
     current_events,

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import Unavailable
 from minihs.services.rooms import missing
-from minihs.services.rooms.receipt import (
-    Receipt,
-    is_sticky_message,
-    why_misplaced,
-)
+from minihs.services.rooms.receipt import Receipt, is_sticky_message, why_misplaced
 from minihs.storage.events import list_range
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import EventId, RoomId
     from minihs.protocol.power_levels import PowerLevels
-    from minihs.protocol.push_rules import MemberNames
+    from minihs.protocol.push_occasions import MemberNames
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import State

@@ -10,26 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.base.tasks import give_way
-from minihs.protocol.event_auth import (
-    EventAuthError,
-    check_state_dependent,
-    select_auth_keys_of,
-)
+from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.state_resolution import MissingEventsError
 from minihs.protocol.stickiness import sticky_duration_ms
-from minihs.services.rooms import commit, early_redactions, missing, state
-from minihs.services.rooms.commit import HistoryWrite, Plan, PlannedEvent, Refusal
+from minihs.services.rooms import commit, early_redactions, history_commit, missing, state
+from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, is_confirmed
 from minihs.services.rooms.missing import CREATE
-from minihs.services.rooms.receipt import (
-    Receipt,
-    is_followed,
-    is_sticky_message,
-    refusal_of_server,
-)
+from minihs.services.rooms.receipt import Receipt, is_followed, is_sticky_message, refusal_of_server
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from minihs.storage.group_commit import Conflict
+from minihs.storage.history_writes import HistoryWrite, Refusal
 
 if TYPE_CHECKING:
     import asyncio
@@ -167,9 +159,11 @@ class Judge:
             status=ACCEPTED if refusal is None else SOFT_FAILED,
         )
         room_nid = self.receipt.room.room_nid
-        await commit.store_history(services, room_nid, [HistoryWrite(kept, refusal=refusal)])
+        await history_commit.store_history(
+            services, room_nid, [HistoryWrite(kept, refusal=refusal)]
+        )
         if refusal is None:
-            await commit.deliver_out_of_place(services, room_nid, kept)
+            await history_commit.deliver_out_of_place(services, room_nid, kept)
         self.receipt.dropped.pop(event.event_id, None)
         return True
 
@@ -321,7 +315,7 @@ class Judge:
         stored.status = verdict.status
         stored.state_before, stored.state_after = verdict.before.state_id, after.state_id
         auth_nids = [auth.event_nid for auth in verdict.auth] if event.is_state else None
-        await commit.store_history(
+        await history_commit.store_history(
             services, self.receipt.room.room_nid, [HistoryWrite(stored, auth_nids, rows, refusal)]
         )
         services.states.remember(after)

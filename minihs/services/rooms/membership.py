@@ -30,14 +30,16 @@ from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
 from minihs.protocol.stickiness import sticky_members
 from minihs.protocol.unstable import DEACTIVATED, ERASED
-from minihs.services.rooms import remote_membership
+from minihs.services.rooms import remote_invites, remote_membership
+from minihs.services.rooms.candidates import candidates
 from minihs.services.rooms.forget import forget_all_left_rooms
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
 from minihs.services.rooms.profile import member_profile
-from minihs.services.rooms.remote_membership import Elsewhere, RemoteChange
+from minihs.services.rooms.remote_membership import Elsewhere
 from minihs.services.rooms.restricted_joins import find_authorising_user
 from minihs.services.rooms.send import load_state_events, send_decided
 from minihs.services.rooms.standing import CREATE, current_events, load_known_room, text_of
+from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import membership as memberships
 from minihs.storage.account_data import fetch_account_data
 
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
     from minihs.services.context import Services
-    from minihs.services.rooms.commit import Origin
     from minihs.services.rooms.heads import RoomHead
+    from minihs.services.rooms.origins import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +147,7 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
         )
 
     if change.membership == "invite" and not services.is_local(change.user_id):
-        return await remote_membership.invite(
+        return await remote_invites.invite(
             services, change.room_id, change.user_id, decide, change.transaction
         )
     try:
@@ -175,7 +177,7 @@ async def _change_elsewhere(
     match change.membership:
         case "join":
             if isinstance(why, UnableToAuthoriseJoin | UnableToGrantJoin) and (
-                not await remote_membership.candidates(services, remote)
+                not await candidates(services, remote)
             ):
                 raise Forbidden(why.message) from why
             return await remote_membership.join(services, remote)

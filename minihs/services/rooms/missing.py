@@ -28,12 +28,12 @@ from minihs.protocol.event_auth import (
     check_state_independent,
 )
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms import commit, state
-from minihs.services.rooms.commit import HistoryWrite, Refusal
+from minihs.services.rooms import history_commit, state
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.verification import verify_pdus
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent
+from minihs.storage.history_writes import HistoryWrite, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
     from minihs.protocol.room_versions import RoomVersion
-    from minihs.remote.client import Answer
+    from minihs.remote.signed_requests import Answer
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.state import State
@@ -302,7 +302,7 @@ async def _record(
 ) -> State:
     found, rows = await state.record(services, [near], entries)
     if rows:
-        await commit.store_history(services, room.room_nid, (), rows)
+        await history_commit.store_history(services, room.room_nid, (), rows)
     return found
 
 
@@ -410,7 +410,7 @@ async def _store_outliers(services: Services, room: Room, events: Sequence[Event
         if number % CHECKS_AT_ONCE == 0:
             await give_way()
     if writes:
-        await commit.store_history(services, room.room_nid, writes)
+        await history_commit.store_history(services, room.room_nid, writes)
 
 
 def refusal_by_auth_events(event: Event, auth: Sequence[StoredEvent]) -> Refusal | None:

@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json
 from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.push_occasions import MemberNames, Occasion
 from minihs.protocol.push_rule_edits import compile_stored, is_default
-from minihs.protocol.push_rules import (
-    SILENT,
-    CompiledRuleset,
-    MemberNames,
-    Occasion,
-    Outcome,
-    default_outcomes,
-    evaluate,
-)
+from minihs.protocol.push_rules import default_outcomes, evaluate
+from minihs.protocol.push_rulesets import SILENT, CompiledRuleset, Outcome
 from minihs.storage import account_data
 from minihs.storage.stream_rows import AccountDataWrite
 
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.database import Database
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 PUSH_RULES = "m.push_rules"
 IGNORED_USERS = "m.ignored_user_list"

@@ -29,12 +29,7 @@ from minihs.services.rooms.gap_filling import fetch_what_is_missing
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.judge import Judge
 from minihs.services.rooms.missing import Room
-from minihs.services.rooms.receipt import (
-    Receipt,
-    is_followed,
-    refusal_of_server,
-    why_misplaced,
-)
+from minihs.services.rooms.receipt import Receipt, is_followed, refusal_of_server, why_misplaced
 from minihs.services.rooms.verification import BadPdu, examine_pdus, verify_pdus
 from minihs.storage import membership as memberships
 from minihs.storage.event_store import REJECTED

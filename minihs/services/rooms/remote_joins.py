@@ -25,7 +25,7 @@ from minihs.protocol.event_auth import (
     check_state_independent,
     select_auth_keys_of,
 )
-from minihs.services.rooms import commit, missing, state
+from minihs.services.rooms import commit, history_commit, missing, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.verification import verify_pdus
@@ -81,7 +81,7 @@ async def read_given_room(
     ours = [event if _is_state_of(event, join.room_id) else None for event in verified]
     given = {event.event_id: event for event in ours if event is not None}
     create = _create_event(given.values(), room_version)
-    room_nid = await commit.ensure_room(services, join.room_id, room_version)
+    room_nid = await history_commit.ensure_room(services, join.room_id, room_version)
     room = missing.Room(join.room_id, room_nid, room_version, create.event_id)
     await missing.store_outliers(services, room, given.values())
 
@@ -168,7 +168,7 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
                 await insert_gaps(services.db, room_nid, [stored.event_nid])
             before, rows = await state.record(services, [head.state], given.entries)
             if rows:
-                await commit.store_history(services, room_nid, (), rows)
+                await history_commit.store_history(services, room_nid, (), rows)
             plan = _plan(head)
             planned = PlannedEvent(join, given.auth, state_before=before, stored=stored)
             await commit.add_event(services, plan, planned)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.services.context import Services
-    from minihs.services.rooms.commit import Origin
     from minihs.services.rooms.heads import RoomHead
+    from minihs.services.rooms.origins import Origin
     from minihs.storage.event_store import StoredEvent
 
 CANONICAL_ALIAS = "m.room.canonical_alias"

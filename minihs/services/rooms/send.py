@@ -22,8 +22,8 @@ from minihs.protocol.event_auth import (
     select_auth_keys,
 )
 from minihs.protocol.event_format import EventTooLargeError
-from minihs.services.rooms import commit, early_redactions, state
-from minihs.services.rooms.commit import Origin, Plan, PlannedEvent
+from minihs.services.rooms import commit, early_redactions, origins, state
+from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
 from minihs.services.rooms.state import load_state_events as load_state_events
 from minihs.storage.group_commit import Conflict
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import EventId, RoomId
     from minihs.services.context import Services
+    from minihs.services.rooms.origins import Origin
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import StateRow
 
@@ -97,7 +98,7 @@ async def send_decided(
                 return stored.event_id
         # A repeated request must get its first answer, even if it would be refused today.
         if transaction is not None and (
-            known := await commit.find_by_transaction(services, room_id, transaction)
+            known := await origins.find_by_transaction(services, room_id, transaction)
         ):
             return known
         if isinstance(outcome, tuple):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minihs.base.clock import Clock
     from minihs.protocol.identifiers import ServerName
     from minihs.services.context import Services
-    from minihs.storage.streams import Positioned
+    from minihs.storage.stream_reads import Positioned
 
 logger = logging.getLogger(__name__)
 

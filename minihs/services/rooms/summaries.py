@@ -24,14 +24,10 @@ from minihs.protocol.spaces import (
     rooms_let_in,
 )
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms.directory import (
-    LISTED_KEYS,
-    find_room,
-    listed_entry,
-    load_listed_state,
-)
-from minihs.services.rooms.remote_membership import RemoteChange, candidates
+from minihs.services.rooms.candidates import candidates
+from minihs.services.rooms.directory import LISTED_KEYS, find_room, listed_entry, load_listed_state
 from minihs.services.rooms.restricted_joins import JOIN_RULES, allowed_rooms
+from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import directory
 from minihs.storage import membership as memberships
 

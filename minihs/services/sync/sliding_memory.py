@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from minihs.services.sync.sliding_connections import Connection
     from minihs.storage.database import Database
     from minihs.storage.state import State
-    from minihs.storage.streams import Positioned, StreamFollower
+    from minihs.storage.stream_reads import Positioned
+    from minihs.storage.streams import StreamFollower
 
 ROOMS_MAX = 200_000
 CONNECTED_ROOMS_MAX = 500_000

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from minihs.storage.database import Database
-    from minihs.storage.streams import Positioned, StreamFollower
+    from minihs.storage.stream_reads import Positioned
+    from minihs.storage.streams import StreamFollower
 
 VIEWS_MAX = 10_000
 IN_VIEW = ("join", "invite", "knock")
