@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 
+from minihs.base.errors import InvalidParam, Unavailable
 from minihs.base.randomness import Randomness
 from minihs.protocol.server_acl import compile_server_acl
 from minihs.remote.transport import RemoteError
+from minihs.services.ephemeral import typing_notifications
 from minihs.services.federation import transactions
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction, serve
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minihs.base.clock import ManualClock
+    from minihs.protocol.identifiers import RoomId, UserId
     from minihs.remote.transport import OutgoingRequest, RawAnswer
+    from minihs.services.context import Services
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
 
@@ -538,3 +542,80 @@ async def test_edus_that_we_do_not_know_harm_no_others(
         await push(evil, hs1, [], [*before, *after])
         assert await who_types(alice, room) == [MALLORY]
         await push(evil, hs1, [], [typing(room, typing=False)])
+
+
+@pytest.mark.spec("server-server-api#edus")
+async def test_an_edu_that_we_stumble_over_harms_no_others(
+    hs1: Homeserver,
+    alice: User,
+    evil: EvilServer,
+    room: Room,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Were its transaction refused, it would come for ever, and nothing else of that server."""
+    stranger = "@stranger:evil"
+    set_typing = typing_notifications.set_typing
+
+    async def stumble(services: Services, user_id: UserId, *args: Any, **options: Any) -> None:
+        if user_id == stranger:
+            raise ZeroDivisionError
+        await set_typing(services, user_id, *args, **options)
+
+    monkeypatch.setattr(typing_notifications, "set_typing", stumble)
+    last = await alice.say(room.room_id)
+    await alice.sync()
+    await push(evil, hs1, [], [typing(room, stranger), typing(room), receipt(room, last)])
+    found = ephemeral(await alice.sync(), room)
+    assert found["m.typing"] == {"user_ids": [MALLORY]}
+    assert MALLORY in found["m.receipt"][last]["m.read"]
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "dropped an EDU of type m.typing from evil"
+    ]
+
+
+@pytest.mark.spec("server-server-api#transactions")
+async def test_edus_come_again_when_the_database_was_away(
+    hs1: Homeserver,
+    alice: User,
+    evil: EvilServer,
+    room: Room,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def fail(_: object) -> None:
+        raise Unavailable("The database is not available now.")
+
+    last = await alice.say(room.room_id)
+    await alice.sync()
+    with monkeypatch.context() as patched:
+        patched.setattr(hs1.services.committer, "commit_rows", fail)
+        answer = await send_transaction(evil, hs1, [], [receipt(room, last)], txn_id="same")
+        assert isinstance(answer, RemoteError)
+        assert answer.status == 503
+    await push(evil, hs1, [], [receipt(room, last)], txn_id="same")
+    assert "m.receipt" in ephemeral(await alice.sync(), room)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), InvalidParam("There is a NUL.")])
+async def test_a_room_that_we_stumble_over_harms_no_others(
+    hs1: Homeserver,
+    alice: User,
+    evil: EvilServer,
+    room: Room,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+):
+    other = await another_room(hs1, alice)
+    join = other.join(MALLORY)
+    await push(evil, hs1, [join])
+
+    async def stumble(services: Services, origin: str, room_id: RoomId, pdus: list) -> object:
+        if room_id == room.room_id:
+            raise error
+        return await receive_pdus(services, origin, room_id, pdus)
+
+    receive_pdus = transactions.receive_pdus
+    monkeypatch.setattr(transactions, "receive_pdus", stumble)
+    (lost,), (found,) = messages(room, 1), messages(other, 1)
+    assert await push(evil, hs1, [lost, found]) == {found.event_id: {}}
+    assert await bodies(alice, other) == ["0"]

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from minihs.base.errors import BadJson, Forbidden, TooLarge
+from minihs.base.errors import BadJson, Forbidden, TooLarge, Unavailable
 from minihs.base.limits import STATUS_CHARS_MAX
 from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.identifiers import (
@@ -64,7 +64,30 @@ async def receive_edus(services: Services, origin: ServerName, edus: Sequence[ob
                 logger.debug("ignored an EDU of type %s from %s", kind, origin)
             case _:
                 logger.debug("ignored an EDU without a type from %s", origin)
-    await asyncio.gather(*(HANDLERS[k](services, origin, found) for k, found in by_type.items()))
+    await asyncio.gather(*(_handle(services, origin, k, found) for k, found in by_type.items()))
+
+
+async def _handle(
+    services: Services, origin: ServerName, kind: str, contents: Sequence[Mapping[str, object]]
+) -> None:
+    """Do what EDUs of one type say; where they cannot be dealt with together, each for itself.
+
+    One that fails even so is dropped. Were it told, its server would repeat the transaction for
+    ever, and send nothing else.
+
+    Raises:
+        Unavailable: the database is away; the transaction is to come again.
+    """
+    try:
+        await HANDLERS[kind](services, origin, contents)
+    except Unavailable:
+        raise
+    except Exception:
+        if len(contents) == 1:
+            logger.exception("dropped an EDU of type %s from %s", kind, origin)
+            return
+        for content in contents:
+            await _handle(services, origin, kind, [content])
 
 
 # --- typing ------------------------------------------------------------------------------------

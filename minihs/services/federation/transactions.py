@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from minihs.base.errors import BadJson
+from minihs.base.errors import BadJson, Unavailable
 from minihs.protocol.identifiers import parse_room_id
 from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.services.federation.edus import receive_edus
@@ -104,10 +104,14 @@ async def _receive_rooms(
             return await receive_pdus(services, origin, room_id, rooms[room_id])
 
     results: dict[EventId, str | None] = {}
-    for of_room in await asyncio.gather(*map(receive, rooms), return_exceptions=True):
-        if isinstance(of_room, BaseException):  # The database is away, say: all shall come again.
+    found = await asyncio.gather(*map(receive, rooms), return_exceptions=True)
+    for room_id, of_room in zip(rooms, found, strict=True):
+        if not isinstance(of_room, BaseException):
+            results |= of_room
+        elif isinstance(of_room, Exception) and not isinstance(of_room, Unavailable):
+            logger.error("PDUs of %s from %s failed", room_id, origin, exc_info=of_room)
+        else:  # The database is away, say: all shall come again.
             raise of_room
-        results |= of_room
     return results
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from minihs.base.errors import MatrixError, Unavailable
+from minihs.base.errors import Unavailable
 from minihs.protocol.events import Event
 from minihs.services.rooms import commit, missing
 from minihs.services.rooms.gap_filling import fetch_what_is_missing
@@ -111,7 +111,7 @@ async def _receive(
     try:
         await fetch_what_is_missing(services, receipt, ends, near)
         await _judge_and_commit(services, receipt)
-    except MatrixError:
+    except Unavailable:
         raise
     except Exception:  # It must not keep other rooms' events from coming.
         logger.exception("PDUs of %s from %s failed", receipt.room.room_id, receipt.origin)
