@@ -20,6 +20,7 @@ from minihs.services.rooms.history_commit import store_history
 from minihs.services.rooms.judge import Judge
 from minihs.services.rooms.send import send_event
 from minihs.services.rooms.visibility import DUMMY_EVENT
+from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from minihs.storage.history_writes import HistoryWrite
 from tests.helpers.mirror import forge, mirror, push, refresh, serve
@@ -177,6 +178,24 @@ async def test_what_comes_after_its_followers_is_no_end_of_the_graph(
     assert await push(evil, hs1, [hidden]) == {hidden.event_id: {}}
     assert await ends(hs1, room) == {last.event_id}
     assert set(await shown(alice, room)) == {e.event_id for e in (hidden, between, last)}
+
+
+async def test_the_gaps_of_a_room_are_read_once_for_all_events_that_come_together(
+    hs1: Homeserver, evil: EvilServer, room: Room, monkeypatch: pytest.MonkeyPatch
+):
+    readings = 0
+
+    async def list_gaps(*args: object) -> object:
+        nonlocal readings
+        readings += 1
+        return await read(*args)  # type: ignore[arg-type]  # what it takes
+
+    read = missing_events.list_gaps
+    monkeypatch.setattr(missing_events, "list_gaps", list_gaps)
+    tips = [room.draft(MALLORY, "m.room.message", {"body": f"{n}"}) for n in range(10)]
+    assert await push(evil, hs1, tips) == {event.event_id: {} for event in tips}
+    assert await ends(hs1, room) >= {event.event_id for event in tips}
+    assert readings == 1
 
 
 async def test_A19_an_endless_gap_is_not_followed(

@@ -56,7 +56,8 @@ class Judge:
 
     `known` are the events that they name, and those of them that have been judged; `redacted` and
     `waiting` say what has been redacted before it came. `gaps` and `early` are to be noted with the
-    next commit: events after which something is missing, redactions of what is not here.
+    next commit: events after which something is missing, redactions of what is not here. `awaited`
+    is what the room's gaps wait for; None until somebody wants to know.
     """
 
     def __init__(self, services: Services, receipt: Receipt, head: RoomHead) -> None:
@@ -69,6 +70,7 @@ class Judge:
         self.gaps: list[int] = []
         self.early: list[tuple[EventId, EventId]] = []
         self.waiting: dict[EventId, list[tuple[Event, State]]] = {}
+        self.awaited: set[EventId] | None = None
 
     async def run(self, events: Sequence[Event]) -> asyncio.Future[int] | None:
         """Judge the events; return when what was accepted last will be durable.
@@ -290,13 +292,17 @@ class Judge:
         """Return whether an event stands where the room had a gap."""
         if {end.event_id for end in self.head.extremities} <= set(event.prev_event_ids):
             return False  # As nearly all do.
-        services, room_nid = self.services, self.receipt.room.room_nid
-        gaps = await missing_events.list_gaps(services.db, room_nid, 0, POSITION_MAX)
-        after = await services.events.get_many([gap.event_id for gap in gaps])
-        return any(
-            event.event_id in stored.event.prev_event_ids and stored.status == ACCEPTED
-            for stored in after.values()
-        )
+        if self.awaited is None:  # Gaps that these events make cannot wait for any of them.
+            services, room_nid = self.services, self.receipt.room.room_nid
+            gaps = await missing_events.list_gaps(services.db, room_nid, 0, POSITION_MAX)
+            after = await services.events.get_many([gap.event_id for gap in gaps])
+            self.awaited = {
+                prev_id
+                for stored in after.values()
+                if stored.status == ACCEPTED
+                for prev_id in stored.event.prev_event_ids
+            }
+        return event.event_id in self.awaited
 
     async def _refuse(self, verdict: Verdict, stored: StoredEvent) -> None:
         """Keep an event that is rejected or soft-failed, with the reason.
