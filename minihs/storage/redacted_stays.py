@@ -61,17 +61,6 @@ LIST_STAYS = statement(
     """,  # noqa: S608  # a constant
 )
 
-# Unique index rooms_room_id_key; primary key of redacted_stays.
-LIST_REASONS = statement(
-    "redacted_stays.list_reasons",
-    """
-    SELECT r.room_id, s.user_id, s.because_id
-    FROM unnest($1::text[], $2::bigint[]) AS asked (room_id, after)
-    JOIN rooms r ON r.room_id = asked.room_id
-    JOIN redacted_stays s ON s.room_nid = r.room_nid AND s.position > asked.after
-    """,
-)
-
 # Primary key of memberships.
 LIST_MEMBER_IDS = statement(
     "redacted_stays.list_member_ids",
@@ -215,17 +204,6 @@ async def list_stays(
     """Return the redacted stays of some users in a room."""
     rows = await queries.fetch(LIST_STAYS, room_nid, list(user_ids))
     return [StayRedaction.of_row(*row) for row in rows]
-
-
-async def list_reasons(
-    queries: Queries, places: Sequence[tuple[str, int]]
-) -> dict[str, list[tuple[str, EventId]]]:
-    """Return, by room, whom kicks and bans redacted after a position, and by which event."""
-    found: dict[str, list[tuple[str, EventId]]] = {}
-    rows = await queries.fetch(LIST_REASONS, [p[0] for p in places], [p[1] for p in places])
-    for room_id, user_id, because_id in rows:
-        found.setdefault(room_id, []).append((user_id, because_id))
-    return found
 
 
 async def list_member_ids(

@@ -123,11 +123,11 @@ LIST_TAGS = statement(
 LIST_HEROES = statement(
     "sliding.list_heroes",
     """
-    SELECT r.room_id, h.user_id, h.display_name, h.avatar_url
+    SELECT r.room_id, h.user_id, h.display_name, h.avatar_url, h.membership
     FROM unnest($1::text[]) AS asked (room_id)
     JOIN rooms r ON r.room_id = asked.room_id
     CROSS JOIN LATERAL (
-      SELECT m.user_id, m.display_name, m.avatar_url
+      SELECT m.user_id, m.display_name, m.avatar_url, m.membership
       FROM memberships m
       WHERE m.room_nid = r.room_nid AND m.membership <> 'knock' AND m.user_id <> $2
       ORDER BY
@@ -202,8 +202,16 @@ async def list_tags(queries: Queries, user_id: str, room_ids: Collection[str]) -
 async def list_heroes(
     queries: Queries, room_ids: Collection[str], user_id: str, limit: int
 ) -> dict[str, list[tuple[str, str | None, str | None]]]:
-    """Return up to `limit` members of each room other than `user_id`: id, name and avatar."""
+    """Return up to `limit` members of each room other than `user_id`: id, name and avatar.
+
+    Those who left come only where nobody else is in the room.
+    """
     found: dict[str, list[tuple[str, str | None, str | None]]] = {r: [] for r in room_ids}
+    inhabited: set[str] = set()
     for row in await queries.fetch(LIST_HEROES, list(room_ids), user_id, limit):
+        if row[4] in ("join", "invite"):
+            inhabited.add(row[0])
+        elif row[0] in inhabited:
+            continue
         found[row[0]].append((row[1], row[2], row[3]))
     return found

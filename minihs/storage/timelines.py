@@ -154,11 +154,11 @@ LIST_SUMMARIES = statement(
 LIST_HEROES = statement(
     "timelines.list_heroes",
     """
-    SELECT r.room_id, h.user_id
+    SELECT r.room_id, h.user_id, h.membership
     FROM unnest($1::text[]) AS asked (room_id)
     JOIN rooms r ON r.room_id = asked.room_id
     CROSS JOIN LATERAL (
-      SELECT m.user_id
+      SELECT m.user_id, m.membership
       FROM memberships m
       WHERE m.room_nid = r.room_nid AND m.membership <> 'knock'
       ORDER BY m.membership NOT IN ('join', 'invite'), m.order_major, m.user_id
@@ -250,9 +250,9 @@ async def list_summaries(queries: Queries, room_ids: Sequence[str]) -> dict[str,
 
 async def list_heroes(
     queries: Queries, room_ids: Sequence[str], limit: int
-) -> dict[str, list[str]]:
-    """Return up to `limit` members of each room, those present first."""
-    found: dict[str, list[str]] = {room_id: [] for room_id in room_ids}
+) -> dict[str, list[tuple[str, str]]]:
+    """Return up to `limit` users of each room with their membership, those present first."""
+    found: dict[str, list[tuple[str, str]]] = {room_id: [] for room_id in room_ids}
     for row in await queries.fetch(LIST_HEROES, room_ids, limit):
-        found[row[0]].append(row[1])
+        found[row[0]].append((row[1], row[2]))
     return found

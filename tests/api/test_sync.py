@@ -298,7 +298,7 @@ async def test_event_fields_and_event_format_shape_events(homeserver: Homeserver
 
 async def test_lazy_loading_sends_the_members_who_speak(homeserver: Homeserver) -> None:
     alice = await homeserver.register("alice")
-    room_id = await alice.create_room()
+    room_id = await alice.create_room(name="Nobody need be named")
     members = [await homeserver.register(f"member{n}") for n in range(4)]
     for member in members:
         await member.join(room_id)
@@ -311,6 +311,89 @@ async def test_lazy_loading_sends_the_members_who_speak(homeserver: Homeserver) 
     part = room_of(await filtered(alice, lazy), room_id)
     names = {key for kind, key in state_keys(part) if kind == "m.room.member"}
     assert names == {members[3].user_id}
+
+
+def members_shown(part: dict, section: str = "state") -> set[str]:
+    return {key for kind, key in state_keys(part, section) if kind == "m.room.member"}
+
+
+async def test_who_loads_members_lazily_gets_those_that_a_room_is_named_after(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol, dave = await homeserver.register("carol"), await homeserver.register("dave")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await carol.join(room_id)
+    for n in range(3):
+        await alice.say(room_id, f"{n}")
+    lazy = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 2}}}
+    part = room_of(await filtered(alice, lazy), room_id)
+    assert part["summary"]["m.heroes"] == [bob.user_id, carol.user_id]
+    assert members_shown(part) == {alice.user_id, bob.user_id, carol.user_id}
+    after = room_of(await filtered(bob, lazy, use_state_after="true"), room_id)
+    assert members_shown(after, "state_after") == {alice.user_id, bob.user_id, carol.user_id}
+    await dave.join(room_id)
+    part = room_of(await filtered(alice, lazy), room_id)
+    assert part["summary"]["m.heroes"] == [bob.user_id, carol.user_id, dave.user_id]
+    assert members_shown(part) == {bob.user_id, carol.user_id}  # Dave is in the timeline.
+    await dave.say(room_id)
+    part = room_of(await filtered(alice, lazy), room_id)
+    assert "summary" not in part
+    assert members_shown(part) == {dave.user_id}
+    nobody = {"room": {"state": {"lazy_load_members": True, "not_types": ["m.room.member"]}}}
+    assert members_shown(room_of(await filtered(bob, nobody), room_id)) == set()
+
+
+async def test_who_loads_members_lazily_gets_those_that_changed_in_a_gap(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol, dave = await homeserver.register("carol"), await homeserver.register("dave")
+    room_id = await alice.create_room(name="Here")
+    for user in (bob, carol, dave):
+        await user.join(room_id)
+    lazy = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 1}}}
+    begin = (await filtered(alice, lazy))["next_batch"]
+    await bob.leave(room_id)
+    member = {"membership": "join", "displayname": "Carola"}
+    await carol.put_state(room_id, "m.room.member", member, carol.user_id)
+    await dave.say(room_id, "not shown")
+    await alice.say(room_id, "shown")
+    part = room_of(await filtered(alice, lazy, since=begin), room_id)
+    assert part["timeline"]["limited"]
+    assert members_shown(part) == {alice.user_id, bob.user_id, carol.user_id}
+    assert part["summary"]["m.joined_member_count"] == 3
+    part = room_of(await filtered(alice, lazy, since=begin, use_state_after="true"), room_id)
+    assert members_shown(part, "state_after") == {alice.user_id, bob.user_id, carol.user_id}
+    part = room_of(await filtered(alice, lazy, since=begin, full_state="true"), room_id)
+    assert members_shown(part) == {alice.user_id, bob.user_id, carol.user_id}
+
+
+async def test_those_who_left_are_heroes_only_of_a_room_that_nobody_else_is_in(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol = await homeserver.register("carol")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await carol.join(room_id)
+    await bob.leave(room_id)
+    assert room_of(await alice.sync(), room_id)["summary"]["m.heroes"] == [carol.user_id]
+    await carol.leave(room_id)
+    heroes = room_of(await alice.sync(), room_id)["summary"]["m.heroes"]
+    assert heroes == [bob.user_id, carol.user_id]
+
+
+async def test_a_room_that_loses_its_name_gets_heroes(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(name="Here")
+    await bob.join(room_id)
+    assert "m.heroes" not in room_of(await alice.sync(), room_id)["summary"]
+    await bob.say(room_id)
+    assert "summary" not in room_of(await alice.sync(), room_id)
+    await alice.put_state(room_id, "m.room.name", {})
+    assert room_of(await alice.sync(), room_id)["summary"]["m.heroes"] == [bob.user_id]
 
 
 async def test_the_summary_counts_and_names_heroes(homeserver: Homeserver) -> None:

@@ -492,6 +492,11 @@ async def test_a_nameless_room_has_heroes(homeserver: Homeserver) -> None:
     await bob.leave(room_id)
     room = (await client.sync())["rooms"][room_id]
     assert room["joined_count"] == 1
+    assert room["heroes"] == [{"user_id": bob.user_id}]
+    carol = await homeserver.register("carol")
+    await carol.join(room_id)
+    room = (await client.sync())["rooms"][room_id]
+    assert room["heroes"] == [{"user_id": carol.user_id}]  # Bob has gone, and she has not.
 
 
 async def test_an_invite_shows_stripped_state_until_it_is_accepted(homeserver: Homeserver) -> None:

@@ -278,7 +278,8 @@ async def _heroes(services: Services, room_id: RoomId) -> set[str]:
     head = await _open(services, room_id)
     if head.state.get("m.room.name") or head.state.get("m.room.canonical_alias"):
         return set()
-    return set((await timelines.list_heroes(services.db, [room_id], HEROES_MAX))[room_id])
+    found = await timelines.list_heroes(services.db, [room_id], HEROES_MAX)
+    return {user_id for user_id, _ in found[room_id]}
 
 
 async def send_leave(

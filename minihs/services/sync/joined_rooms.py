@@ -22,18 +22,22 @@ from minihs.storage import rooms
 from minihs.storage.event_store import StoredEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.rooms.client_events import Reader
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.spans import Span, SyncRequest
     from minihs.services.sync.streams.timeline import Timeline
+    from minihs.storage.state import State
 
 SHARED_BYTES = 16 * 1_048_576
 ROOMS_MAX = 10_000
 # Clients may rely on the sections of a room that they are shown.
 NO_EVENTS: Final[dict[str, list[object]]] = {"events": []}
+# State from which clients work out what to call a room.
+NAMING: Final = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})
 AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
 
 
@@ -41,13 +45,14 @@ AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this 
 class SharedPart:
     """A room's part of an answer that is the same for everybody; empty JSON: nothing to show.
 
-    `told` are the devices and users to whom something in it tells how they sent it.
+    `told` are the devices and users to whom something in it tells how they sent it. `renames`:
+    what the room is to be called may have changed, so that its summary is due.
     """
 
     json: Json
     shown: Shown
     told: frozenset[int | str]
-    members_changed: bool
+    renames: bool
 
 
 class SharedParts:
@@ -75,7 +80,7 @@ async def joined_rooms(
     """
     parts: dict[str, Json] = {}
     shown: dict[str, Shown] = {}
-    changed_members: set[str] = set()
+    renamed: set[str] = set()
     from_database: list[Span] = []
     for span in spans:
         if request.since is None or request.full_state or not timeline.in_memory(services, span):
@@ -85,20 +90,20 @@ async def joined_rooms(
         if part is not None and part.json:
             parts[span.room_id] = dict(part.json)
             shown[span.room_id] = part.shown
-            if part.members_changed:
-                changed_members.add(span.room_id)
+            if part.renames:
+                renamed.add(span.room_id)
         events = ephemeral.read_window(services, request, span)
         if events:
             parts.setdefault(span.room_id, {})["ephemeral"] = {"events": events}
     if from_database:
-        changed_members |= await _from_database(services, request, from_database, parts, shown)
+        renamed |= await _from_database(services, request, from_database, parts, shown)
     for span in spans:
         if span.room_id in account_data:
             parts.setdefault(span.room_id, {})
     counted = list(parts)  # Where there is but something sticky, nothing else has changed.
     sticky = await sticky_events.read(services, request, joined, shown)
-    await _add_sticky_events(services, request, parts, sticky.events)
-    await _add_summaries(services, request, parts, changed_members)
+    await _add_sticky_events(services, request, parts, shown, sticky.events)
+    await _add_summaries(services, request, parts, shown, renamed)
     await _add_counts(services, request, parts, counted)
     for part_json in parts.values():
         part_json.setdefault(
@@ -114,13 +119,13 @@ async def _add_sticky_events(
     services: Services,
     request: SyncRequest,
     parts: dict[str, Json],
+    shown: Mapping[str, Shown],
     found: Mapping[str, Sequence[StoredEvent]],
 ) -> None:
     """Put sticky events into their section, and their senders where members are loaded lazily.
 
     MSC4354#sync-api-changes
     """
-    lazy = request.filter.room.state.lazy_load_members
     for room_id, events in found.items():
         await client_events.prepare(services, events)
         now_ms, reader = services.clock.now_ms(), request.requester
@@ -133,39 +138,50 @@ async def _add_sticky_events(
         }
         for name in unstable.STICKY_SYNC_SECTION.written:
             part[name] = section
-        if lazy:
-            await _add_senders(services, request, room_id, part, events)
+    if found and request.filter.room.state.lazy_load_members:
+        ids = await rooms.list_current_states(services.db, list(found))
+        states = await services.states.get_many(ids.values())
+        current = {room_id: states[state_id] for room_id, state_id in ids.items()}
+        senders = {r: {stored.event.sender for stored in events} for r, events in found.items()}
+        await _add_members(services, request, parts, shown, current, senders)
 
 
-async def _add_senders(
+async def _add_members(
     services: Services,
     request: SyncRequest,
-    room_id: str,
-    part: Json,
-    events: Sequence[StoredEvent],
+    parts: Mapping[str, Json],
+    shown: Mapping[str, Shown],
+    current: Mapping[str, State],
+    wanted: Mapping[str, Collection[str]],
 ) -> None:
-    """Add the member events of those who sent sticky events to the state section."""
-    current = await rooms.list_current_states(services.db, [room_id])
-    entries = (await services.states.get(current[room_id])).entries
-    senders = {stored.event.sender for stored in events}
-    ids = [e for s in senders if (e := entries.get(("m.room.member", s))) is not None]
-    members = list((await services.events.get_many(ids)).values())
-    await client_events.prepare(services, members)
-    name = request.state_section
-    already = canonical_json.decode(orjson.dumps(part.get(name, {"events": []})))
-    known = already["events"] if isinstance(already, dict) else []
-    have = {event.get("event_id") for event in known if isinstance(event, dict)}
-    now_ms = services.clock.now_ms()
-    part[name] = {
-        "events": [
-            *known,
-            *(
-                assemble.event_json(member, request.filter, now_ms, request.requester, None)
-                for member in members
-                if member.event_id not in have
-            ),
+    """Add the member events of some users to the state section of rooms, where they are not there.
+
+    Spec: client-server-api#lazy-loading-room-members
+    """
+    ids: dict[str, list[EventId]] = {}
+    for room_id, user_ids in wanted.items():
+        in_timeline = shown[room_id].event_ids if room_id in shown else ()
+        if request.use_state_after:
+            in_timeline = ()  # The client does not take the state from there.
+        found = (current[room_id].get("m.room.member", user_id) for user_id in user_ids)
+        ids[room_id] = [e for e in found if e is not None and e not in in_timeline]
+    events = await services.events.get_many({e for of_room in ids.values() for e in of_room})
+    await client_events.prepare(services, events.values())
+    now_ms, filter_, name = services.clock.now_ms(), request.filter, request.state_section
+    for room_id, of_room in ids.items():
+        part = parts[room_id]
+        already = canonical_json.decode(orjson.dumps(part.get(name, NO_EVENTS)))
+        known = already["events"] if isinstance(already, dict) else []
+        have = {event.get("event_id") for event in known if isinstance(event, dict)}
+        more = [
+            assemble.event_json(events[event_id], filter_, now_ms, request.requester, None)
+            for event_id in of_room
+            if event_id in events
+            and event_id not in have
+            and timeline.passes(events[event_id], filter_.room.state, frozenset())
         ]
-    }
+        if more:
+            part[name] = {"events": [*known, *more]}
 
 
 def _here(spans: Sequence[Span]) -> str:
@@ -241,7 +257,8 @@ def _written(
             found.hides,
         ),
         frozenset(s.device_nid or s.event.sender for s in everything if s.txn_id is not None),
-        any(stored.event.type == "m.room.member" for stored in everything),
+        found.state_since != found.state_end
+        and any(stored.event.type in NAMING for stored in everything),
     )
 
 
@@ -256,7 +273,7 @@ async def _from_database(
     parts: dict[str, Json],
     shown: dict[str, Shown],
 ) -> set[str]:
-    """Add parts of spans that the window does not hold; return the rooms whose members changed."""
+    """Add parts of spans that the window does not hold; return the rooms that it renames."""
     found = await timeline.read_database(services, request, spans)
     pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found]
     states = await state.state_sections(services, request, pairs)
@@ -264,30 +281,39 @@ async def _from_database(
         services,
         [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
     )
-    changed: set[str] = set()
+    renamed: set[str] = set()
     for span, of_room in pairs:
         part = _written(services, request, of_room, states[span.room_id], request.requester)
         shown[span.room_id] = part.shown
         if part.json or span.is_new or request.full_state:
             parts[span.room_id] = part.json
-        if part.members_changed or span.is_new:
-            changed.add(span.room_id)
+        if part.renames or span.is_new or request.full_state:
+            renamed.add(span.room_id)
     for room_id, events in (await ephemeral.read_database(services, request, spans)).items():
         if events:
             parts.setdefault(room_id, {})["ephemeral"] = {"events": events}
-    return changed
+    return renamed
 
 
 async def _add_summaries(
-    services: Services, request: SyncRequest, parts: dict[str, Json], changed: set[str]
+    services: Services,
+    request: SyncRequest,
+    parts: Mapping[str, Json],
+    shown: Mapping[str, Shown],
+    renamed: set[str],
 ) -> None:
-    if not changed:
+    """Say how many are in rooms and whom to name them after; who loads lazily must know those."""
+    if not renamed:
         return
-    ids = await rooms.list_current_states(services.db, list(changed))
+    ids = await rooms.list_current_states(services.db, list(renamed))
     states = await services.states.get_many(ids.values())
     current = {room_id: states[state_id] for room_id, state_id in ids.items()}
-    for room_id, of_room in (await summary.summaries(services, request.user_id, current)).items():
-        parts[room_id]["summary"] = of_room
+    found = await summary.summaries(services, request.user_id, current)
+    for room_id, of_room in found.items():
+        parts[room_id]["summary"] = of_room.json()
+    if request.filter.room.state.lazy_load_members:
+        heroes = {room_id: of_room.heroes for room_id, of_room in found.items() if of_room.heroes}
+        await _add_members(services, request, parts, shown, current, heroes)
 
 
 async def _add_counts(

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.services.sync.streams.timeline import changes_between
-from minihs.storage import redacted_stays
-from minihs.storage.state import EMPTY_STATE, EMPTY_STATE_ID
+from minihs.storage.state import EMPTY_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from minihs.protocol.identifiers import EventId, StateKey
     from minihs.services.context import Services
@@ -33,22 +32,17 @@ async def state_sections(
     """
     rooms = list(rooms)
     ids: set[int] = set()
-    for span, timeline in rooms:
-        ids.add(_known(request, span, timeline))
+    for _, timeline in rooms:
+        ids.add(timeline.state_since)
         ids.add(timeline.state_end if request.use_state_after else timeline.state_start)
     states = await services.states.get_many(ids)
-    reasons = await _reasons(services, request, rooms)
     chosen: dict[str, list[EventId]] = {}
     for span, timeline in rooms:
-        old = states[_known(request, span, timeline)]
-        if span.joined_at is None and not await _was_joined(services, request.user_id, old):
-            old = EMPTY_STATE  # Joined and left since: the client knows nothing of the room.
+        known = EMPTY_STATE if span.is_new else states[timeline.state_since]
+        if span.joined_at is None and not await _was_joined(services, request.user_id, known):
+            known = EMPTY_STATE  # Joined and left since: the client knows nothing of the room.
         new = states[timeline.state_end if request.use_state_after else timeline.state_start]
-        selected = dict(_select(request, timeline, old, new))
-        for user_id, because_id in reasons.get(span.room_id, ()):
-            if new.get("m.room.member", user_id) == because_id:
-                selected["m.room.member", user_id] = because_id
-        chosen[span.room_id] = list(selected.values())
+        chosen[span.room_id] = list(_select(request, timeline, known, new).values())
     events = await services.events.get_many({e for entries in chosen.values() for e in entries})
     filter_ = request.filter.room.state
     return {
@@ -70,26 +64,6 @@ async def state_sections(
     }
 
 
-async def _reasons(
-    services: Services, request: SyncRequest, rooms: Iterable[tuple[Span, Timeline]]
-) -> Mapping[str, Sequence[tuple[str, EventId]]]:
-    """Return the kicks and bans that redact something in gaps; else lazy loading would hide them.
-
-    The client may hold events that it must redact. MSC4293#potential-issues
-    """
-    if not request.filter.room.state.lazy_load_members:
-        return {}
-    gaps = [(s.room_id, s.after) for s, timeline in rooms if timeline.limited and not s.is_new]
-    return await redacted_stays.list_reasons(services.db, gaps) if gaps else {}
-
-
-def _known(request: SyncRequest, span: Span, timeline: Timeline) -> int:
-    """Return the state that the client has already."""
-    if span.is_new or request.full_state:
-        return EMPTY_STATE_ID
-    return timeline.state_since
-
-
 async def _was_joined(services: Services, user_id: str, state: State) -> bool:
     """Return whether a user was joined in a state."""
     event_id = state.get("m.room.member", user_id)
@@ -98,9 +72,14 @@ async def _was_joined(services: Services, user_id: str, state: State) -> bool:
 
 
 def _select(
-    request: SyncRequest, timeline: Timeline, old: State, new: State
+    request: SyncRequest, timeline: Timeline, known: State, new: State
 ) -> Mapping[StateKey, EventId]:
-    """Return the entries to send; with lazy loading, of the members those whom the client sees."""
+    """Return the entries to send to whom `known` is known.
+
+    With lazy loading, of the members those whom the client sees, and those whom it would not see
+    change, as that happened in a gap.
+    """
+    old = EMPTY_STATE if request.full_state else known
     changes = changes_between(old, new)
     if not request.filter.room.state.lazy_load_members:
         return changes
@@ -117,6 +96,9 @@ def _select(
             if stored.event.type == "m.room.member"
             and new.entries.get(stored.event.key) == stored.event_id
         }
+    if timeline.limited and known.entries:
+        changed = changes_between(known, new)
+        chosen |= {key: event for key, event in changed.items() if key[0] == "m.room.member"}
     for user_id in seen:
         event_id = new.entries.get(("m.room.member", user_id))
         if event_id is not None and (request.use_state_after or event_id not in present):
