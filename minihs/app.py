@@ -239,6 +239,7 @@ async def build_services(
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
+        follower.subscribe_logouts(services.views.note_logout)
         follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         follower.subscribe(delivery.follow, delivery.reset)
         follower.subscribe(

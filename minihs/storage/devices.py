@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minihs.storage.sessions import ANNOUNCE_LOGOUT
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
@@ -68,12 +69,23 @@ RENAME = statement(
 )
 
 DELETE = statement(
-    "devices.delete", "DELETE FROM devices WHERE user_id = $1 AND device_id = ANY($2::text[])"
+    "devices.delete",
+    f"""
+    WITH gone AS (
+      DELETE FROM devices WHERE user_id = $1 AND device_id = ANY($2::text[]) RETURNING user_id
+    )
+    {ANNOUNCE_LOGOUT}
+    """,  # noqa: S608  # a constant
 )
 
 DELETE_OTHERS = statement(
     "devices.delete_others",
-    "DELETE FROM devices WHERE user_id = $1 AND device_nid IS DISTINCT FROM $2",
+    f"""
+    WITH gone AS (
+      DELETE FROM devices WHERE user_id = $1 AND device_nid IS DISTINCT FROM $2 RETURNING user_id
+    )
+    {ANNOUNCE_LOGOUT}
+    """,  # noqa: S608  # a constant
 )
 
 # Primary key.

@@ -32,6 +32,14 @@ class TokenOwner:
     position: int
 
 
+LOGOUT_CHANNEL = "minihs_logouts"
+
+# Every process is told, with the commit, of whom some session has ended (rows of `gone`).
+ANNOUNCE_LOGOUT = (
+    f"SELECT pg_notify('{LOGOUT_CHANNEL}', user_id) "  # noqa: S608  # a constant
+    "FROM (SELECT DISTINCT user_id FROM gone) AS users"
+)
+
 # Primary key of access_tokens, then of devices and accounts. The stream's position comes along, so
 # that a reader can wait for whatever was committed before the request came (read your writes,
 # whichever process wrote).
@@ -102,10 +110,12 @@ MARK_ACCESS_TOKEN_USED = statement(
 
 DELETE_TOKENS_OF_DEVICE = statement(
     "sessions.delete_tokens_of_device",
-    """
-    WITH refreshing AS (DELETE FROM refresh_tokens WHERE device_nid = $1)
-    DELETE FROM access_tokens WHERE device_nid = $1
-    """,
+    f"""
+    WITH refreshing AS (DELETE FROM refresh_tokens WHERE device_nid = $1),
+    tokens AS (DELETE FROM access_tokens WHERE device_nid = $1 RETURNING device_nid),
+    gone AS (SELECT d.user_id FROM tokens t JOIN devices d ON d.device_nid = t.device_nid)
+    {ANNOUNCE_LOGOUT}
+    """,  # noqa: S608  # a constant
 )
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minihs.storage.event_store import StoredEvent
+from minihs.storage.sessions import LOGOUT_CHANNEL
 from minihs.storage.sql import statement
 from minihs.storage.stream_reads import (
     FETCH_REDACTED,
@@ -66,6 +67,7 @@ class StreamFollower:
         self._subscribers: list[
             tuple[Callable[[Sequence[Positioned]], None], Callable[[], None]]
         ] = []
+        self._on_logout: Callable[[str], None] | None = None
         self._announced = 0
         self._committing = False
         self._behind = asyncio.Event()
@@ -87,6 +89,10 @@ class StreamFollower:
         So it is when `on_items` fails: what was derived from the stream is not true any more.
         """
         self._subscribers.append((on_items, on_reset))
+
+    def subscribe_logouts(self, on_logout: Callable[[str], None]) -> None:
+        """Be called with each user of whom any process has ended a session."""
+        self._on_logout = on_logout
 
     @property
     def behind(self) -> int:
@@ -275,6 +281,7 @@ class StreamFollower:
             try:
                 connection = await self._db.dedicated()
                 await connection.add_listener(CHANNEL, self._heard)
+                await connection.add_listener(LOGOUT_CHANNEL, self._heard_logout)
                 while not connection.is_closed():
                     self._announce(int(await connection.fetchval(FETCH_POSITION)))
                     await self._clock.sleep_ms(POLL_MS)
@@ -288,6 +295,10 @@ class StreamFollower:
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._announce(int(str(payload)))
+
+    def _heard_logout(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        if self._on_logout is not None:
+            self._on_logout(str(payload))
 
 
 def _room_of(item: StreamItem) -> str:

@@ -13,6 +13,7 @@ from minihs.base.clock import ManualClock
 from minihs.services.accounts import passwords
 from minihs.services.accounts.sessions import REFRESHABLE_TOKEN_LIFETIME_MS
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,6 +163,62 @@ async def test_logout_ends_one_session_and_logout_all_the_others(homeserver: Hom
     for gone in (second, third):
         assert await status_of(homeserver, str(gone.token)) == (401, "M_UNKNOWN_TOKEN")
     assert await status_of(homeserver, str(bob.token)) == (200, None)
+
+
+@pytest.mark.parametrize(
+    "how", ["logout", "logout/all", "delete", "password", "login", "deactivate"]
+)
+@pytest.mark.parametrize("sliding", [False, True])
+async def test_who_is_logged_out_waits_for_news_no_longer(
+    homeserver: Homeserver, how: str, sliding: bool
+):
+    alice = await homeserver.register("alice")
+    phone = await as_user(homeserver, "alice", device_id="PHONE")
+    await phone.sync()
+    path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+    lists = {"lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 1, "required_state": []}}}
+    if sliding:
+        pos = (await phone.call("POST", path, lists))["pos"]
+        request = phone.request("POST", path, lists, pos=pos, timeout="60000")
+    else:
+        request = phone.request(
+            "GET", "/sync", since=str(phone.since), timeout="60000", set_presence="offline"
+        )
+    waiting = asyncio.ensure_future(request)
+    await until(lambda: any(services.views.waiting for services in homeserver.workers))
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": PASSWORD,
+    }
+    if how.startswith("logout"):
+        await phone.call("POST", f"/{how}")
+    elif how == "delete":
+        await alice.call("POST", "/delete_devices", {"devices": ["PHONE"], "auth": auth})
+    elif how == "password":
+        await alice.call("POST", "/account/password", {"new_password": "another", "auth": auth})
+    elif how == "login":
+        await as_user(homeserver, "alice", device_id="PHONE")
+    else:
+        await alice.call("POST", "/account/deactivate", {"auth": auth})
+    answer = await asyncio.wait_for(waiting, 30)
+    assert (answer.status, answer.json["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    assert answer.json["soft_logout"] is False
+
+
+async def test_who_stays_logged_in_waits_on_when_another_device_goes(homeserver: Homeserver):
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    phone = await as_user(homeserver, "alice", device_id="PHONE")
+    await alice.sync()
+    await alice.sync()
+    waiting = asyncio.ensure_future(alice.sync(timeout="60000"))
+    await until(lambda: any(services.views.waiting for services in homeserver.workers))
+    await phone.call("POST", "/logout")
+    await bob.say(room_id)
+    answer = await asyncio.wait_for(waiting, 30)
+    assert room_id in answer["rooms"]["join"]
 
 
 async def test_a_hash_with_outdated_parameters_is_replaced(database_url: str, tmp_path: Path):

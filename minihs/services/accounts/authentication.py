@@ -7,7 +7,7 @@ process; requests that arrive together share one statement (`base.batching`).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import MissingParam, MissingToken, UnknownToken
@@ -27,6 +27,7 @@ class Requester:
 
     `appservice_id` is that of the application service which acts as the user, None: users
     themselves. It may name no device: `device_id` is empty then, and `device_nid` no device's.
+    `token_hash` is empty for application services, whom nobody logs out.
     """
 
     user_id: UserId
@@ -37,6 +38,7 @@ class Requester:
     appservice_id: str | None
     position: int
     rate_limited: bool = True
+    token_hash: str = field(default="", repr=False)
 
     def require_device(self) -> None:
         """Refuse what is done by a device where there is none.
@@ -86,4 +88,15 @@ async def authenticate(services: Services, token: str | None, ip: str) -> Reques
         owner.guest,
         None,
         owner.position,
+        token_hash=token_hash,
     )
+
+
+async def require_session(services: Services, requester: Requester) -> None:
+    """Refuse who has been logged out since they were authenticated.
+
+    Raises:
+        UnknownToken: their session has ended.
+    """
+    if requester.token_hash and await services.token_owners.load(requester.token_hash) is None:
+        raise UnknownToken("You have been logged out.", soft_logout=False)

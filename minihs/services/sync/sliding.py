@@ -89,7 +89,7 @@ async def sliding_sync(services: Services, request: SlidingRequest) -> Json:
         left_ms = deadline_ms - services.clock.monotonic_ms()
         if left_ms <= 0:
             break
-        await wait(services, request.user_id, upto, left_ms)
+        await wait(services, request.requester, upto, left_ms)
     if found is None:
         found = _Found(services.follower.head, _answer({}, {}, {}), False, connection)  # noqa: FBT003
     state_nid = await sliding_connections.save(services, request, connection, found.connection)

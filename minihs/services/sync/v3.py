@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json, unstable
 from minihs.services.accounts.account_data import ignored_in
+from minihs.services.accounts.authentication import require_session
 from minihs.services.rooms import client_events, delayed_events
 from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
@@ -36,6 +37,7 @@ from minihs.storage.stream_rows import ForgottenRoom, Membership
 
 if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId
+    from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.spans import SyncRequest
@@ -61,14 +63,23 @@ async def sync(services: Services, request: SyncRequest) -> Json:
         left_ms = deadline_ms - services.clock.monotonic_ms()
         if left_ms <= 0:
             return {"next_batch": format_token(upto)}
-        await wait(services, request.user_id, upto, left_ms)
+        await wait(services, request.requester, upto, left_ms)
 
 
-async def wait(services: Services, user_id: str, seen: int, timeout_ms: int) -> None:
-    """Return when something new concerns the user, or after `timeout_ms`."""
-    view = await services.views.get(user_id)
-    if view.changed_at > seen:
-        return
+async def wait(services: Services, requester: Requester, seen: int, timeout_ms: int) -> None:
+    """Return when something new concerns the user, or after `timeout_ms`.
+
+    Raises:
+        UnknownToken: the requester has been logged out meanwhile.
+    """
+    view = await services.views.get(requester.user_id)
+    if view.changed_at <= seen:
+        await _wait_for_news(services, view, timeout_ms)
+    if view.logout_at >= requester.position:
+        await require_session(services, requester)
+
+
+async def _wait_for_news(services: Services, view: UserView, timeout_ms: int) -> None:
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake() -> None:

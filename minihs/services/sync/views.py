@@ -62,7 +62,8 @@ class UserView:
 
     `inboxes` are of those devices (by device_nid) for which messages may wait. Nobody's presence
     that they may see has changed after `presence_at`. `ignored` are the users whom they ignore, as
-    far as somebody has asked (None: not since they changed them last, at `ignored_at`).
+    far as somebody has asked (None: not since they changed them last, at `ignored_at`). Who was
+    authenticated at a position up to `logout_at` may have been logged out since.
     """
 
     user_id: str
@@ -72,6 +73,7 @@ class UserView:
     presence_at: int = 0
     ignored: frozenset[str] | None = None
     ignored_at: int = 0
+    logout_at: int = 0
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
@@ -127,6 +129,7 @@ class Views:
             self._follower.head,
             {nid: Inbox(first, last) for nid, first, last in inboxes},
             self._follower.head,
+            logout_at=self._follower.head,
         )
         for item in self._follower.items_after(position):
             if isinstance(item, Membership) and item.user_id == user_id:
@@ -181,6 +184,13 @@ class Views:
         if personal:
             self._follow_personal(personal, concerned)
         for view in concerned:
+            view.wake()
+
+    def note_logout(self, user_id: str) -> None:
+        """Wake who waits for news of a user, some session of whom has ended."""
+        view = self._views.get(user_id)
+        if view is not None:
+            view.logout_at = self._follower.head
             view.wake()
 
     def _follow_own(
