@@ -95,6 +95,17 @@ async def test_directories_of_other_servers_are_read(federation: Federation):
     assert (await bob.request("GET", "/publicRooms", server="no where")).status == 400
 
 
+@pytest.mark.spec("server-server-api#get_matrixfederationv1publicrooms")
+async def test_the_limit_0_is_none(hs1: Homeserver, alice: User, evil: EvilServer):
+    for name in ("Coffee", "Tea"):
+        hs1.clock.advance_ms(1)  # type: ignore[attr-defined]  # a manual one
+        await alice.create_room(name=name, visibility="public")
+    for limit, count in (("0", 2), ("1", 1), ("2", 2)):
+        page = await told(evil, "/publicRooms", ("limit", limit))
+        assert len(page["chunk"]) == count, limit
+    assert await refusal(evil, "/publicRooms", ("limit", "-1")) == (400, "M_INVALID_PARAM")
+
+
 async def space(alice: User, *children: str, suggested: str = "") -> str:
     """Make a space with children."""
     room_id = await alice.create_room(

@@ -50,9 +50,8 @@ async def get_public_rooms(request: Request) -> object:
 
     Spec: server-server-api#get_matrixfederationv1publicrooms
     """
-    given = request.query("limit") is not None
     search = client_directory.PublicRooms(
-        limit=request.query_integer("limit", 0) if given else None,
+        limit=request.query_integer("limit", 0) or None,  # 0: no limit
         since=request.query("since"),
         include_all_networks=request.query_flag("include_all_networks"),
         third_party_instance_id=request.query("third_party_instance_id") or None,
