@@ -490,6 +490,32 @@ async def test_a_room_that_bans_bob_is_not_his(bob: User, resident: Resident):
     assert (await refused(bob, resident.room_id, "hs1"))[0] == 502
 
 
+@pytest.mark.parametrize(
+    ("status", "errcode", "told"),
+    [
+        (403, "M_FORBIDDEN", (403, "M_FORBIDDEN")),
+        (403, "COM.EXAMPLE.TEA_ONLY", (403, "COM.EXAMPLE.TEA_ONLY")),
+        (403, "M_UNKNOWN_TOKEN", (403, "M_FORBIDDEN")),
+        (403, "M_USER_DEACTIVATED", (403, "M_FORBIDDEN")),
+        (400, "M_BAD_STATE", (400, "M_BAD_STATE")),
+        (400, "M_UNKNOWN_TOKEN", (502, "M_UNKNOWN")),
+        (400, "M_INVALID_PARAM", (502, "M_UNKNOWN")),
+        (400, "M_MISSING_PARAM", (502, "M_UNKNOWN")),
+        (401, "M_UNKNOWN_TOKEN", (502, "M_UNKNOWN")),
+        (500, "M_UNKNOWN", (502, "M_UNKNOWN")),
+    ],
+)
+@pytest.mark.spec("server-server-api#put_matrixfederationv2send_joinroomideventid")
+async def test_refusals_are_passed_on_but_none_of_bobs_session(
+    bob: User, resident: Resident, status: int, errcode: str, told: tuple[int, str]
+):
+    """A client that hears `M_UNKNOWN_TOKEN` logs out."""
+    refusal = raw({"errcode": errcode, "error": "no"}, status)
+    for method, path in (("PUT", SEND_JOIN), ("GET", MAKE_JOIN)):
+        resident.server.on(method, path, refusal)
+        assert await refused(bob, resident.room_id, "hs1") == told
+
+
 async def test_a_join_is_asked_for_once_by_whoever_wants_it(bob: User, resident: Resident):
     import asyncio
 

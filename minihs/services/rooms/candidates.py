@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from minihs.base.errors import (
     Forbidden,
@@ -29,6 +29,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANDIDATES_MAX = 20
+
+# No other server tells a user these: clients take them for what is said of their own session.
+OF_SESSIONS: Final = frozenset(
+    {
+        "M_CONSENT_NOT_GIVEN",
+        "M_MISSING_TOKEN",
+        "M_UNAUTHORIZED",
+        "M_UNKNOWN_TOKEN",
+        "M_USER_DEACTIVATED",
+        "M_USER_LOCKED",
+        "M_USER_SUSPENDED",
+    }
+)
+# Nor these: they are said of requests that we made, not the user.
+OF_REQUESTS: Final = frozenset(
+    {"", "M_BAD_JSON", "M_INVALID_PARAM", "M_MISSING_PARAM", "M_NOT_JSON", "M_UNRECOGNIZED"}
+)
 
 
 async def through_any(
@@ -103,11 +120,15 @@ def _failure(failures: Sequence[RemoteError]) -> MatrixError:
 
 
 def refusal_of(failure: RemoteError) -> MatrixError:
-    """Return what a user is told of another server's refusal, or of its silence."""
+    """Return what a user is told of another server's refusal, or of its silence.
+
+    Spec: server-server-api#put_matrixfederationv2send_joinroomideventid
+    """
     if failure.kind == "unreachable":
         return NotFound(f"The server {failure.destination} cannot be reached.")
     if failure.status == 403:
-        return Forbidden(failure.message, errcode=failure.errcode or None)
+        is_known = failure.errcode and failure.errcode not in OF_SESSIONS
+        return Forbidden(failure.message, errcode=failure.errcode if is_known else None)
     if failure.status == 404:
         return NotFound(failure.message or "Not found.")
     if failure.status == 429:
@@ -115,4 +136,6 @@ def refusal_of(failure: RemoteError) -> MatrixError:
     if failure.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
         version = failure.body.get("room_version")
         return IncompatibleRoomVersion(failure.message, room_version=version)
+    if failure.status == 400 and failure.errcode not in OF_SESSIONS | OF_REQUESTS:
+        return MatrixError(failure.message, errcode=failure.errcode)
     return MatrixError(f"{failure.destination} does not help: {failure.message}", status=502)
