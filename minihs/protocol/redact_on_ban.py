@@ -189,8 +189,8 @@ def is_of_joins(event: Event, user_id: str, join_ids: Collection[str]) -> bool:
 def is_covered(event: Event, *, in_force: bool, spare_control_state: bool = True) -> bool:
     """Return whether an event of a redacted stay loses its content.
 
-    `in_force`: the event is part of the room's current state. Everything is covered but, when
-    `spare_control_state`, control state in force.
+    `in_force`: the event is part of the state before the kick or ban, or of the room's current
+    state. Everything is covered but, when `spare_control_state`, control state in force.
 
     MSC4293#proposal
     """

@@ -19,7 +19,7 @@ from tests.federation.test_delivery_between_servers import pass_time, quiet
 from tests.federation.test_delivery_between_servers import start as start_servers
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import User, running_homeserver
-from tests.helpers.mirror import push, refresh
+from tests.helpers.mirror import push, refresh, serve
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
@@ -728,6 +728,34 @@ async def test_control_state_in_force_stays(scene: Scene):
     assert (await scene.get(now))["content"] == acl
     assert (await scene.get(old))["content"] == {}
     assert (await scene.get(name))["content"] == {}
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_r_14_control_state_in_force_before_the_ban_stays_everywhere(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, is_late: bool
+):
+    """On hs1 an ACL of Alice has taken its place before the ban comes; or it comes after that."""
+    moderator = "@moderator:evil"
+    await push(evil, hs1, [room.join(moderator)])
+    levels = await alice.call("GET", f"/rooms/{quote(room.room_id)}/state/m.room.power_levels")
+    levels |= {"users": {moderator: 75, MALLORY: 50}, "events": {"m.room.server_acl": 50}}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    content = {"allow": ["*"], "deny": ["elsewhere"]}
+    acl = room.send(MALLORY, "m.room.server_acl", content, state_key="", origin_server_ts=1)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    wish = {"membership": "ban", FLAG: True}
+    ban = room.send(moderator, "m.room.member", wish, state_key=MALLORY)
+    after = room.send(moderator, "m.room.message", {"body": "so much for that"})
+    ours = await alice.put_state(room.room_id, "m.room.server_acl", {"allow": ["*"]})
+    serve(evil, room, between=1)
+    for events in ([after], [acl, spam]) if is_late else ([acl, spam], [ban, after]):
+        assert await push(evil, hs1, events) == {event.event_id: {} for event in events}
+    state = f"/rooms/{quote(room.room_id)}/state/m.room.server_acl"
+    assert (await alice.call("GET", state, format="event"))["event_id"] == ours
+    stored = await hs1.services.events.get_many([acl.event_id, spam.event_id])
+    assert stored[acl.event_id].event.content == content
+    assert stored[spam.event_id].event.content == {}
 
 
 async def test_control_state_is_redacted_too_where_the_option_says_so(federation: Federation):

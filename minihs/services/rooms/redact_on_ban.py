@@ -12,7 +12,8 @@ The rules are `protocol.redact_on_ban`. To which stay an event belongs is read f
 so every server finds the same. Three things are ours:
 
 * the stay begins with its first join: a change of display name shields nothing;
-* control state stays while it is in force (`protocol.redact_on_ban.CONTROL_STATE`);
+* control state stays (`protocol.redact_on_ban.CONTROL_STATE`) if it was in force before the kick or
+  ban, which all servers agree about, or is in force when we learn of that;
 * a late event is redacted by the stay that it cites, also after its sender has come back; but no
   longer where the flag has been redacted, or where state resolution has taken the ban back.
 
@@ -102,6 +103,7 @@ async def find_ended_stays(
     for number, (event, before) in enumerate(asking, 1):
         stay = await _ended_stay(services, event, before, known)
         if stay is not None:
+            was_control = () if before is None else await _control_state(services, before)
             joins = joins_of_stay(stay.first_join_id, known.values())
             sticky = await services.events.get_many(
                 await redacted_stays.list_sticky(services.db, room_nid, stay.user_id)
@@ -113,7 +115,7 @@ async def find_ended_stays(
                     first_join_id=stay.first_join_id,  # type: ignore[arg-type]  # an event id
                     because_id=stay.because_id,  # type: ignore[arg-type]  # an event id
                     join_ids=joins,
-                    spared_ids=_of_stay(control, stay, joins),
+                    spared_ids=_of_stay([*control, *was_control], stay, joins),
                     created_ms=services.clock.now_ms(),
                     unstuck=tuple(_of_stay(sticky.values(), stay, joins)),
                 )
@@ -160,11 +162,11 @@ async def _load_joins(services: Services, member: Event, known: dict[EventId, Ev
         member = before[0]
 
 
-async def _control_state(services: Services, current: State) -> Collection[StoredEvent]:
-    """Return the events that keep a room safe now, if such are to be spared."""
+async def _control_state(services: Services, state: State) -> Collection[StoredEvent]:
+    """Return the events of a state that keep a room safe, if such are to be spared."""
     if not services.config.redact_on_ban_spares_control_state:
         return ()
-    ids = [event_id for key, event_id in current.entries.items() if is_control_state(key[0])]
+    ids = [event_id for key, event_id in state.entries.items() if is_control_state(key[0])]
     return (await services.events.get_many(ids)).values()
 
 
@@ -207,12 +209,13 @@ async def find_covering(
     for stay in stays:
         theirs = by_sender[stay.user_id]
         joins = stay.join_ids | _late_joins(stay, [stored.event for stored in theirs])
-        stands = await _still_stands(services, stay, current.get(stay.user_id))
+        because = await services.events.get(stay.because_id)
+        stands = _still_stands(stay, because, current.get(stay.user_id))
         spared: set[EventId] = set()
         for stored in theirs:
             if not is_of_joins(stored.event, stay.user_id, joins):
                 continue
-            if stands and _loses_content(services, stored, in_force):
+            if stands and await _loses_content(services, stored, because, in_force):
                 covered[stored.event_id] = stay.because_id
             else:
                 spared.add(stored.event_id)
@@ -222,8 +225,8 @@ async def find_covering(
     return covered, changed
 
 
-async def _still_stands(
-    services: Services, stay: StayRedaction, current_id: EventId | None
+def _still_stands(
+    stay: StayRedaction, because: StoredEvent | None, current_id: EventId | None
 ) -> bool:
     """Return whether what is late is still covered by a kick or ban.
 
@@ -232,7 +235,6 @@ async def _still_stands(
     """
     if current_id in stay.join_ids:
         return False
-    because = await services.events.get(stay.because_id)
     return because is not None and asks_to_redact(as_shown(because))
 
 
@@ -245,16 +247,21 @@ def _late_joins(stay: StayRedaction, events: Iterable[Event]) -> frozenset[str]:
     return found
 
 
-def _loses_content(
-    services: Services, stored: StoredEvent, in_force: Collection[EventId] | None
+async def _loses_content(
+    services: Services,
+    stored: StoredEvent,
+    because: StoredEvent | None,
+    in_force: Collection[EventId] | None,
 ) -> bool:
     """Return whether a late event of a redacted stay loses its content; see `find_covering`."""
+    event, spares = stored.event, services.config.redact_on_ban_spares_control_state
     keeps_safe = stored.status != SOFT_FAILED if in_force is None else stored.event_id in in_force
-    return is_covered(
-        stored.event,
-        in_force=keeps_safe,
-        spare_control_state=services.config.redact_on_ban_spares_control_state,
-    )
+    if is_covered(event, in_force=True, spare_control_state=spares):
+        return True
+    if not keeps_safe and because is not None and because.state_before is not None:
+        before = await services.states.get(because.state_before)
+        keeps_safe = before.entries.get(event.key) == event.event_id
+    return is_covered(event, in_force=keeps_safe, spare_control_state=spares)
 
 
 # --- the purge ---------------------------------------------------------------------------------
