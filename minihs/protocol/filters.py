@@ -13,6 +13,7 @@ Spec: client-server-api#filtering
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -108,8 +109,12 @@ class EventFilter:
         object.__setattr__(self, "matches_all", not chooses)
 
     @property
-    def signature(self) -> tuple[object, ...]:
-        """Return a hashable value that is equal for filters that do the same."""
+    def selection(self) -> int:
+        """Return a number that tells filters apart that choose other events; 0: all of them."""
+        return 0 if self.matches_all else zlib.crc32(repr(self._chooses).encode())
+
+    @property
+    def _chooses(self) -> tuple[object, ...]:
         return (
             None if self.types is None else self.types.patterns,
             () if self.not_types is None else self.not_types.patterns,
@@ -122,6 +127,13 @@ class EventFilter:
             _sorted(self.related_by_rel_types),
             _sorted(self.rel_types),
             _sorted(self.not_rel_types),
+        )
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Return a hashable value that is equal for filters that do the same."""
+        return (
+            *self._chooses,
             self.limit,
             self.lazy_load_members,
             self.include_redundant_members,

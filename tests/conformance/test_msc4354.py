@@ -473,6 +473,75 @@ async def test_s_12_pages_and_timelines_show_each_event_once(homeserver: Homeser
     assert sorted(seen) == sorted(sent)
 
 
+async def all_pages(user: User, room_id: str, *filters: dict) -> list[str]:
+    """Return what timeline and section show till nothing comes; the last filter stays."""
+    seen: list[str] = []
+    for number in range(20):
+        of_page = filters[min(number, len(filters) - 1)]
+        answer = await user.sync(filter=json.dumps({"room": {"timeline": of_page}}))
+        if not joined(answer, room_id):
+            break
+        seen += ids(timeline(answer, room_id)) + ids(section(answer, room_id))
+    return seen
+
+
+async def test_s_09_more_that_comes_between_pages_is_not_lost(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await bob.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(160)]
+    answer = await bob.sync(filter=json.dumps({"room": {"timeline": {"limit": 50}}}))
+    seen = ids(timeline(answer, room_id)) + ids(section(answer, room_id))
+    # The next page begins with ten, and then come fifty that the timeline has shown.
+    sent += [await stick(alice, room_id, str(n)) for n in range(60)]
+    seen += await all_pages(bob, room_id, {"limit": 0})
+    assert sorted(seen) == sorted(sent)
+
+
+async def test_s_11_what_a_filter_keeps_out_is_not_lost_behind_what_it_lets_in(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await bob.sync()
+    sent = [
+        (await alice.call("PUT", at(room_id, "send", "m.bar", f"b{n}"), {}, **{DURATION: "60000"}))
+        for n in range(30)
+    ]
+    sent += [{"event_id": await stick(alice, room_id, str(n))} for n in range(100)]
+    seen = await all_pages(bob, room_id, {"types": ["m.bar"], "limit": 100})
+    assert sorted(seen) == sorted(ids(sent))
+
+
+async def test_s_11_another_filter_between_pages_loses_nothing(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await bob.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(100)]
+    await alice.call("PUT", at(room_id, "send", "m.bar", "1"), {})
+    sent += [await stick(alice, room_id, str(n)) for n in range(5)]
+    await alice.call("PUT", at(room_id, "send", "m.bar", "2"), {})
+    seen = await all_pages(bob, room_id, {"types": ["m.bar"]}, {})
+    assert set(sent) <= set(seen), "the first timeline showed none of the last five"
+
+
+async def test_s_09_what_is_left_of_many_rooms_comes_at_once(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that names every room of a great many would not fit into a URL."""
+    monkeypatch.setattr("minihs.services.sync.streams.sticky_events.ROOMS_LEFT_MAX", 3)
+    alice, bob, first = await room_of_two(homeserver)
+    rooms = [first, *[await alice.create_room() for _ in range(7)]]
+    for room_id in rooms[1:]:
+        await bob.join(room_id)
+    await bob.sync()
+    sent = [await stick(alice, room_id, str(n)) for room_id in rooms for n in range(15)]
+    nothing = json.dumps({"room": {"timeline": {"limit": 0}}})
+    answer = await bob.sync(filter=nothing)
+    counts = sorted(len(section(answer, room_id)) for room_id in rooms)
+    assert counts == [12, 12, 12, 15, 15, 15, 15, 15]
+    rest = await bob.sync(filter=nothing)
+    seen = [e for page in (answer, rest) for room_id in rooms for e in ids(section(page, room_id))]
+    assert sorted(seen) == sorted(sent)
+
+
 async def test_s_12_a_flood_in_one_room_does_not_delay_another(homeserver: Homeserver) -> None:
     alice, bob, loud = await room_of_two(homeserver)
     quiet = await alice.create_room()
@@ -728,6 +797,25 @@ async def test_s_18_a_flood_of_whom_is_ignored_no_longer_comes_in_pages(
         assert len(found) <= 100
         seen += found
     assert seen == passed_over
+
+
+async def test_s_18_who_is_ignored_no_longer_is_made_up_for_between_pages(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.join(room_id)
+    await ignore(bob, carol)
+    await bob.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(110)]
+    # These lie among what the first timeline shows, which leaves them out.
+    sent += [await stick(carol, room_id, str(n)) for n in range(2)]
+    sent.append(await stick(alice, room_id))
+    answer = await bob.sync()
+    seen = ids(timeline(answer, room_id)) + ids(section(answer, room_id))
+    await ignore(bob)
+    seen += await all_pages(bob, room_id, {})
+    assert sorted(seen) == sorted(sent)
 
 
 async def test_s_19_whoever_may_not_send_may_not_stick(homeserver: Homeserver) -> None:

@@ -332,6 +332,22 @@ async def test_ss_06_who_is_ignored_no_longer_is_made_up_for(homeserver: Homeser
     assert section(await client.sync(), room_id) == []
 
 
+async def test_ss_03_what_is_made_up_for_is_not_repeated_either(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    path = f"/user/{quote(bob.user_id)}/account_data/m.ignored_user_list"
+    await bob.call("PUT", path, {"ignored_users": {alice.user_id: {}}})
+    await client.sync()
+    passed_over = [await stick(alice, room_id, str(n)) for n in range(3)]
+    await client.sync()
+    await bob.call("PUT", path, {"ignored_users": {}})
+    client.pos = None  # A new connection: its timeline begins anew, the extension goes on.
+    answer = await client.sync(lists={"all": a_list(limit=2)})
+    shown = [event["event_id"] for event in answer["rooms"][room_id]["timeline"]]
+    assert shown == passed_over[1:]
+    assert section(answer, room_id) == passed_over[:1]
+
+
 async def test_ss_02_whoever_was_sent_it_is_told_of_a_redaction(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)

@@ -14,7 +14,10 @@ from minihs.services.sync.positions import parse_token
 from minihs.services.sync.spans import STATE, SyncRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minihs.api.requests import Request
+    from minihs.services.sync.positions import StickyBacklog
 
 NO_FILTER = Filter()
 
@@ -31,15 +34,19 @@ async def sync(request: Request) -> object:
     services.presence.note_poll(
         services, requester.user_id, requester.device_nid, wished_presence(request), timeout_ms
     )
+    filter_ = await _filter(request)
+    backlogs: Mapping[int, StickyBacklog] = {}
+    if token is not None and token.backlogs:
+        backlogs = token.backlogs_under(filter_.room.timeline.selection)
     return await v3.sync(
         services,
         SyncRequest(
             requester,
-            await _filter(request),
+            filter_,
             None if token is None else token.position,
             full_state=request.query_flag("full_state"),
             state_section=_state_section(request),
-            backlogs={} if token is None else token.backlogs,
+            backlogs=backlogs,
             unignored=None if token is None else token.unignored,
             to_device=None if token is None else token.to_device,
             timeout_ms=timeout_ms,

@@ -101,7 +101,9 @@ async def joined_rooms(
         if span.room_id in account_data:
             parts.setdefault(span.room_id, {})
     counted = list(parts)  # Where there is but something sticky, nothing else has changed.
-    sticky = await sticky_events.read(services, request, joined, shown)
+    sticky = await sticky_events.read(
+        services, request, joined, shown, left_max=sticky_events.ROOMS_LEFT_MAX
+    )
     await _add_sticky_events(services, request, parts, shown, sticky.events)
     await _add_summaries(services, request, parts, shown, renamed)
     await _add_counts(services, request, parts, counted)
@@ -255,6 +257,7 @@ def _written(
             frozenset(stored.event_id for stored in found.events),
             found.events[0].position if found.events else None,
             found.hides,
+            is_whole=not found.limited,
         ),
         frozenset(s.device_nid or s.event.sender for s in everything if s.txn_id is not None),
         found.state_since != found.state_end

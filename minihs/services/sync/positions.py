@@ -3,7 +3,8 @@
 `s123` is everything up to position 123. `s123_7-90-100-120.8-0` says besides that of the sticky
 events (MSC4354) of room 7 only those up to position 90 have been delivered, and of room 8 none:
 their backlog did not fit into one answer. Further pairs of numbers are spans that timelines showed
-meanwhile: what those let through need not be repeated. `s123_7-90_100-57` says that users are owed
+meanwhile: what those let through need not be repeated; `_f5` says which events that were, if the
+filter was one of events (`EventFilter.selection`). `s123_7-90_100-57` says that users are owed
 whom the client had ignored till after position 100: what they sent up to there that is sticky, of
 which those up to position 57 have been delivered. `s123_d90` says that of the messages to the
 device only those up to position 90 have been delivered.
@@ -20,8 +21,10 @@ from minihs.base.errors import InvalidParam
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+CURSORS_CHARS_MAX = 100_000  # Those of /sync are shorter, as they are a part of its URL.
 _TOKEN = re.compile(
-    r"s([0-9]{1,19})(?:_([0-9.-]{0,8000})(?:_([0-9]{1,18})-([0-9]{1,18}))?)?(?:_d([0-9]{1,18}))?",
+    rf"s([0-9]{{1,19}})(?:_([0-9.-]{{0,{CURSORS_CHARS_MAX}}})(?:_([0-9]{{1,18}})-([0-9]{{1,18}}))?)?"
+    r"(?:_f([0-9]{1,10}))?(?:_d([0-9]{1,18}))?",
     re.ASCII,
 )
 
@@ -56,18 +59,29 @@ class Unignored:
 class SyncToken:
     """How much a client has seen; `backlogs` by the room's number in the database.
 
-    `to_device` is up to where it has the messages to its device, if more of them were left.
+    `selection` is that of the filter of the timelines that showed parts of backlogs. `to_device` is
+    up to where it has the messages to its device, if more of them were left.
     """
 
     position: int
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
     unignored: Unignored | None = None
     to_device: int | None = None
+    selection: int = 0
 
     @property
     def has_rest(self) -> bool:
         """Whether there is something that earlier answers had no place for."""
         return bool(self.backlogs) or self.unignored is not None or self.to_device is not None
+
+    def backlogs_under(self, selection: int) -> Mapping[int, StickyBacklog]:
+        """Return the backlogs for a request whose filter has this selection.
+
+        Under another filter, what timelines showed is unknown: better it comes twice than never.
+        """
+        if selection == self.selection:
+            return self.backlogs
+        return {nid: StickyBacklog(backlog.upto) for nid, backlog in self.backlogs.items()}
 
 
 def format_token(
@@ -75,6 +89,7 @@ def format_token(
     backlogs: Mapping[int, StickyBacklog] | None = None,
     unignored: Unignored | None = None,
     to_device: int | None = None,
+    selection: int = 0,
 ) -> str:
     """Return the token of a position, and of what is left of backlogs and messages."""
     messages = "" if to_device is None else f"_d{to_device}"
@@ -85,7 +100,8 @@ def format_token(
         for nid, b in sorted((backlogs or {}).items())
     )
     rest = "" if unignored is None else f"_{unignored.since}-{unignored.upto}"
-    return f"s{position}_{'.'.join(cursors)}{rest}{messages}"
+    shown_by = f"_f{selection}" if selection and backlogs else ""
+    return f"s{position}_{'.'.join(cursors)}{rest}{shown_by}{messages}"
 
 
 def parse_token(token: str, head: int) -> SyncToken:
@@ -107,4 +123,5 @@ def parse_token(token: str, head: int) -> SyncToken:
         shown = tuple(zip(spans[::2], spans[1::2], strict=True))
         backlogs[nid] = StickyBacklog(upto, shown)
     unignored = Unignored(int(found[3]), int(found[4])) if found[3] else None
-    return SyncToken(position, backlogs, unignored, int(found[5]) if found[5] else None)
+    to_device = int(found[6]) if found[6] else None
+    return SyncToken(position, backlogs, unignored, to_device, int(found[5] or 0))

@@ -53,7 +53,7 @@ async def sticky(
     since = None if wanted.token is None else wanted.token.position
     asked = replace(
         timeline_request(request, rooms.personal.ignored, 1, since),
-        backlogs={} if wanted.token is None else wanted.token.backlogs,
+        backlogs={} if wanted.token is None else wanted.token.backlogs_under(0),
         unignored=None if wanted.token is None else wanted.token.unignored,
     )
     spans = [

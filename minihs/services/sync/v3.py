@@ -130,7 +130,13 @@ async def _collect(
     leave = await _left_rooms(services, request, left)
     forgotten = await _forgotten_rooms(services, request, rooms, upto)
     messages = await to_device.read(services, request.requester, view, _received(request), upto)
-    next_batch = format_token(upto, sticky.backlogs, sticky.unignored, messages.left_after)
+    next_batch = format_token(
+        upto,
+        sticky.backlogs,
+        sticky.unignored,
+        messages.left_after,
+        request.filter.room.timeline.selection if sticky.backlogs else 0,
+    )
     answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
     answer |= assemble.events_json("account_data", data.get("", ()))
     answer |= assemble.events_json("to_device", messages.events)

@@ -24,6 +24,7 @@ from minihs.storage.stream_rows import StickyEvent, UnignoredUser
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.sync.spans import Span, SyncRequest
     from minihs.storage.event_store import StoredEvent
@@ -34,17 +35,23 @@ if TYPE_CHECKING:
 class Shown:
     """What a timeline showed: its events, and the position of the first of them.
 
-    `hides`: the history visibility kept some from the reader who joined only lately.
+    `hides`: the history visibility kept some from the reader who joined only lately. `is_whole`:
+    the limit left nothing out.
     """
 
     event_ids: frozenset[str]
     first: int | None
     hides: bool = False
+    is_whole: bool = False
 
 
 EVENTS_MAX = 100  # Of all rooms, in one answer.
 SPANS_MAX = 20  # A client that pages without end may see an event of the oldest span twice.
+SPANS_OF_ALL_MAX = 128  # In one token.
 EVENTS_PER_ROOM_MAX = 50  # While other rooms wait.
+# Rooms of which a token of /sync says what is left: it goes into a URL, of which many proxies let
+# 8 KiB through. What is left of more rooms comes at once.
+ROOMS_LEFT_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,14 @@ async def read(
     shown: Mapping[str, Shown],
     *,
     limit: int = EVENTS_MAX,
+    left_max: int | None = None,
 ) -> StickySection:
     """Return the sticky events of joined rooms that the client lacks, at most `limit`.
 
     `spans` are of all joined rooms whose sticky events the request is about; `shown` are
     the timelines of the same answer. The events are not checked against the history
-    visibility: whoever is joined may see what is sticky now.
+    visibility: whoever is joined may see what is sticky now. With `left_max`, there are more than
+    `limit` where otherwise something would be left of more rooms than that.
 
     MSC4354#sync-api-changes
     """
@@ -81,33 +90,11 @@ async def read(
         for span in spans
         if span.is_new or span.room_id in backlogs or has_news(services, request, span)
     ]
-    upto = spans[0].upto if spans else 0
-    live: list[LiveStickyEvent] = []
-    if wanted:
-        live = await sticky_events.list_live(
-            services.db,
-            [(span.room_id, after, span.after) for span, _, after in wanted],
-            upto,
-            services.clock.now_ms(),
-            ignored=request.ignored,
-            limit=limit + 1,
-        )
+    by_room, stored = await _lacking(services, request, wanted, shown, limit)
     owed = _owed_of_unignored(services, request)
-    if not live and owed is None:
+    if not by_room and owed is None:
         return NOTHING
-    stored = await services.events.get_many([event.event_id for event in live])
-    by_room: dict[str, list[LiveStickyEvent]] = {}
-    for event in live:
-        known = stored.get(event.event_id)
-        backlog = backlogs.get(event.room_id)
-        if known is None or known.redacted_by is not None:
-            continue
-        if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
-            continue
-        if backlog is not None and _was_shown(request, backlog, event, known):
-            continue
-        by_room.setdefault(event.room_id, []).append(event)
-    chosen = _take_turns(by_room, limit)
+    chosen = _take_turns(by_room, limit, left_max)
     remaining: dict[int, StickyBacklog] = {}
     for span, backlog, _ in wanted:
         events, taken = by_room.get(span.room_id, []), chosen.get(span.room_id, [])
@@ -116,14 +103,60 @@ async def read(
             remaining[events[0].room_nid] = _left_over(
                 upto_now, backlog, span, shown.get(span.room_id)
             )
+    if sum(len(backlog.shown) for backlog in remaining.values()) > SPANS_OF_ALL_MAX:
+        remaining = {n: StickyBacklog(b.upto, b.shown[-1:]) for n, b in remaining.items()}
     found = {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()}
     if owed is None:
         return StickySection(found, remaining)
     left = limit - sum(map(len, found.values()))
-    more, rest = await _of_unignored(services, request, spans, backlogs, owed, left)
+    more, rest = await _of_unignored(services, request, spans, backlogs, shown, owed, left)
     for room_id, of_unignored in more.items():
         found[room_id] = [*of_unignored, *found.get(room_id, ())]
     return StickySection(found, remaining, rest)
+
+
+async def _lacking(
+    services: Services,
+    request: SyncRequest,
+    wanted: Sequence[tuple[Span, StickyBacklog | None, int]],
+    shown: Mapping[str, Shown],
+    limit: int,
+) -> tuple[dict[str, list[LiveStickyEvent]], dict[EventId, StoredEvent]]:
+    """Return the sticky events that the client lacks: of each room all, or more than `limit`.
+
+    `wanted` are spans, each with its backlog and the position up to which it is delivered.
+    """
+    lacking: dict[str, list[LiveStickyEvent]] = {}
+    stored: dict[EventId, StoredEvent] = {}
+    backlogs = {span.room_id: backlog for span, backlog, _ in wanted}
+    asked = {span.room_id: (after, span.after) for span, _, after in wanted}
+    while asked:
+        live = await sticky_events.list_live(
+            services.db,
+            [(room_id, *bounds) for room_id, bounds in asked.items()],
+            wanted[0][0].upto,
+            services.clock.now_ms(),
+            ignored=request.ignored,
+            limit=limit + 1,
+        )
+        stored |= await services.events.get_many([event.event_id for event in live])
+        listed: dict[str, list[LiveStickyEvent]] = {}
+        for event in live:
+            listed.setdefault(event.room_id, []).append(event)
+            known, backlog = stored.get(event.event_id), backlogs[event.room_id]
+            if known is None or known.redacted_by is not None:
+                continue
+            if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
+                continue
+            if backlog is not None and _was_shown(request, backlog, event, known):
+                continue
+            lacking.setdefault(event.room_id, []).append(event)
+        asked = {  # Where timelines showed so much of it that there may be more behind.
+            room_id: (events[-1].position, asked[room_id][1])
+            for room_id, events in listed.items()
+            if len(events) > limit and len(lacking.get(room_id, ())) <= limit
+        }
+    return lacking, stored
 
 
 async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str, StickyBacklog]:
@@ -186,10 +219,15 @@ async def _of_unignored(
     request: SyncRequest,
     spans: Sequence[Span],
     backlogs: Mapping[str, StickyBacklog],
+    shown: Mapping[str, Shown],
     owed: Unignored,
     limit: int,
 ) -> tuple[dict[str, list[StoredEvent]], Unignored | None]:
-    """Return what unignored users sent that the client passed over, and what is left of it."""
+    """Return what unignored users sent that the client passed over, and what is left of it.
+
+    What lies ahead in a room's backlog comes with that, unless a timeline is said to have shown it:
+    it left these users out.
+    """
     if services.follower.floor > owed.since:
         senders = set(
             await sticky_events.list_unignored(
@@ -199,30 +237,35 @@ async def _of_unignored(
     else:
         senders = _unignored_in_window(services, request, owed.since)
     senders -= request.ignored
-    rooms = [
-        (span.room_id, min(owed.since, delivered_upto(span, backlogs.get(span.room_id))))
-        for span in spans
-        if not span.is_new
-    ]
+    rooms = [(span.room_id, owed.since) for span in spans if not span.is_new]
     if not senders or not rooms:
         return {}, None
     if limit <= 0:
         return {}, owed
-    live = await sticky_events.list_live_of_senders(
-        services.db,
-        rooms,
-        owed.upto,
-        services.clock.now_ms(),
-        senders=senders,
-        limit=limit + 1,
-    )
-    stored = await services.events.get_many([event.event_id for event in live])
     found: dict[str, list[StoredEvent]] = {}
-    for event in live[:limit]:
-        known = stored.get(event.event_id)
-        if known is not None and known.redacted_by is None:
-            found.setdefault(event.room_id, []).append(known)
-    return found, Unignored(owed.since, live[limit - 1].position) if len(live) > limit else None
+    upto = owed.upto
+    while True:
+        live = await sticky_events.list_live_of_senders(
+            services.db, rooms, upto, services.clock.now_ms(), senders=senders, limit=limit + 1
+        )
+        stored = await services.events.get_many([event.event_id for event in live])
+        for event in live[:limit]:
+            known, backlog = stored.get(event.event_id), backlogs.get(event.room_id)
+            if known is None or known.redacted_by is not None:
+                continue
+            if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
+                continue
+            if (
+                backlog is None
+                or event.position <= backlog.upto
+                or backlog.was_shown(event.position)
+            ):
+                found.setdefault(event.room_id, []).append(known)
+        if len(live) <= limit:
+            return found, None
+        upto = live[limit - 1].position
+        if found:
+            return found, Unignored(owed.since, upto)
 
 
 def _was_shown(
@@ -242,7 +285,11 @@ def _left_over(
     """Return the backlog of a room, with the parts of it that timelines showed for certain."""
     spans = [s for s in (backlog.shown if backlog is not None else ()) if s[1] > upto]
     if shown is not None and shown.first is not None:
-        first = max(shown.first, span.joined_at or 0) if shown.hides else shown.first
+        first = span.after + 1 if shown.is_whole else shown.first
+        if shown.hides:
+            first = max(first, span.joined_at or 0)
+        if spans and spans[-1][1] == first - 1:
+            first = spans.pop()[0] + 1
         spans.append((first - 1, span.upto))
     return StickyBacklog(upto, tuple(spans[-SPANS_MAX:]))
 
@@ -250,8 +297,12 @@ def _left_over(
 def _take_turns(
     by_room: Mapping[str, Sequence[LiveStickyEvent]],
     limit: int,
+    left_max: int | None,
 ) -> dict[str, list[LiveStickyEvent]]:
-    """Return what goes into one answer: of each room the oldest, fairly shared."""
+    """Return what goes into one answer: of each room the oldest, fairly shared.
+
+    If something would be left of more than `left_max` rooms, those that have least come whole.
+    """
     room_max = EVENTS_PER_ROOM_MAX if len(by_room) > 1 else limit
     chosen: dict[str, list[LiveStickyEvent]] = {room_id: [] for room_id in by_room}
     left = limit
@@ -266,4 +317,10 @@ def _take_turns(
         if not took:
             break
         turn += 1
+    if left_max is not None:
+        left_over = [r for r, events in by_room.items() if len(chosen[r]) < len(events)]
+        left_over.sort(key=lambda room_id: len(by_room[room_id]))
+        for room_id in left_over[: max(len(left_over) - left_max, 0)]:
+            if len(by_room[room_id]) <= limit:  # Else it is not all that there is.
+                chosen[room_id] = list(by_room[room_id])
     return {room_id: events for room_id, events in chosen.items() if events}
