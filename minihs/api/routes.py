@@ -155,7 +155,7 @@ ROUTES: list[Route] = [
     Route("PUT", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", room_events.set_room_state_with_key, "setRoomStateWithKey", "user_or_guest", "write"),
     # Delayed events (MSC4140)
     Route("PUT", unstable.PATH_DELAYED_EVENT.stable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
-    Route("PUT", unstable.PATH_DELAYED_EVENT.unstable, delayed_events.schedule_delayed_event, None, "user_or_guest", "write"),
+    Route("PUT", unstable.PATH_DELAYED_EVENT.unstable, delayed_events.schedule_delayed_event_unstable, None, "user_or_guest", "write"),
     Route("GET", DELAYED, delayed_events.get_delayed_events, None, "user_or_guest", "read"),
     Route("GET", DELAYED + "/{delayId}", delayed_events.get_delayed_event, None, "user_or_guest", "read"),
     Route("POST", DELAYED + "/{delayId}/{action}", delayed_events.manage_delayed_event, None, "user_or_guest", "write"),

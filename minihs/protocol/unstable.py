@@ -132,6 +132,7 @@ DELAYED_EVENTS_CAPABILITY = Name(
 )
 DELAY_ID = Name("delay_id", "org.matrix.msc4140.delay_id", merged=True)
 DELAY_PARAMETER = "org.matrix.msc4140.delay"  # Former shape: a query parameter of /send, /state.
+DELAY_MS = Name("delay_ms", "delay")  # In a body at the unstable path.
 DELAY_ERRCODE = "org.matrix.msc4140.errcode"
 DELAY_MAX = "org.matrix.msc4140.max_delay"  # Beside the former's M_MAX_DELAY_EXCEEDED.
 PATH_DELAYED_EVENT = Name(

@@ -224,6 +224,22 @@ async def test_d_1_so_are_events_of_a_form_that_their_type_forbids(
     assert (response.status, response.json["errcode"]) == (404, "M_NOT_FOUND")
 
 
+async def test_d_1_the_delay_may_have_its_former_name_at_the_unstable_path(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    body = {"delay": 10, "content": {"n": 1}}
+    response = await put(alice, room_id, body, SCHEDULE[0])
+    assert (response.status, response.json["errcode"]) == (400, "M_BAD_JSON")
+    response = await put(alice, room_id, {**body, "delay_ms": 11}, SCHEDULE[1])
+    assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")
+    assert (await put(alice, room_id, {**body, "delay_ms": 10}, SCHEDULE[1])).status == 200
+    response = await put(alice, room_id, body, SCHEDULE[1])
+    assert (await look_up(alice, response.json["delay_id"]))["delay_ms"] == 10
+    await fire(homeserver, 10)
+    assert len(await sent(bob, room_id)) == 2
+
+
 async def test_d_2_the_parameter_of_send_and_state_delays_too(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     path = f"/rooms/{quote(room_id)}"
@@ -460,8 +476,13 @@ async def test_d_8_the_action_may_be_in_the_body_of_the_unstable_path(
     delay_id = await delay(alice, room_id, 1_000)
     await alice.call("POST", f"{UNSTABLE}/{delay_id}", {"action": "send"})
     assert len(await sent(bob, room_id)) == 1
-    for body in ({}, {"action": 1}, {"action": "explode"}):
-        assert (await alice.request("POST", f"{UNSTABLE}/{delay_id}", body)).status in (400, 404)
+    for body, errcode in (
+        ({}, "M_MISSING_PARAM"),
+        ({"action": 1}, "M_MISSING_PARAM"),
+        ({"action": "explode"}, "M_INVALID_PARAM"),
+    ):
+        answer = await alice.request("POST", f"{UNSTABLE}/{delay_id}", body)
+        assert (answer.status, answer.json["errcode"]) == (400, errcode)
     assert (await alice.request("POST", f"{MERGED}/{delay_id}", {"action": "send"})).status == 405
 
 
@@ -763,6 +784,7 @@ async def test_d_14_the_list_can_be_filtered(
         {"from_ts": "yesterday"},
         {"to_ts": "-1"},
         {"from": "nonsense"},
+        {"room_id": "nonsense"},
         {"type": "a", "org.matrix.msc4486.type": "b"},
     ):
         answer = await alice.request("GET", path, **query)

@@ -19,6 +19,7 @@ from minihs.base.errors import (
     Unrecognized,
 )
 from minihs.protocol import unstable
+from minihs.protocol.identifiers import parse_room_id
 from minihs.services.rooms import delayed_events
 from minihs.services.rooms.delayed_events import (
     AlreadyFinalised,
@@ -53,6 +54,19 @@ async def schedule_delayed_event(request: Request) -> object:
 
     MSC4140#scheduling-a-delayed-event
     """
+    return await _schedule(request, former=False)
+
+
+async def schedule_delayed_event_unstable(request: Request) -> object:
+    """PUT /_matrix/client/unstable/org.matrix.msc4140/rooms/{roomId}/delayed_event/{eventType}/{txnId}.
+
+    `delay_ms` may have its former name, `delay`, as matrix-rust-sdk gives it.
+    MSC4140#scheduling-a-delayed-event
+    """  # noqa: E501
+    return await _schedule(request, former=True)
+
+
+async def _schedule(request: Request, *, former: bool) -> object:
     path, requester = request.path, request.requester
     event_type, room_id = path["eventType"], path["roomId"]
     transaction = ClientTransaction(
@@ -61,7 +75,13 @@ async def schedule_delayed_event(request: Request) -> object:
     known = await delayed_events.find_scheduled(request.services, room_id, transaction)
     if known is not None:
         return {"delay_id": known}
-    match await request.json_object():
+    body = await request.json_object()
+    if former and unstable.DELAY_MS.is_in(body):
+        delay = unstable.read(body, unstable.DELAY_MS)
+        if isinstance(delay, unstable.Disagreement):
+            raise InvalidParam(delay.message)
+        body = {**body, "delay_ms": delay}
+    match body:
         case {"delay_ms": int(delay_ms), "content": dict(content), **others} if not isinstance(
             delay_ms, bool
         ) and isinstance(others.get("state_key", ""), str):
@@ -154,6 +174,8 @@ async def manage_delayed_event_unstable(request: Request) -> object:
         action = (await request.json_object()).get("action")
         if not isinstance(action, str):
             raise MissingParam("The body has no action.")
+        if action not in ACTIONS:
+            raise InvalidParam(f"action must be one of {', '.join(ACTIONS)}.")
     try:
         return await _manage(request, owner, str(action))
     except AlreadyFinalised as error:
@@ -255,6 +277,8 @@ def _wanted(request: Request, statuses: Sequence[str]) -> Wanted:
         raise InvalidParam(f"status must be one of {', '.join(statuses)}.")
     if given.get("dir", "f") not in ("f", "b"):
         raise InvalidParam("dir must be f or b.")
+    if parse_room_id(given.get("room_id", "!any")) is None:
+        raise InvalidParam("room_id is no room id.")
     every = Wanted()
     after: tuple[int, str] | None = None
     if "from" in given:
