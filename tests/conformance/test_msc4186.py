@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.services.sync import sliding_memory
+
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, Response, User
 
@@ -281,6 +283,7 @@ async def test_a_pos_belongs_to_one_connection_of_one_device(homeserver: Homeser
         (alice, "other", client.pos),
         (alice, "main", "s1"),
         (alice, "main", "s99999999_1.0123456789ab"),
+        (alice, "main", ""),
         (alice, "main", (client.pos or "").replace("s", "s9999", 1)),
     ):
         stranger = Client(user, conn_id=conn_id)
@@ -330,6 +333,12 @@ async def test_without_news_it_comes_back_after_its_timeout(homeserver: Homeserv
     await client.sync()
     answer = await client.sync(timeout=20)
     assert (answer["rooms"], answer["extensions"]) == ({}, {})
+    # Extensions with a position of their own give it in every answer.
+    messages = {"to_device": {"enabled": True}}
+    first = (await client.sync(extensions=messages))["extensions"]["to_device"]
+    messages["to_device"]["since"] = first["next_batch"]
+    second = (await client.sync(extensions=messages))["extensions"]["to_device"]
+    assert (second["events"], second["next_batch"]) == ([], first["next_batch"])
 
 
 async def test_changes_elsewhere_do_not_end_a_long_poll(homeserver: Homeserver) -> None:
@@ -477,6 +486,67 @@ async def test_lazy_members_come_with_what_they_say(homeserver: Homeserver) -> N
     room = (await client.sync(lists=lists))["rooms"][room_id]
     assert keys(room) == {("m.room.member", members[2].user_id)}
     assert room["joined_count"] == 3
+
+
+async def test_lazy_members_are_not_repeated(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await bob.say(room_id, "one")
+    client = Client(alice)
+    lists = {"all": a_list(limit=2, required={"lazy_members": True})}
+    of_bob = {("m.room.member", bob.user_id)}
+
+    async def what_is_new() -> set[tuple[str, str]]:
+        return keys((await client.sync(lists=lists))["rooms"][room_id])
+
+    assert await what_is_new() == of_bob
+    await bob.say(room_id, "two")
+    assert await what_is_new() == set()
+    await alice.say(room_id, "three")
+    before = client.pos
+    of_alice = {("m.room.member", alice.user_id)}
+    assert await what_is_new() == of_alice
+    client.pos = before  # That answer was lost.
+    assert await what_is_new() == of_alice
+    await alice.say(room_id, "four")
+    assert await what_is_new() == set()
+    await bob.call("PUT", f"/profile/{quote(bob.user_id)}/displayname", {"displayname": "Bob"})
+    assert await what_is_new() == of_bob
+    await bob.say(room_id, "five")
+    assert await what_is_new() == set()
+    for text in ("six", "seven", "eight"):  # A gap: the client forgets whom it knew.
+        await bob.say(room_id, text)
+    assert await what_is_new() == of_bob
+    await alice.say(room_id, "nine")
+    assert await what_is_new() == of_alice
+    await alice.leave(room_id)
+    await what_is_new()
+    await alice.join(room_id)
+    assert of_alice <= await what_is_new()
+    await bob.say(room_id, "ten")
+    assert await what_is_new() == of_bob  # And so it does where the room comes anew.
+
+
+async def test_of_many_lazy_members_some_come_again(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding_memory, "MEMBERS_OF_A_ROOM_MAX", 2)
+    alice = await homeserver.register("alice")
+    others = [await homeserver.register(f"other{n}") for n in range(3)]
+    room_id = await alice.create_room()
+    for other in others:
+        await other.join(room_id)
+    client = Client(alice)
+    lists = {"all": a_list(limit=1, required={"lazy_members": True})}
+    await others[2].say(room_id, "hello")
+    await client.sync(lists=lists)
+    told = []
+    for other in (others[1], others[0], others[2], others[2]):
+        await other.say(room_id, "hello")
+        room = (await client.sync(lists=lists))["rooms"][room_id]
+        told.append(("m.room.member", other.user_id) in keys(room))
+    assert told == [True, True, True, False]
 
 
 async def test_a_nameless_room_has_heroes(homeserver: Homeserver) -> None:
@@ -789,6 +859,9 @@ REFUSED: list[tuple[str, dict]] = [
     ("range", {"lists": {"a": a_list(5, 4)}}),
     ("negative range", {"lists": {"a": a_list(-1, 4)}}),
     ("limit", {"lists": {"a": a_list(limit=-1)}}),
+    ("list key", {"lists": {"a b": a_list()}}),
+    ("empty list key", {"lists": {"": a_list()}}),
+    ("long list key", {"lists": {"a" * 256: a_list()}}),
     ("timeout", {"timeout": -1}),
     ("presence", {"set_presence": "busy"}),
 ]

@@ -102,6 +102,9 @@ async def test_ss_02_what_is_sticky_comes_in_the_extension_once(homeserver: Home
     assert event[STICKY] == {"duration_ms": 600_000}
     assert event["unsigned"][TTL] == 600_000
     assert section(await client.sync(), room_id) == []
+    answer = await client.sync()  # Nothing at all is new, but it says up to where the client is.
+    assert answer["extensions"] == {EXTENSION: {"next_batch": client.since}}
+    assert section(await client.sync(), room_id) == []
 
 
 async def test_ss_01_who_does_not_ask_gets_none(homeserver: Homeserver) -> None:

@@ -5,6 +5,7 @@ MSC4186#api, MSC4186#unstable-prefix
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from minihs.services.sync.sliding_request import Element
 
 CONN_ID_CHARS_MAX = 255
+_LIST_KEY = re.compile(r"[A-Za-z0-9._~-]{1,255}", re.ASCII)  # Spec: appendices#opaque-identifiers
 
 
 class StateElement(msgspec.Struct):
@@ -180,6 +182,8 @@ async def _sync(
     requester.require_device()
     if len(lists) > SLIDING_LISTS_MAX or len(subscriptions) > SLIDING_LISTS_MAX:
         raise InvalidParam(f"There may be {SLIDING_LISTS_MAX} lists and as many subscriptions.")
+    if any(_LIST_KEY.fullmatch(name) is None for name in lists):
+        raise InvalidParam("The key of a list is 1 to 255 letters, digits and any of -._~.")
     conn_id = body.conn_id or ""
     if len(conn_id) > CONN_ID_CHARS_MAX or "\0" in conn_id:
         raise InvalidParam("This conn_id is too long, or has characters that it may not have.")
@@ -191,7 +195,9 @@ async def _sync(
         services, requester.user_id, requester.device_nid, presence, timeout_ms
     )
     await services.follower.wait_for(requester.position)
-    pos = request.query("pos") or body.pos
+    pos = request.query("pos")
+    if pos is None:
+        pos = body.pos
     head = services.follower.head
     extensions, sticky = _extensions(body.extensions, head)
     return await sliding.sliding_sync(
@@ -200,7 +206,7 @@ async def _sync(
             requester,
             merged,
             conn_id,
-            None if not pos else sliding_connections.parse_position(pos),
+            None if pos is None else sliding_connections.parse_position(pos),
             min(timeout_ms, SYNC_TIMEOUT_MAX_MS),
             lists,
             {r: config for r, config in subscriptions.items() if parse_room_id(r) is not None},

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol import unstable
 from minihs.services.sync import sliding_connections
+from minihs.services.sync.positions import format_token
 from minihs.services.sync.sliding_connections import Connection, SentRoom
-from minihs.services.sync.sliding_extensions import extensions
+from minihs.services.sync.sliding_extensions import TO_DEVICE, extensions
 from minihs.services.sync.sliding_lists import load_rooms, match_rooms
 from minihs.services.sync.sliding_request import Position
 from minihs.services.sync.sliding_rooms import plan_rooms, room_parts
@@ -31,6 +32,7 @@ from minihs.storage.stream_rows import AccountDataWrite, ReceiptWrite, TypingWri
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.sliding_lists import Matches, Rooms
@@ -41,12 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An answer but for its `pos`, as of `upto`; and what the connection was sent with it."""
+    """An answer but for its `pos`, as of `upto`; and what the connection was sent with it.
+
+    `members` are the member events that the client has then of rooms where those come lazily.
+    """
 
     upto: int
     answer: Json
     has_news: bool
     connection: Connection
+    members: Mapping[str, frozenset[EventId]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +97,23 @@ async def sliding_sync(services: Services, request: SlidingRequest) -> Json:
             break
         await wait(services, request.requester, upto, left_ms)
     if found is None:
-        found = _Found(services.follower.head, _answer({}, {}, {}), False, connection)  # noqa: FBT003
+        found = _nothing(services, request, connection)
     state_nid = await sliding_connections.save(services, request, connection, found.connection)
-    pos = sliding_connections.format_position(Position(found.upto, state_nid, digest))
-    return {"pos": pos, **found.answer}
+    answered = Position(found.upto, state_nid, digest)
+    services.sliding.note_members(request, answered, found.members)
+    return {"pos": sliding_connections.format_position(answered), **found.answer}
+
+
+def _nothing(services: Services, request: SlidingRequest, connection: Connection) -> _Found:
+    """Return an answer without news; extensions that have a position of their own still give it."""
+    head = services.follower.head
+    next_batch: Json = {"next_batch": format_token(head)}
+    added: dict[str, Json] = {}
+    if request.to_device is not None:
+        added[TO_DEVICE] = {**next_batch, "events": []}
+    if request.sticky is not None:
+        added |= dict.fromkeys(unstable.STICKY_EXTENSION.written, next_batch)
+    return _Found(head, _answer({}, {}, added), has_news=False, connection=connection, members={})
 
 
 def _is_idle(request: SlidingRequest, view: UserView, position: Position, digest: str) -> bool:
@@ -141,6 +160,7 @@ async def _collect(services: Services, request: SlidingRequest, connection: Conn
         ),
         has_news or bool(parts),
         _sent(request, connection, rooms, matches, plans, parts, changed),
+        {room_id: part.members for room_id, part in parts.items() if part.members is not None},
     )
 
 

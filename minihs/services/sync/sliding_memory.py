@@ -1,14 +1,17 @@
 """What sliding sync keeps in memory: where rooms stand in the list, and immutable things.
 
 `activity` is a view like those of `views.py`: loaded once, then kept true by following the stream.
-The rest never changes, so it may be kept: states of connections, what matters to filters of a
-state, and what two states differ in.
+`members` is what may be lost: the lazily loaded members that connections have. The rest never
+changes, so it may be kept: states of connections, what matters to filters of a state, and what two
+states differ in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import immutables
 
 from minihs.base.caching import BoundedCache
 from minihs.storage import sliding
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import EventId, StateKey
     from minihs.services.sync.sliding_connections import Connection
+    from minihs.services.sync.sliding_request import Position, SlidingRequest
     from minihs.storage.database import Database
     from minihs.storage.state import State
     from minihs.storage.stream_reads import Positioned
@@ -28,6 +32,8 @@ ROOMS_MAX = 200_000
 CONNECTED_ROOMS_MAX = 500_000
 FACTS_MAX = 50_000
 CHANGES_MAX = 100_000
+MEMBERS_MAX = 500_000
+MEMBERS_OF_A_ROOM_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ class Changes:
 
 NO_CHANGES = Changes({}, ())
 
+Members = immutables.Map[str, frozenset["EventId"]]
+"""The member events that a connection has of rooms where those come lazily."""
+
+NO_MEMBERS: Members = immutables.Map()
+
 
 class SlidingMemory:
     """Activity of rooms as of the follower's head, and caches of immutable things."""
@@ -70,6 +81,9 @@ class SlidingMemory:
         )
         self.facts: BoundedCache[int, RoomFacts] = BoundedCache(FACTS_MAX)
         self.left_at: BoundedCache[str, int] = BoundedCache(FACTS_MAX)
+        self._members: BoundedCache[tuple[int, str], dict[Position, tuple[Members, int]]] = (
+            BoundedCache(MEMBERS_MAX)
+        )
         self._changes: BoundedCache[tuple[int, int], Changes] = BoundedCache(CHANGES_MAX)
 
     async def load(self, room_ids: Collection[str]) -> None:
@@ -101,6 +115,37 @@ class SlidingMemory:
     def reset(self) -> None:
         """Forget what was derived from the stream: part of it was skipped."""
         self.activity = BoundedCache(ROOMS_MAX)
+
+    def members(self, request: SlidingRequest) -> Members:
+        """Return the members that the client has who makes a request, as far as that is known."""
+        return self._known(request)[0]
+
+    def _known(self, request: SlidingRequest) -> tuple[Members, int]:
+        known = self._members.get((request.requester.device_nid, request.conn_id))
+        if known is None or request.position is None:
+            return NO_MEMBERS, 0
+        return known.get(request.position, (NO_MEMBERS, 0))
+
+    def note_members(
+        self, request: SlidingRequest, answered: Position, given: Mapping[str, frozenset[EventId]]
+    ) -> None:
+        """Note which members of some rooms the client will have once it has got an answer.
+
+        Only the position that was asked with and the new one are remembered: no other may be used
+        again. MSC4186#connections
+        """
+        members, weight = before = self._known(request)
+        if given:
+            changing = members.mutate()
+            for room_id, of_room in given.items():
+                kept = of_room if len(of_room) <= MEMBERS_OF_A_ROOM_MAX else frozenset()
+                weight += len(kept) - len(changing.get(room_id, ()))
+                changing[room_id] = kept
+            members = changing.finish()
+        places = {} if request.position is None else {request.position: before}
+        places[answered] = (members, weight)
+        key = (request.requester.device_nid, request.conn_id)
+        self._members.put(key, places, 1 + len(members) + weight)
 
     def changes(self, old: State, new: State) -> Changes:
         """Return what two states differ in; computed once for everybody."""

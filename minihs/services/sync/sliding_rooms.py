@@ -71,12 +71,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RoomPart:
-    """What is said of a room: JSON, and the timeline in it; `hides` as that of a `Timeline`."""
+    """What is said of a room: JSON, and the timeline in it; `hides` as that of a `Timeline`.
+
+    `members` are the member events that the client has of it then, None where they come not lazily.
+    """
 
     json: Json
     events: Sequence[StoredEvent]
     limited: bool
     hides: bool = False
+    members: frozenset[EventId] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,10 @@ async def room_parts(
     """
     inside = [plan for plan in plans if plan.room.kind != "outside"]
     read = await _read(services, request, rooms, inside)
-    chosen = {plan.room_id: _required(plan, read[plan.room_id]) for plan in inside}
+    known = _known_members(services, request, inside, read)
+    chosen = {
+        plan.room_id: _required(plan, read[plan.room_id], known[plan.room_id]) for plan in inside
+    }
     wanted = {e for entries in chosen.values() for e in entries.values()}
     for plan in inside:
         for key in (NAME, AVATAR):
@@ -172,6 +179,9 @@ async def room_parts(
                 () if of_room is None else _shown(plan, of_room.events),
                 of_room is not None and of_room.limited,
                 of_room is not None and of_room.hides,
+                known[plan.room_id] | {e for k, e in chosen[plan.room_id].items() if k[0] == MEMBER}
+                if plan.rule.config.lazy_members
+                else None,
             )
     await _add_members(services, request, inside, read, events, parts)
     await _add_counts(services, request, inside, parts)
@@ -255,8 +265,24 @@ def _is_news(plan: Plan, read: _Read, key: StateKey) -> bool:
     return plan.is_new or key in read.changes.made or key in read.changes.removed
 
 
-def _required(plan: Plan, read: _Read) -> dict[StateKey, EventId]:
-    """Return the state to send.
+def _known_members(
+    services: Services, request: SlidingRequest, plans: Iterable[Plan], read: Mapping[str, _Read]
+) -> dict[str, frozenset[EventId]]:
+    """Return the member events that the client has of each room; where there is a gap, none."""
+    members = services.sliding.members(request)
+    known: dict[str, frozenset[EventId]] = {}
+    for plan in plans:
+        of_room = read[plan.room_id].timeline
+        gap = of_room is not None and (
+            of_room.limited or len(_shown(plan, of_room.events)) < len(of_room.events)
+        )
+        had = members.get(plan.room_id)
+        known[plan.room_id] = frozenset() if had is None or gap or plan.is_new else had
+    return known
+
+
+def _required(plan: Plan, read: _Read, known: Collection[EventId]) -> dict[StateKey, EventId]:
+    """Return the state to send; who says something is left out if their member event is `known`.
 
     MSC4186#lazy-loaded-memberships, MSC4186#changes-to-required_state
     """
@@ -275,7 +301,7 @@ def _required(plan: Plan, read: _Read) -> dict[StateKey, EventId]:
         }
         for user_id in seen:
             event_id = entries.get((MEMBER, user_id))
-            if event_id is not None:
+            if event_id is not None and event_id not in known:
                 chosen[MEMBER, user_id] = event_id
         if not plan.is_new and not (read.timeline is not None and read.timeline.limited):
             chosen |= {k: e for k, e in read.changes.made.items() if k[0] == MEMBER}
