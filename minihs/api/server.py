@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 from multidict import CIMultiDict
+from typing_extensions import override
 
 from minihs.api.rate_limits import RateLimiter
 from minihs.api.requests import Answer, Request, Signed, access_token, read_body
@@ -78,9 +81,25 @@ def build_router() -> Router[Route]:
 def build_application(services: Services) -> web.Application:
     """Return the aiohttp application that serves `services`."""
     server = _Server(services)
+    server_logger.addFilter(_OF_NO_HTTP)
     application = web.Application(client_max_size=BODY_BYTES_MAX)
     application.router.add_route("*", r"/{path:[\s\S]*}", server.handle)  # Lines may end in it.
     return application
+
+
+class _OfNoHttp(logging.Filter):
+    """Leaves out what is logged of bytes that are no HTTP: who sends them may send any number.
+
+    The requester is told. A traceback of ours says no more, but quotes what may be a secret.
+    """
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+
+_OF_NO_HTTP = _OfNoHttp()
 
 
 class _Server:

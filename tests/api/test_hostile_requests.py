@@ -373,6 +373,21 @@ async def test_C21_headers_without_end_are_cut(homeserver: Homeserver, headers: 
     assert (await homeserver.stranger().request("GET", "/login")).status == 200
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"Authorization: Bearer t0psecret\0", b"Content-Length: 1\r\nContent-Length: 2", b"x" * 9_000],
+    ids=["character", "lengths", "long"],
+)
+async def test_C21_what_is_no_http_fills_no_log(
+    homeserver: Homeserver, caplog: pytest.LogCaptureFixture, line: bytes
+):
+    """Anybody may send it, and it may be somebody's token that is quoted."""
+    request = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost\r\n" + line + b"\r\n\r\n"
+    status, _, _ = await ask(homeserver, request)
+    assert status == 400
+    assert not caplog.records
+
+
 async def test_C21_a_path_without_end_is_cut(homeserver: Homeserver):
     status, _, _ = await ask(homeserver, head("GET", CLIENT + "/" + "x" * 100_000))
     assert status in (400, 414)
