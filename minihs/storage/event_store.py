@@ -75,6 +75,7 @@ class StoredEvent:
     __slots__ = (
         "after_gap",
         "client_head",
+        "client_quotes",
         "client_unsigned",
         "device_nid",
         "event",
@@ -131,7 +132,8 @@ class StoredEvent:
         self.notifies = notifies
         self.sticky_until_ms = sticky_until_ms
         self.after_gap = False  # We lack events that it names as previous; see `timelines`.
-        self.client_head: bytes | None = None  # These two: see services/rooms/client_events.py.
+        self.client_head: bytes | None = None  # These three: see services/rooms/client_events.py.
+        self.client_quotes: tuple[EventId, ...] = ()
         self.client_unsigned = b""
 
     @property
@@ -296,11 +298,19 @@ class EventStore:
             stored.redacted_by = redaction_id
             stored.client_head = None
 
+    def is_any_redacted(self, event_ids: Iterable[EventId]) -> bool:
+        """Return whether one of some events, read before, has been redacted since."""
+        for event_id in event_ids:
+            stored = self._cache.get(event_id)
+            if event_id in self._recent_redactions or (stored and stored.redacted_by is not None):
+                return True
+        return False
+
     def note_stay(self, stay: StayRedaction, window: Iterable[StoredEvent] = ()) -> None:
         """Take notice that a stay has been redacted, or of more that is known of it (MSC4293).
 
         From now on its events are redacted when they are read, until the purge has rewritten them,
-        and those of `window` and of the cache at once.
+        and those of `window` and of the cache at once; whatever quotes its user is made anew.
         """
         self._stays.setdefault(stay.user_id, {})[stay.first_join_id] = stay
         if stay.purged:  # What was read before may still be on its way.
@@ -308,10 +318,13 @@ class EventStore:
             if len(self._purged_stays) > PURGED_STAYS_MAX:
                 self._forget_purged_stay()
             return
-        sender = b'"sender":' + canonical_json.encode(stay.user_id)
+        user = canonical_json.encode(stay.user_id)
+        sender = b'"sender":' + user
         for stored in (*self._cache.values(), *window):
             if sender in stored.event.json:
                 _redact_if_covered(stored, stay)
+            elif user in stored.client_unsigned:
+                stored.client_head = None
 
     def _forget_purged_stay(self) -> None:
         (user_id, first_join_id), _ = self._purged_stays.popitem(last=False)

@@ -145,6 +145,24 @@ async def test_r_1_everything_that_shows_events_shows_them_redacted(scene: Scene
     assert all(state in shown[name] for name in ("messages", "context state", "sync", "state"))
 
 
+async def test_r_1_what_others_quote_is_redacted_too(scene: Scene):
+    """Whoever has read the quotation before is given another one."""
+    topic = {"users": {scene.mallory.user_id: 50}}
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", topic)
+    await scene.mallory.put_state(scene.room_id, "m.room.topic", {"topic": "spam"})
+    after = await scene.alice.put_state(scene.room_id, "m.room.topic", {"topic": "tea"})
+    target = await scene.bob.say(scene.room_id, "hello")
+    await scene.mallory.call("PUT", f"{scene.path}/redact/{quote(target)}/1", {"reason": "spam"})
+    assert (await scene.get(after))["unsigned"]["prev_content"] == {"topic": "spam"}
+    because = (await scene.get(target))["unsigned"]["redacted_because"]
+    assert because["content"]["reason"] == "spam"
+    await scene.remove("ban", FLAGGED)
+    assert (await scene.get(after))["unsigned"]["prev_content"] == {}
+    because = (await scene.get(target))["unsigned"]["redacted_because"]
+    assert "reason" not in because["content"]
+    assert because["sender"] == scene.mallory.user_id
+
+
 async def test_r_1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
     await scene.mallory.call(
         "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": "Buy my pills"}
@@ -711,6 +729,20 @@ async def test_r_13_a_redaction_before_the_ban_stays_the_reason(
     for _ in range(2):
         because = (await scene.get(said))["unsigned"]["redacted_because"]
         assert because["type"] == "m.room.redaction"
+        await purge(hs1, clock)
+
+
+async def test_r_13_a_redaction_after_the_ban_is_not_the_reason(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    """Not in memory, and not in the database, where the purge has not been yet."""
+    said = await scene.mallory.say(scene.room_id)
+    await scene.remove("ban", FLAGGED)
+    await scene.alice.call("PUT", f"{scene.path}/redact/{quote(said)}/1", {})
+    for _ in range(2):
+        assert await scene.redacted(said) == [True]
+        hs1.services.events.drop_committed()
+        assert await scene.redacted(said) == [True]
         await purge(hs1, clock)
 
 

@@ -47,7 +47,12 @@ async def prepare(
     services: Services, events: Iterable[StoredEvent], queries: Queries | None = None
 ) -> None:
     """Make ready whatever `client_event` needs for these events."""
-    raw = [stored for stored in events if stored.client_head is None]
+    raw = [
+        stored
+        for stored in events
+        if stored.client_head is None
+        or (stored.client_quotes and services.events.is_any_redacted(stored.client_quotes))
+    ]
     if not raw:
         return
     replaced = await _replaced_events(services, raw, queries)
@@ -55,19 +60,22 @@ async def prepare(
     wanted.update(replaced.values())
     known = await services.events.get_many(wanted, queries) if wanted else {}
     for stored in raw:
-        event, unsigned = stored.event, []
+        event, unsigned, quoted = stored.event, [], []
         redaction = known.get(stored.redacted_by) if stored.redacted_by is not None else None
         if redaction is not None:
             because = client_format.client_event(as_shown(redaction), with_room_id=True)
             unsigned.append(client_format.unsigned_part("redacted_because", because))
+            quoted.append(redaction)
         old = known.get(replaced[event.event_id]) if event.event_id in replaced else None
         if old is not None:
             unsigned.append(client_format.unsigned_part("replaces_state", old.event_id))
             content = as_shown(old).content
             unsigned.append(client_format.unsigned_part("prev_content", content))
             unsigned.append(client_format.unsigned_part("prev_sender", old.event.sender))
+            quoted.append(old)
         head = client_format.client_event_head(as_shown(stored), with_room_id=False)
         stored.client_unsigned = client_format.join_parts(unsigned)
+        stored.client_quotes = tuple(q.event_id for q in quoted if q.redacted_by is None)
         stored.client_head = head
 
 

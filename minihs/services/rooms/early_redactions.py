@@ -44,9 +44,11 @@ async def applies(services: Services, redaction: Event, before: State, target: E
 
 
 async def may_redact(services: Services, event: Event, before: State) -> bool:
-    """Return whether a redaction applies to an event that we have.
+    """Return whether a redaction takes away the content of an event that we have.
 
-    If we do not have it, the redaction is kept aside until it comes.
+    If we do not have it, the redaction is kept aside until it comes. If the event is redacted, it
+    stays so for the reason that it has: a kick or ban may not have written that to it yet
+    (MSC4293#proposal).
     """
     if event.type != "m.room.redaction" or event.redacts is None or "\0" in event.redacts:
         return False
@@ -55,7 +57,7 @@ async def may_redact(services: Services, event: Event, before: State) -> bool:
         early = [(event.redacts, event.event_id)]
         await missing_events.insert_early_redactions(services.db, early)
         return False
-    return await applies(services, event, before, target.event)
+    return target.redacted_by is None and await applies(services, event, before, target.event)
 
 
 async def find_applying(

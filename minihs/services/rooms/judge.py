@@ -263,7 +263,9 @@ class Judge:
             self.early.append((event.redacts, event.event_id))
             self.waiting.setdefault(event.redacts, []).append((event, before))
             return False
-        return await early_redactions.applies(self.services, event, before, target.event)
+        return target.redacted_by is None and await early_redactions.applies(
+            self.services, event, before, target.event
+        )
 
     async def _redacted_by(self, event: Event) -> EventId | None:
         """Return the redaction that came before the event that it redacts."""
