@@ -9,6 +9,7 @@ import pytest
 
 from minihs.protocol.event_assembly import EventDraft
 from minihs.services.federation import delivery as delivery_module
+from minihs.services.federation import sending
 from minihs.services.rooms.send import send_event
 from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
@@ -64,7 +65,7 @@ async def test_in_a_flood_events_gather_and_go_together(
 ):
     room_id = await alice.create_room()
     await put_member(hs1.services, room_id, evil.user)
-    for n in range(delivery_module.UNPACED + 1):
+    for n in range(sending.UNPACED + 1):
         await alice.say(room_id, str(n))
         await until(lambda n=n: len(evil.bodies) == n + 1)
     before = len(evil.taken)
@@ -72,7 +73,7 @@ async def test_in_a_flood_events_gather_and_go_together(
         await alice.say(room_id, text)
     await settled(hs1.services)
     assert len(evil.taken) == before
-    clock.advance_ms(delivery_module.PACE_MS * len(evil.taken))
+    clock.advance_ms(sending.PACE_MS * len(evil.taken))
     await settled(hs1.services)
     assert len(evil.taken) == before + 1
     assert evil.bodies[-3:] == ["these", "go", "together"]
@@ -317,7 +318,7 @@ async def test_a_server_that_hangs_keeps_nobody_waiting(
     federation: Federation,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(delivery_module, "AT_ONCE_MAX", 2)
+    monkeypatch.setattr(sending, "AT_ONCE_MAX", 2)
     peers = [Peer(federation.evil(f"peer{n}")) for n in range(8)]
     room_id = await alice.create_room()
     for peer in peers:
@@ -341,7 +342,7 @@ async def test_a_server_that_hangs_keeps_nobody_waiting(
 async def test_no_more_than_so_many_are_served_at_once(
     hs1: Homeserver, alice: User, federation: Federation, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(delivery_module, "AT_ONCE_MAX", 3)
+    monkeypatch.setattr(sending, "AT_ONCE_MAX", 3)
     peers = [Peer(federation.evil(f"peer{n}")) for n in range(10)]
     room_id = await alice.create_room()
     for peer in peers:
@@ -561,4 +562,4 @@ async def test_whatever_a_server_answers_instead_it_is_tried_again(
     await evil.server.request("hs1", "GET", "/_matrix/federation/v1/query/profile", query=asked)
     await until(lambda: evil.bodies == ["hello"])
     await settled(hs1.services)
-    assert not hs1.services.delivery._paused
+    assert not hs1.services.delivery._pauses._paused

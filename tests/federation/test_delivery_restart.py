@@ -90,7 +90,7 @@ async def test_a_crash_between_answer_and_note_repeats_the_same_transaction(
         monkeypatch.undo()
     async with house.running() as server:
         await server.services.delivery.hold_shards(server.services, "second")
-        assert not server.services.delivery._shards, "the lease of the dead still holds"
+        assert not server.services.delivery.outbox.shards, "the lease of the dead still holds"
         clock.advance_ms(LEASE_MS)
         await begin(server.services, "second")
         await until(lambda: len(evil.taken) == 2)
@@ -148,7 +148,7 @@ async def test_a_pause_and_its_transaction_outlive_a_restart(
         await alice.say(room_id, "second")
         await settled(server.services)
         delivery = server.services.delivery
-        repeated_id = delivery._destinations["evil"].repeat_id
+        repeated_id = delivery.outbox.destinations["evil"].repeat_id
         assert repeated_id is not None
         await delivery.give_back_shards(server.services, "first")
     federation.network.heal()
@@ -198,9 +198,9 @@ async def test_processes_share_the_servers_and_take_over(
         await begin(second, "b")
         await first.delivery.hold_shards(first, "a")
         await second.delivery.hold_shards(second, "b")
-        assert set(first.delivery._shards) == shares_of("a", ["b"])
-        assert set(second.delivery._shards) == shares_of("b", ["a"])
-        assert len(first.delivery._shards) + len(second.delivery._shards) == SHARDS
+        assert set(first.delivery.outbox.shards) == shares_of("a", ["b"])
+        assert set(second.delivery.outbox.shards) == shares_of("b", ["a"])
+        assert len(first.delivery.outbox.shards) + len(second.delivery.outbox.shards) == SHARDS
 
         alice = await server.register("alice")
         room_id = await alice.create_room()
@@ -211,7 +211,7 @@ async def test_processes_share_the_servers_and_take_over(
         await until(lambda: all(peer.bodies == ["1", "2"] for peer in peers))
         for worker in (first, second):
             await settled(worker)
-        by_worker = [set(worker.delivery._destinations) for worker in (first, second)]
+        by_worker = [set(worker.delivery.outbox.destinations) for worker in (first, second)]
         assert not by_worker[0] & by_worker[1]
         assert all(by_worker)
 
@@ -220,7 +220,7 @@ async def test_processes_share_the_servers_and_take_over(
         await alice.say(room_id, "3")
         await first.delivery.hold_shards(first, "a")
         await until(lambda: all(peer.bodies == ["1", "2", "3"] for peer in peers))
-        assert len(first.delivery._shards) == SHARDS
+        assert len(first.delivery.outbox.shards) == SHARDS
         assert max(peer.at_once for peer in peers) == 1
 
 
@@ -238,14 +238,15 @@ async def test_a_process_that_dies_is_replaced_when_its_leases_have(
     async with house.running(workers=2) as server:
         first, second = server.workers
         await begin(second, "b")
-        assert len(second.delivery._shards) == SHARDS
+        assert len(second.delivery.outbox.shards) == SHARDS
         await begin(first, "a")
-        assert not first.delivery._shards, "the other has them all, and knows of no other"
+        assert not first.delivery.outbox.shards, "the other has them all, and knows of no other"
         alice = await server.register("alice")
         room_id = await alice.create_room()
         for peer in peers:
             await put_member(first, room_id, peer.user)
-        second.delivery._lose(set(second.delivery._shards))  # It hears and does nothing any more.
+        outbox = second.delivery.outbox
+        outbox.lose(set(outbox.shards))  # It hears and does nothing any more.
         await alice.say(room_id, "hello")
         clock.advance_ms(passed_ms)
         await first.delivery.hold_shards(first, "a")
@@ -277,19 +278,19 @@ async def test_the_worker_begins_renews_and_gives_back(
 
         def renewed(before_ms: int) -> bool:
             clock.advance_ms(RENEWAL_MS // 4)
-            return services.delivery._lease_until_ms > before_ms
+            return services.delivery.outbox.lease_until_ms > before_ms
 
-        await until(lambda: len(services.delivery._shards) == SHARDS)
+        await until(lambda: len(services.delivery.outbox.shards) == SHARDS)
         alice = await server.register("alice")
         room_id = await alice.create_room()
         await put_member(services, room_id, evil.user)
         for n in range(3):
-            await until(lambda held=services.delivery._lease_until_ms: renewed(held))
+            await until(lambda held=services.delivery.outbox.lease_until_ms: renewed(held))
             await alice.say(room_id, str(n))
             await until(lambda count=n: len(evil.bodies) == count + 1)
     async with house.running() as server:
         await begin(server.services, "next")
-        assert len(server.services.delivery._shards) == SHARDS, "given back at the end"
+        assert len(server.services.delivery.outbox.shards) == SHARDS, "given back at the end"
         await settled(server.services)
         assert evil.bodies == ["0", "1", "2"]
 

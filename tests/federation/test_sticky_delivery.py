@@ -132,8 +132,8 @@ async def test_s_06_after_an_outage_every_sticky_event_comes_that_still_is(
         await stick(alice, room_id, f"sticky {n}")
         await alice.say(room_id, f"ordinary {n}")
     await settled(hs1.services)
-    destination = hs1.services.delivery._destinations["evil"]
-    hs1.services.delivery._fall_behind(destination)  # As with a queue that has grown too long.
+    outbox = hs1.services.delivery.outbox
+    outbox.fall_behind(outbox.destinations["evil"])  # As with a queue that has grown too long.
     clock.advance_ms(2 * MINUTE_MS)
     peer.answer = lambda _: None
     await hs1.services.delivery.hold_shards(hs1.services, HOLDER)

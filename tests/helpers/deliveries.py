@@ -84,7 +84,7 @@ async def begin(services: Services, holder: str = HOLDER) -> None:
 async def handed_out(services: Services) -> None:
     """Return when everything committed has been handed out to destinations."""
     head = await services.follower.fetch_position()
-    await until(lambda: services.delivery._recipients.position >= head)
+    await until(lambda: services.delivery.outbox.recipients.position >= head)
 
 
 async def settled(services: Services) -> None:
@@ -93,8 +93,8 @@ async def settled(services: Services) -> None:
     head = await services.follower.fetch_position()
 
     def idle() -> bool:
-        return delivery._recipients.position >= head and not any(
-            d.is_busy for d in delivery._destinations.values()
+        return delivery.outbox.recipients.position >= head and not any(
+            d.is_busy for d in delivery.outbox.destinations.values()
         )
 
     await until(idle)

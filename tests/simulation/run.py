@@ -284,14 +284,14 @@ async def owes(server: Server) -> list[str]:
     owed = [f"{name}, behind since {at}, {failures} failures" for name, at, failures in rows]
     delivery = services.delivery
     if (
-        len(delivery._shards) < SHARDS
+        len(delivery.outbox.shards) < SHARDS
     ):  # Those of a process that was killed, until their lease ends.
-        owed.append(f"serves {len(delivery._shards)} shards only")
-    if delivery._recipients.position < services.follower.head:
-        owed.append(f"reads at {delivery._recipients.position} of {services.follower.head}")
+        owed.append(f"serves {len(delivery.outbox.shards)} shards only")
+    if delivery.outbox.recipients.position < services.follower.head:
+        owed.append(f"reads at {delivery.outbox.recipients.position} of {services.follower.head}")
     owed += [
         f"{d.name}: {len(d.pdus)} PDUs, {len(d.edus)} EDUs"
-        for d in delivery._destinations.values()
+        for d in delivery.outbox.destinations.values()
         if d.has_news or d.is_busy
     ]
     return owed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minihs.protocol.event_auth.selection import CREATE, JOIN_RULES, POWER_LEVELS
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.membership import membership_of
 from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.state_keys import CREATE, JOIN_RULES, POWER_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minihs.protocol.state_keys import CREATE, JOIN_RULES, POWER_LEVELS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import StateKey
     from minihs.protocol.room_versions import RoomVersion
-
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
-JOIN_RULES: StateKey = ("m.room.join_rules", "")
 
 
 def select_auth_keys(

@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth.errors import rejection
-from minihs.protocol.event_auth.selection import CREATE, select_auth_keys_of
+from minihs.protocol.event_auth.selection import select_auth_keys_of
 from minihs.protocol.event_auth.state_dependent import check_state_dependent
 from minihs.protocol.identifiers import parse_user_id, server_name_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import required_signers, signing_key_ids
+from minihs.protocol.state_keys import CREATE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -8,8 +8,8 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from minihs.protocol.event_auth.selection import CREATE, POWER_LEVELS
 from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Collection

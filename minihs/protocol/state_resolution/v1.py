@@ -12,8 +12,9 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth.errors import EventAuthError
-from minihs.protocol.event_auth.selection import POWER_LEVELS, select_auth_keys_of
+from minihs.protocol.event_auth.selection import select_auth_keys_of
 from minihs.protocol.event_auth.state_dependent import check_state_dependent
+from minihs.protocol.state_keys import POWER_LEVELS
 from minihs.protocol.state_resolution.state_maps import Check, MissingEventsError, Resolution
 
 if TYPE_CHECKING:

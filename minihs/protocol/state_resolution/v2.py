@@ -16,13 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth.errors import EventAuthError, rejection
-from minihs.protocol.event_auth.selection import (
-    CREATE,
-    JOIN_RULES,
-    POWER_LEVELS,
-    select_auth_keys_of,
-)
+from minihs.protocol.event_auth.selection import select_auth_keys_of
 from minihs.protocol.event_auth.state_dependent import check_state_dependent
+from minihs.protocol.state_keys import CREATE, JOIN_RULES, POWER_LEVELS
 from minihs.protocol.state_resolution.orderings import (
     mainline_ordering,
     reverse_topological_power_ordering,

@@ -23,13 +23,10 @@ import orjson
 from minihs.base.errors import Forbidden, NotFound
 from minihs.base.tasks import give_way
 from minihs.protocol.hashes import encode_event
-from minihs.protocol.history_visibility import (
-    HistoryVisibility,
-    history_visibility,
-    may_server_see,
-)
+from minihs.protocol.history_visibility import HistoryVisibility, history_visibility, may_server_see
 from minihs.protocol.identifiers import EventId, RoomId, ServerName, server_name_of
 from minihs.protocol.redaction import redact
+from minihs.protocol.state_keys import HISTORY_VISIBILITY
 from minihs.services.federation.recipients import joined_among
 from minihs.storage import auth_chains, state_reads
 from minihs.storage import events as event_reads
@@ -39,7 +36,6 @@ from minihs.storage.event_store import REJECTED, StoredEvent
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from minihs.protocol.identifiers import StateKey
     from minihs.services.context import Services
 
 BACKFILL_MAX = 100
@@ -48,7 +44,6 @@ MISSING_EVENTS_DEFAULT = 10
 NEAR_IN_TIME_MAX = 50
 NAMED_EVENTS_MAX = 100
 EVENTS_AT_ONCE = 500
-VISIBILITY: StateKey = ("m.room.history_visibility", "")
 Json = dict[str, object]
 
 
@@ -384,12 +379,14 @@ async def _hidden_from(
     """
     placed = [stored for stored in events if stored.state_before is not None]
     state_ids = {stored.state_before for stored in placed if stored.state_before is not None}
-    entries = await state_reads.load_entries(services.states, services.db, state_ids, [VISIBILITY])
+    entries = await state_reads.load_entries(
+        services.states, services.db, state_ids, [HISTORY_VISIBILITY]
+    )
     settings = await services.events.get_many(
         {event_id for entry in entries.values() for event_id in entry.values()}
     )
     visibilities = {
-        state_id: _visibility(settings.get(entry.get(VISIBILITY, EventId(""))))
+        state_id: _visibility(settings.get(entry.get(HISTORY_VISIBILITY, EventId(""))))
         for state_id, entry in entries.items()
     }
     erased = set(
@@ -411,7 +408,7 @@ async def _hidden_from(
         if event.type == "m.room.member" and server_name_of(event.state_key or "") == origin:
             present.add(str(event.content.get("membership")))
         after = visibility
-        if event.key == VISIBILITY and event.is_state:
+        if event.key == HISTORY_VISIBILITY and event.is_state:
             after = history_visibility(event.content)
         may_see = may_server_see(visibility, present) or may_server_see(after, present)
         if not may_see or (is_erased and "join" not in present):

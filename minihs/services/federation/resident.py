@@ -33,6 +33,7 @@ from minihs.protocol.identifiers import parse_user_id, server_name_of
 from minihs.protocol.membership import membership_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import with_signature
+from minihs.protocol.state_keys import CREATE
 from minihs.services.federation import answers
 from minihs.services.rooms import commit, outsiders
 from minihs.services.rooms.heads import load_head
@@ -56,14 +57,13 @@ from minihs.storage.event_store import ACCEPTED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from minihs.protocol.identifiers import RoomId, ServerName, StateKey
+    from minihs.protocol.identifiers import RoomId, ServerName
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.event_store import StoredEvent
 
 Json = dict[str, object]
 
-CREATE: StateKey = ("m.room.create", "")
 AUTHORISING_USER = "join_authorised_via_users_server"
 HEROES_MAX = 5
 INVITES_OF_USER_MAX = 1_000  # Not yet answered.

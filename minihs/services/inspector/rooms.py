@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import NotFound
 from minihs.protocol.identifiers import EventId, RoomId
+from minihs.protocol.state_keys import NAME
 from minihs.services.inspector.events import EventView, ShownEvent, show, view_event
 from minihs.services.inspector.redactions import StayView, view_stays
 from minihs.services.inspector.sticky_events import (
@@ -22,7 +23,6 @@ from minihs.storage import inspector, rooms, state_reads
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from minihs.protocol.identifiers import StateKey
     from minihs.services.context import Services
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.rooms import RoomRow
@@ -32,7 +32,6 @@ GRAPH_EVENTS_MAX = 50
 REFUSED_MAX = 50
 NEWEST = (2**62, 0)
 OLDEST = (-(2**62), 0)
-NAME: StateKey = ("m.room.name", "")
 
 
 @dataclass(frozen=True, slots=True)

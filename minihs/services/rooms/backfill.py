@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.identifiers import server_name_of
+from minihs.protocol.state_keys import CREATE
 from minihs.protocol.state_resolution import MissingEventsError
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import early_redactions, history_commit, missing, state
 from minihs.services.rooms.heads import building
-from minihs.services.rooms.missing import CREATE, Room
+from minihs.services.rooms.missing import Room
 from minihs.services.rooms.verification import verify_pdus
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent

@@ -26,18 +26,15 @@ from minihs.base.limits import INITIAL_STATE_EVENTS_MAX, INVITES_PER_CREATION_MA
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_room_alias, parse_user_id
 from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.commit import Plan
 from minihs.services.rooms.heads import new_head
-from minihs.services.rooms.membership import (
-    MembershipChange,
-    change_membership,
-    check_invitable,
-)
+from minihs.services.rooms.membership import MembershipChange, change_membership, check_invitable
 from minihs.services.rooms.predecessors import follow_to_replacement, predecessor_of
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, check_new_aliases
 from minihs.services.rooms.send import plan_draft
-from minihs.services.rooms.standing import CREATE, current_events
+from minihs.services.rooms.standing import current_events
 from minihs.storage import rooms
 from minihs.storage.directory import fetch_alias
 from minihs.storage.group_commit import Conflict
@@ -264,7 +261,7 @@ def initial_events(
     for kind, key in given:
         if kind in ("m.room.create", "m.room.member"):
             raise InvalidRoomState(f"initial_state cannot have {kind} {key}".rstrip() + ".")
-    levels = given.get(("m.room.power_levels", ""))
+    levels = given.get(POWER_LEVELS)
     if levels is None:
         levels = StateEvent(
             "m.room.power_levels",

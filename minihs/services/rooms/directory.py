@@ -18,6 +18,15 @@ from minihs.protocol.identifiers import (
     parse_server_name,
     server_name_of,
 )
+from minihs.protocol.state_keys import (
+    AVATAR,
+    CREATE,
+    GUEST_ACCESS,
+    HISTORY_VISIBILITY,
+    JOIN_RULES,
+    NAME,
+    TOPIC,
+)
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.candidates import refusal_of
 from minihs.services.rooms.heads import load_head
@@ -42,20 +51,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HISTORY_VISIBILITY: StateKey = ("m.room.history_visibility", "")
 ROOMS_AT_ONCE = 200
 _TOKEN = re.compile(r"([fb])([0-9]{1,18})_(.*)", re.DOTALL)
 
 # What the directory tells of a room.
 LISTED_KEYS: tuple[StateKey, ...] = (
-    ("m.room.create", ""),
-    ("m.room.name", ""),
-    ("m.room.topic", ""),
-    ("m.room.avatar", ""),
+    CREATE,
+    NAME,
+    TOPIC,
+    AVATAR,
     (CANONICAL_ALIAS, ""),
-    ("m.room.join_rules", ""),
+    JOIN_RULES,
     HISTORY_VISIBILITY,
-    ("m.room.guest_access", ""),
+    GUEST_ACCESS,
 )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.state import load_state_events
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.storage.state import State
 
-POWER_KEYS: tuple[StateKey, ...] = (("m.room.power_levels", ""), ("m.room.create", ""))
+POWER_KEYS: tuple[StateKey, ...] = (POWER_LEVELS, CREATE)
 CHECKED_MAX = 20  # Redactions of one event; who sends more has to send them after the event.
 
 

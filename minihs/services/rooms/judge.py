@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
+from minihs.protocol.state_keys import CREATE
 from minihs.protocol.state_resolution import MissingEventsError
 from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.services.rooms import commit, early_redactions, history_commit, missing, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, is_confirmed
-from minihs.services.rooms.missing import CREATE
 from minihs.services.rooms.receipt import Receipt, is_followed, is_sticky_message, refusal_of_server
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent

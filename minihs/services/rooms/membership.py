@@ -28,6 +28,7 @@ from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
+from minihs.protocol.state_keys import CREATE, GUEST_ACCESS
 from minihs.protocol.stickiness import sticky_members
 from minihs.protocol.unstable import DEACTIVATED, ERASED
 from minihs.services.rooms import remote_invites, remote_membership
@@ -38,7 +39,7 @@ from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.remote_membership import Elsewhere
 from minihs.services.rooms.restricted_joins import find_authorising_user
 from minihs.services.rooms.send import load_state_events, send_decided
-from minihs.services.rooms.standing import CREATE, current_events, load_known_room, text_of
+from minihs.services.rooms.standing import current_events, load_known_room, text_of
 from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import membership as memberships
 from minihs.storage.account_data import fetch_account_data
@@ -56,7 +57,6 @@ logger = logging.getLogger(__name__)
 
 ROOMS_AT_ONCE = 16
 AUTHORISING_USER = "join_authorised_via_users_server"
-GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
 
 # What only the server says in a member event, whatever a client sends.
 _SAID_OF_THE_DEACTIVATED = frozenset({*DEACTIVATED.spellings, ERASED})

@@ -27,6 +27,7 @@ from minihs.protocol.event_auth import (
     check_state_dependent,
     check_state_independent,
 )
+from minihs.protocol.state_keys import CREATE
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import history_commit, state
 from minihs.services.rooms.heads import building
@@ -59,8 +60,6 @@ SINGLE_EVENTS_MAX = 50  # More than that, and a tenth of the state, are asked fo
 SINGLE_REQUESTS_AT_ONCE = 5
 OUTLIERS_AT_ONCE = 500
 CHECKS_AT_ONCE = 50
-
-CREATE: StateKey = ("m.room.create", "")
 
 
 class NotReachedError(Exception):

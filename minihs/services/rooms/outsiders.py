@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.canonical_json import CanonicalJsonError, encode_strict
 from minihs.protocol.client_format import strip_state, stripped_state
+from minihs.protocol.state_keys import AVATAR, CREATE, ENCRYPTION, JOIN_RULES, NAME, TOPIC
 
 if TYPE_CHECKING:
     from minihs.protocol.events import Event
@@ -21,13 +22,13 @@ ROOM_STATE_BYTES_MAX = 65_536
 
 # What an invited user is shown of the room.
 STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
-    ("m.room.create", ""),
-    ("m.room.name", ""),
-    ("m.room.avatar", ""),
-    ("m.room.topic", ""),
-    ("m.room.join_rules", ""),
+    CREATE,
+    NAME,
+    AVATAR,
+    TOPIC,
+    JOIN_RULES,
     ("m.room.canonical_alias", ""),
-    ("m.room.encryption", ""),
+    ENCRYPTION,
 )
 
 

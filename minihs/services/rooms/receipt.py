@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.protocol.state_keys import CREATE, SERVER_ACL
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import missing
-from minihs.services.rooms.missing import CREATE, Room
-from minihs.services.rooms.server_acls import SERVER_ACL, is_allowed_by
+from minihs.services.rooms.server_acls import is_allowed_by
 from minihs.storage import membership as memberships
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
+    from minihs.services.rooms.missing import Room
     from minihs.storage.state import State
 
 

@@ -42,6 +42,7 @@ from minihs.protocol.redact_on_ban import (
 )
 from minihs.protocol.redaction import redact
 from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.client_events import as_shown
 from minihs.services.rooms.state import load_state_events
 from minihs.storage import redacted_stays
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
     from minihs.storage.redacted_stays import Purge, Purgeable
     from minihs.storage.state import State
 
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
-CREATE: StateKey = ("m.room.create", "")
 
 # By then, whoever wrote an event of the stay without knowing of the ban has finished.
 PURGE_AFTER_MS = 5_000

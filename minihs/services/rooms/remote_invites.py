@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import Forbidden, MatrixError, NotFound, Unavailable
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.identifiers import server_name_of
+from minihs.protocol.state_keys import CREATE
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import commit, origins, outsiders
 from minihs.services.rooms.candidates import refusal_of
@@ -23,12 +24,11 @@ from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
     from minihs.protocol.event_assembly import EventDraft
-    from minihs.protocol.identifiers import EventId, RoomId, StateKey, UserId
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.services.context import Services
     from minihs.services.rooms.origins import Origin
 
 ATTEMPTS = 20
-CREATE: StateKey = ("m.room.create", "")
 Draft = Callable[[RoomHead], Awaitable["EventDraft | EventId"]]
 
 

@@ -25,6 +25,7 @@ from minihs.protocol.event_auth import (
     check_state_independent,
     select_auth_keys_of,
 )
+from minihs.protocol.state_keys import CREATE
 from minihs.services.rooms import commit, history_commit, missing, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import building
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
 
-CREATE: StateKey = ("m.room.create", "")
 ATTEMPTS = 20
 
 

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
 from minihs.protocol.identifiers import parse_room_id
 from minihs.protocol.power_levels import PowerLevels
-from minihs.services.rooms.standing import CREATE, POWER_LEVELS, current_events
+from minihs.protocol.state_keys import CREATE, JOIN_RULES, POWER_LEVELS
+from minihs.services.rooms.standing import current_events
 from minihs.storage.membership import is_joined_to_any, list_rooms_with_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minihs.protocol.identifiers import StateKey
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
-
-JOIN_RULES: StateKey = ("m.room.join_rules", "")
 
 
 async def find_authorising_user(services: Services, head: RoomHead, user_id: str) -> str | None:

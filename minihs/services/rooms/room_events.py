@@ -11,10 +11,11 @@ from minihs.base.errors import BadAlias, BadJson, Forbidden, InvalidParam, NotFo
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_room_alias
 from minihs.protocol.power_levels import creators_of
+from minihs.protocol.state_keys import CREATE, GUEST_ACCESS
 from minihs.protocol.stickiness import sticky_members
-from minihs.services.rooms.membership import GUEST_ACCESS, remove_guests, set_member_event
+from minihs.services.rooms.membership import remove_guests, set_member_event
 from minihs.services.rooms.send import load_state_events, send_decided, send_event
-from minihs.services.rooms.standing import CREATE, current_events, standing_of
+from minihs.services.rooms.standing import current_events, standing_of
 from minihs.storage.directory import list_taken_aliases
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from minihs.protocol.event_auth import (
     select_auth_keys,
 )
 from minihs.protocol.event_format import EventTooLargeError
+from minihs.protocol.state_keys import CREATE
 from minihs.services.rooms import commit, early_redactions, origins, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from minihs.storage.state import StateRow
 
 ATTEMPTS = 20
-CREATE = ("m.room.create", "")
 DEPTH_MAX = 2**53 - 1
 
 # Asked under the room's turn, before each attempt: returns the draft to send, or the id of an event

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden
 from minihs.protocol.server_acl import compile_server_acl
+from minihs.protocol.state_keys import SERVER_ACL
 from minihs.storage import state_reads
 from minihs.storage.rooms import list_current_states
 
 if TYPE_CHECKING:
-    from minihs.protocol.identifiers import EventId, StateKey
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
-
-SERVER_ACL: StateKey = ("m.room.server_acl", "")
 
 
 async def is_allowed(services: Services, room_id: str, server_name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import Forbidden, NotFound
 from minihs.protocol.membership import membership_of
 from minihs.protocol.power_levels import PowerLevels
+from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.send import load_state_events
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from minihs.protocol.power_levels import Level
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
-
-CREATE: StateKey = ("m.room.create", "")
-POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 
 
 @dataclass(frozen=True, slots=True)

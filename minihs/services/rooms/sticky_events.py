@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
+from minihs.protocol.state_keys import CREATE
 from minihs.services.rooms.heads import load_head
-from minihs.services.rooms.missing import CREATE
 from minihs.services.rooms.send import load_state_events
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent

@@ -23,10 +23,11 @@ from minihs.protocol.spaces import (
     read_summary,
     rooms_let_in,
 )
+from minihs.protocol.state_keys import ENCRYPTION, JOIN_RULES
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.candidates import candidates
 from minihs.services.rooms.directory import LISTED_KEYS, find_room, listed_entry, load_listed_state
-from minihs.services.rooms.restricted_joins import JOIN_RULES, allowed_rooms
+from minihs.services.rooms.restricted_joins import allowed_rooms
 from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import directory
 from minihs.storage import membership as memberships
@@ -34,10 +35,9 @@ from minihs.storage import membership as memberships
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from minihs.protocol.identifiers import RoomId, ServerName, StateKey, UserId
+    from minihs.protocol.identifiers import RoomId, ServerName, UserId
     from minihs.services.context import Services
 
-ENCRYPTION: StateKey = ("m.room.encryption", "")
 SERVERS_ASKED_MAX = 3
 Json = dict[str, object]
 

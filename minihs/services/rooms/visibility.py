@@ -26,6 +26,7 @@ from minihs.protocol.history_visibility import (
     state_after,
 )
 from minihs.protocol.redaction import redact
+from minihs.protocol.state_keys import HISTORY_VISIBILITY
 from minihs.storage import events as event_reads
 from minihs.storage import state_reads
 from minihs.storage.event_store import ACCEPTED, StoredEvent
@@ -47,7 +48,6 @@ DUMMY_TEXT = DUMMY_EVENT.encode()
 # Of what has no place in the room nothing is known but that it is sticky.
 UNPLACED = ReaderState(HistoryVisibility.JOINED, "leave")
 
-VISIBILITY_KEY = ("m.room.history_visibility", "")
 MEMBER_EVENTS_MAX = 200  # How far back a user's last stay is looked for.
 
 
@@ -160,14 +160,14 @@ async def reader_states(
     """Return what matters of each state to a reader."""
     member_key = ("m.room.member", reader)
     entries = await state_reads.load_entries(
-        services.states, queries, state_ids, (VISIBILITY_KEY, member_key)
+        services.states, queries, state_ids, (HISTORY_VISIBILITY, member_key)
     )
     wanted = {event_id for entry in entries.values() for event_id in entry.values()}
     known = await services.events.get_many(wanted, queries)
     made: dict[tuple[str | None, str | None], ReaderState] = {}
     found: dict[int, ReaderState] = {}
     for state_id, entry in entries.items():
-        ids = entry.get(VISIBILITY_KEY), entry.get(member_key)
+        ids = entry.get(HISTORY_VISIBILITY), entry.get(member_key)
         state = made.get(ids)
         if state is None:
             setting = known.get(ids[0]) if ids[0] is not None else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json
+from minihs.protocol.state_keys import CREATE, ENCRYPTION, NAME
 from minihs.services.rooms import visibility
 from minihs.services.sync.sliding_memory import RoomFacts
 from minihs.services.sync.sliding_request import RoomConfig, combine
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from minihs.services.sync.sliding_request import RoomFilters, RoomList, SlidingRequest
     from minihs.storage.state import State
 
-CREATE, ENCRYPTION, NAME = ("m.room.create", ""), ("m.room.encryption", ""), ("m.room.name", "")
 UNKNOWN = RoomFacts(None, is_encrypted=False)
 
 

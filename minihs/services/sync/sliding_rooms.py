@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol import unstable
 from minihs.protocol.filters import EventFilter, Filter, RoomFilter
+from minihs.protocol.state_keys import AVATAR, NAME
 from minihs.services.rooms import client_events
 from minihs.services.rooms.tokens import Place, format_place
 from minihs.services.sync import assemble
@@ -43,7 +44,6 @@ BUMPING = frozenset(
      "m.beacon_info", *unstable.POLL_START.spellings)
 )  # fmt: skip
 BUMPS_SCANNED = 20  # Rooms whose last events do not bump them are looked at this far back.
-NAME, AVATAR = ("m.room.name", ""), ("m.room.avatar", "")
 NO_FILTER = Filter()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from minihs.protocol.state_keys import ENCRYPTION
 from minihs.storage import device_lists, rooms
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.stream_rows import DeviceListChange
@@ -19,13 +20,11 @@ from minihs.storage.stream_rows import DeviceListChange
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from minihs.protocol.identifiers import StateKey
     from minihs.services.context import Services
     from minihs.services.sync.views import RoomMembership
 
 USERS_MAX: Final = 10_000  # Of rooms that the reader comes into, or leaves.
 MEMBER: Final = "m.room.member"
-ENCRYPTION: Final[StateKey] = ("m.room.encryption", "")
 
 
 @dataclass(frozen=True, slots=True)
