@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from minihs.protocol.filters import split_path
+from minihs.protocol.event_fields import split_path
 from minihs.protocol.globs import Glob, compile_glob, contains_word
 from minihs.protocol.push_occasions import MemberNames, Occasion, Reader, localpart_of
 from minihs.protocol.push_predefined_rules import Placeholder, PredefinedRule

@@ -18,7 +18,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from minihs.services.rooms import delayed_events
+from minihs.services.rooms import delayed_sending
 from minihs.workers.runner import HOLDER_LENGTH, LeasedLoop, give_back, run_once
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sender:
         while (left_ms := end_ms - clock.monotonic_ms()) > 0:
             self._again.clear()
             await self.begin()
-            next_ms = await delayed_events.fetch_next_due(services)
+            next_ms = await delayed_sending.fetch_next_due(services)
             wait_ms = min(left_ms, LOOK_MS)
             if next_ms is not None:
                 wait_ms = min(wait_ms, max(next_ms - clock.now_ms(), 1))
@@ -90,7 +90,7 @@ class Sender:
 
     async def begin(self) -> None:
         """Begin to send what is due now; it goes on beside everything else."""
-        due = await delayed_events.list_due(self._services, self._rooms, EVENTS_AT_ONCE)
+        due = await delayed_sending.list_due(self._services, self._rooms, EVENTS_AT_ONCE)
         self._notice_step()
         now_ms = self._services.clock.now_ms()
         of_room: dict[str, list[DelayedEvent]] = {}
@@ -134,7 +134,7 @@ class Sender:
         done = False
         try:
             for event in events:
-                done = await delayed_events.send_due(self._services, event, self._began_ms)
+                done = await delayed_sending.send_due(self._services, event, self._began_ms)
                 if not done:  # Those after it shall not overtake it.
                     break
         finally:

@@ -7,7 +7,7 @@ from minihs.services.encryption import to_device
 from minihs.services.ephemeral import presence, typing_notifications
 from minihs.services.federation import transactions
 from minihs.services.rooms import (
-    delayed_events,
+    delayed_sending,
     forget,
     loose_ends,
     redact_on_ban,
@@ -24,7 +24,7 @@ LOOPS = (
     LeasedLoop("sticky-release", 1_000, sticky_limits.release_waiting),
     LeasedLoop("redacted-stays", 5_000, redact_on_ban.purge_redacted),
     LeasedLoop("sticky-expiry", 60_000, sticky_events.forget_expired),
-    LeasedLoop("delayed-retention", 60_000, delayed_events.forget_finalised),
+    LeasedLoop("delayed-retention", 60_000, delayed_sending.forget_finalised),
     LeasedLoop("forgotten-rooms", 600_000, forget.purge_forgotten),
     LeasedLoop("loose-ends", 60_000, loose_ends.tie_loose_ends),
     LeasedLoop("old-transactions", 3_600_000, transactions.forget_old),

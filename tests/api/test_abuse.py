@@ -16,7 +16,7 @@ from minihs.api.routes import ROUTES
 from minihs.protocol import push_rule_edits
 from minihs.protocol.globs import compile_glob
 from minihs.services.accounts import account_data, filters, sessions
-from minihs.services.rooms import directory
+from minihs.services.rooms import aliases
 from minihs.services.sync.streams import timeline
 from tests.helpers.homeserver import PASSWORD
 
@@ -183,7 +183,7 @@ async def test_C19_devices_have_an_end(alice: User, monkeypatch: pytest.MonkeyPa
 
 
 async def test_C19_a_room_has_an_end_of_names(alice: User, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(directory, "ALIASES_OF_ROOM_MAX", 2)
+    monkeypatch.setattr(aliases, "ALIASES_OF_ROOM_MAX", 2)
     room = await alice.create_room()
     path = f"/directory/room/{quote('#')}"
     for name in ("a", "b"):

@@ -305,7 +305,7 @@ async def test_what_a_crash_of_the_database_forgot_is_told_again(homeserver: Hom
     for services in homeserver.workers:
         await services.presence.renew(services)
     await polls(alice)
-    await hears(bob, alice, "online")
+    assert (await hears(bob, alice, "online"))["presence"] == "online"
 
 
 async def test_presence_can_be_switched_off(database_url: str, tmp_path: Path) -> None:

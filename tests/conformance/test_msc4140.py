@@ -13,7 +13,7 @@ from minihs.base import logs
 from minihs.base.clock import ManualClock
 from minihs.base.errors import Unavailable
 from minihs.protocol import unstable
-from minihs.services.rooms import delayed_events
+from minihs.services.rooms import delayed_events, delayed_sending
 from minihs.services.rooms.heads import building
 from minihs.storage import delayed_events as rows
 from minihs.workers import delayed_events as worker
@@ -815,7 +815,7 @@ async def test_d_15_outcomes_are_kept_for_a_week(homeserver: Homeserver) -> None
     await fire(homeserver, 1_000)
     scheduled = await delay(alice, room_id, 1_000)
     advance_ms(homeserver, 7 * DAY_MS - 1_000)
-    await delayed_events.forget_finalised(homeserver.services)
+    await delayed_sending.forget_finalised(homeserver.services)
     assert (await alice.request("GET", f"{MERGED}/{old}")).status == 404
     assert await outcome(alice, new) is not None
     assert await outcome(alice, scheduled) is None
@@ -834,13 +834,13 @@ async def test_d_15_of_each_user_so_many_and_so_much(
     await manage(bob, of_bob, "cancel")
 
     async def kept() -> list[str]:
-        await delayed_events.forget_finalised(homeserver.services)
+        await delayed_sending.forget_finalised(homeserver.services)
         return [i for i in ids if (await alice.request("GET", f"{MERGED}/{i}")).status == 200]
 
     assert await kept() == ids
-    monkeypatch.setattr(delayed_events, "RETAINED_PER_USER_MAX", 3)
+    monkeypatch.setattr(delayed_sending, "RETAINED_PER_USER_MAX", 3)
     assert await kept() == ids[2:]
-    monkeypatch.setattr(delayed_events, "RETAINED_BYTES_PER_USER_MAX", 250)
+    monkeypatch.setattr(delayed_sending, "RETAINED_BYTES_PER_USER_MAX", 250)
     assert await kept() == ids[3:]
     assert await outcome(bob, of_bob) is not None
 
@@ -1050,7 +1050,7 @@ async def test_d_17_in_a_room_that_was_replaced_it_fails_as_anybody_does(
 async def test_d_18_a_flood_for_one_moment_is_cut_and_not_repeated(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delayed_events, "SENT_AT_ONCE_MAX", 3)
+    monkeypatch.setattr(delayed_sending, "SENT_AT_ONCE_MAX", 3)
     async with running_homeserver(
         database_url, tmp_path, clock=ManualClock(), rate_limits="on"
     ) as homeserver:
@@ -1462,7 +1462,7 @@ async def test_a_fault_of_ours_ends_one_event_and_no_other(
             raise ZeroDivisionError
         return await send_message(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(delayed_events, "send_message", stumble)
+    monkeypatch.setattr(delayed_sending, "send_message", stumble)
     await fire(homeserver, 1_001)
     assert (await outcome(alice, broken) or {})["error"]["errcode"] == "M_UNKNOWN"
     assert "cannot be sent" in caplog.text

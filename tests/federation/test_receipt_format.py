@@ -230,7 +230,7 @@ async def test_J08_a_nul_in_an_identifier_is_not(
             key: [[e, {}] for e in value] if isinstance(value, list) else value
             for key, value in changes.items()
         }
-    await dropped(hs1, evil, room, forge(event, changes), event)
+    assert await dropped(hs1, evil, room, forge(event, changes), event)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
@@ -238,7 +238,7 @@ async def test_J08_nor_in_an_id_that_its_server_chose(
     hs1: Homeserver, evil: EvilServer, room: Room
 ):
     event = draft(room)
-    await dropped(hs1, evil, room, forge(event, event_id="$\0:evil"), event)
+    assert await dropped(hs1, evil, room, forge(event, event_id="$\0:evil"), event)
 
 
 async def test_J08_a_redaction_of_a_nul_redacts_nothing(
@@ -281,7 +281,7 @@ async def test_J10_wrong_types_are_dropped_with_a_reason(
     hs1: Homeserver, evil: EvilServer, room: Room, key: str, value: object
 ):
     event = draft(room)
-    await dropped(hs1, evil, room, forge(event, {key: value}), event)
+    assert await dropped(hs1, evil, room, forge(event, {key: value}), event)
 
 
 @pytest.mark.parametrize("room_id", [1, None, "room", "!" + "a" * 300, "!other:evil", Absent])
@@ -361,7 +361,7 @@ async def test_J13_impossible_depths_are_dropped(
     hs1: Homeserver, evil: EvilServer, room: Room, depth: int
 ):
     event = draft(room)
-    await dropped(hs1, evil, room, forge(event, depth=depth), event)
+    assert await dropped(hs1, evil, room, forge(event, depth=depth), event)
 
 
 @pytest.mark.parametrize("depth", [0, INTEGER_MAX])

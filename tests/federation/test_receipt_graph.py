@@ -15,7 +15,7 @@ from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.protocol.room_versions import V11
-from minihs.services.rooms import loose_ends, missing
+from minihs.services.rooms import loose_ends, missing, missing_state
 from minihs.services.rooms.history_commit import store_history
 from minihs.services.rooms.judge import Judge
 from minihs.services.rooms.send import send_event
@@ -537,7 +537,7 @@ async def test_A07_an_auth_chain_is_bounded(
     assert await push(evil, hs1, [bomb]) == {bomb.event_id: {}}
     assert await stored_as(hs1, bomb) is None
     assert await hs1.services.db.fetchval(count) == rows
-    assert len(evil.asked("/event/")) <= missing.SINGLE_EVENTS_MAX
+    assert len(evil.asked("/event/")) <= missing_state.SINGLE_EVENTS_MAX
 
 
 async def test_A08_many_ends_are_merged(hs1: Homeserver, alice: User, evil: EvilServer, room: Room):
@@ -886,7 +886,7 @@ async def test_S02_signatures_are_checked_on_every_way(
         last = say(room, "last")
         serve(evil, room, between=1)
         if way == "state":
-            monkeypatch.setattr(missing, "SINGLE_EVENTS_MAX", 0)
+            monkeypatch.setattr(missing_state, "SINGLE_EVENTS_MAX", 0)
     elif way == "event_auth":
         pdu = forge(event, prev_events=[e.event_id for e in base])
         last = Event.from_pdu(pdu, room.room_version)

@@ -225,7 +225,9 @@ async def test_s04_keys_that_do_not_hold_now_prove_no_request(
     ]
     for key_object in objects:
         evil.on("GET", "/_matrix/key/v2/server", key_object)
-        assert_refused(await put(evil, signed(evil)))
+        answer = await put(evil, signed(evil))
+        assert answer.status == 401
+        assert_refused(answer)
         clock.advance_ms(server_keys.PAUSE_MS_MAX)
 
 

@@ -102,6 +102,7 @@ async def test_we_pass_on_what_a_server_publishes_and_sign_it(
 async def test_we_pass_on_our_own_keys_too(hs1: Homeserver) -> None:
     (published,) = await query(hs1, "hs1")
     verify_json(published, HS1, own_keys(hs1))
+    assert published["server_name"] == "hs1"
 
 
 async def test_we_pass_on_the_last_word_of_a_server_that_is_away(

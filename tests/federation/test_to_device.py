@@ -143,7 +143,7 @@ async def test_another_process_delivers_it(house: House, federation: Federation)
             await send(alice, {peer.user: {"D": {"n": n}}}, f"t{n}")
         await until(lambda: len(peer.edus("m.direct_to_device")) == 3)
         await handed_out(other)
-        assert one.delivery.edus_sent == 0
+        assert one.delivery._sender._edus_sent == 0
 
 
 # --- what another server gets ------------------------------------------------------------------

@@ -54,7 +54,8 @@ async def test_whatever_a_server_sends_nothing_fails_or_is_half_done(world: Worl
 @given(chance=st.randoms(use_true_random=False))
 async def test_nor_does_what_hypothesis_looks_for(world: World, chance: Random) -> None:
     """It makes a failure as small as it can."""
-    await play_round(world, world.next_round(), chance, 10)
+    counts = await play_round(world, world.next_round(), chance, 10)
+    assert inputs_of(Counter(counts)) == 10
 
 
 def test_a_seed_is_a_story() -> None:

@@ -100,6 +100,7 @@ async def test_redactions_go_both_ways(pair: Pair) -> None:
                 return event is not None and event["content"] == {}
 
             await eventually(is_empty)
+            assert await is_empty(), "it stays so"
 
 
 async def test_a_guest_is_kicked_and_comes_back(pair: Pair) -> None:
@@ -133,6 +134,7 @@ async def test_a_guest_leaves(pair: Pair) -> None:
     await pair.host.say(room_id, "alone")
     await pair.guest.enter(room_id, pair.host)
     await pair.host.sees_member(room_id, pair.guest, "join")
+    assert await pair.host.membership(room_id, pair.guest) == "join", "and it stays so"
 
 
 async def test_who_comes_late_pages_back_to_the_beginning(pair: Pair) -> None:
@@ -298,6 +300,7 @@ async def test_typing_and_receipts_go_both_ways(pair: Pair) -> None:
             )
 
         await eventually(is_told)
+        assert await is_told(), "it stays so"
         await who.call("PUT", path, {"typing": False})
 
 

@@ -68,7 +68,9 @@ def test_values_without_canonical_json_are_refused_at_any_depth(value: object) -
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    check([INTEGER_MAX, -INTEGER_MAX, nested(DEPTH_MAX - 1)])
+    value = [INTEGER_MAX, -INTEGER_MAX, nested(DEPTH_MAX - 1)]
+    check(value)
+    assert decode(encode_strict(value)) == value
 
 
 @pytest.mark.parametrize(

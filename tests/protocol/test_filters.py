@@ -8,15 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minihs.protocol.filters import (
-    EventFilter,
-    Filter,
-    InvalidFilterError,
-    parse_event_filter,
-    parse_filter,
-    select_fields,
-    split_path,
-)
+from minihs.protocol.event_fields import select_fields, split_path
+from minihs.protocol.filter_reading import InvalidFilterError, parse_event_filter, parse_filter
+from minihs.protocol.filters import EventFilter, Filter
 
 ALICE = "@alice:hs1"
 ROOM = "!room:hs1"

@@ -92,9 +92,10 @@ def test_what_is_no_header_of_ours(text: str) -> None:
 def test_reading_never_fails_otherwise(text: str) -> None:
     for candidate in (text, "X-Matrix " + text):
         try:
-            parse_authorization(candidate)
+            parsed = parse_authorization(candidate)
         except RequestAuthError:
             continue
+        assert parsed.origin
 
 
 # --- signing and verifying ----------------------------------------------------------------------
@@ -184,6 +185,7 @@ def test_numbers_of_old_rooms_are_read_as_they_were_signed() -> None:
     key = signedjson.key.decode_signing_key_base64("ed25519", KEY.version, "A" * 43)
     signed = signedjson.sign.sign_json({**request, "content": content}, "hs1", key)
     claimed = header(key=KEY.key_id, sig=signed["signatures"]["hs1"][KEY.key_id])
-    verify_request(
-        claimed, KEY.public_key, method="PUT", uri=URI, server_name="hs2", content=content
-    )
+    of_request = {"method": "PUT", "uri": URI, "server_name": "hs2"}
+    verify_request(claimed, KEY.public_key, **of_request, content=content)
+    with pytest.raises(RequestAuthError):
+        verify_request(claimed, KEY.public_key, **of_request, content={"pdus": []})

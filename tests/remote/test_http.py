@@ -131,7 +131,7 @@ async def test_redirects_are_not_followed(ca_file: str, hs2: TlsServer) -> None:
 async def test_names_that_lead_nowhere(ca_file: str) -> None:
     async with transport(ca_file) as wire:
         for name in ("nobody.test:1", "nobody.test", "box.test:1", "a..b:1", "-:1", "hs2.test:0"):
-            assert_unreachable(await wire.send(get(name)))
+            assert assert_unreachable(await wire.send(get(name))), "it says why"
 
 
 # --- certificates -------------------------------------------------------------------------------

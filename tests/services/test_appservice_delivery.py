@@ -509,6 +509,7 @@ async def test_a_ping_ends_the_pause(house: House, bridge: Bridge):
         await sender(server).call("POST", "/_matrix/client/v1/appservice/bridge/ping", {})
         await delivery.hold()
         await until(lambda: len(bridge.transactions) == 2)
+        assert len(set(bridge.txn_ids)) == 1, "what was refused comes again"
 
 
 async def test_a_service_that_is_down_keeps_no_other_waiting(
@@ -588,7 +589,8 @@ async def test_processes_deliver_by_themselves(database_url: str, tmp_path: Path
         ghost = await make_ghost(server, "_bridge_g")
         room_id = await ghost.create_room()
         await ghost.say(room_id, "hello")
-        await until(lambda: bridge.texts == ["hello"])
+        await until(lambda: bridge.texts)
+        assert bridge.texts == ["hello"]
 
 
 @pytest.mark.parametrize("url", [None, ""])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from minihs.services.rooms import directory
+from minihs.services.rooms import aliases, directory
 from minihs.services.rooms.directory import DirectoryQuery
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def set_room_alias(request: Request) -> object:
     """
     body = await request.json(AliasTarget)
     requester = request.requester
-    await directory.set_alias(
+    await aliases.set_alias(
         request.services,
         requester.user_id,
         request.path["roomAlias"],
@@ -64,7 +64,7 @@ async def get_room_id_by_alias(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3directoryroomroomalias
     """
-    room_id, servers = await directory.resolve_alias(request.services, request.path["roomAlias"])
+    room_id, servers = await aliases.resolve_alias(request.services, request.path["roomAlias"])
     return {"room_id": room_id, "servers": servers}
 
 
@@ -74,7 +74,7 @@ async def delete_room_alias(request: Request) -> object:
     Spec: client-server-api#delete_matrixclientv3directoryroomroomalias
     """
     requester = request.requester
-    await directory.delete_alias(
+    await aliases.delete_alias(
         request.services,
         requester.user_id,
         request.path["roomAlias"],
@@ -89,10 +89,10 @@ async def get_local_aliases(request: Request) -> object:
 
     Spec: client-server-api#get_matrixclientv3roomsroomidaliases
     """
-    aliases = await directory.list_local_aliases(
+    of_room = await aliases.list_local_aliases(
         request.services, request.requester.user_id, request.path["roomId"]
     )
-    return {"aliases": aliases}
+    return {"aliases": of_room}
 
 
 async def get_room_visibility_on_directory(request: Request) -> object:

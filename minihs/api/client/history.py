@@ -8,7 +8,8 @@ from minihs.api.requests import Answer
 from minihs.base.errors import BadJson, InvalidParam, MissingParam
 from minihs.base.limits import CONTEXT_LIMIT_DEFAULT, PAGE_LIMIT_DEFAULT
 from minihs.protocol import canonical_json
-from minihs.protocol.filters import EventFilter, InvalidFilterError, parse_event_filter
+from minihs.protocol.filter_reading import InvalidFilterError, parse_event_filter
+from minihs.protocol.filters import EventFilter
 from minihs.protocol.identifiers import EventId, RoomId
 from minihs.services.rooms import history, state_reading
 from minihs.services.rooms.access import open_room

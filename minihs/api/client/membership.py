@@ -11,7 +11,7 @@ from minihs.protocol.identifiers import parse_room_id, parse_user_id
 from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import read_flag
 from minihs.protocol.unstable import REDACT_EVENTS, Disagreement, strip
-from minihs.services.rooms import directory, forget, membership
+from minihs.services.rooms import aliases, forget, membership
 from minihs.services.rooms.membership import MembershipChange
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def join_room(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3joinroomidoralias
     """
-    room_id, servers = await directory.find_room(request.services, request.path["roomIdOrAlias"])
+    room_id, servers = await aliases.find_room(request.services, request.path["roomIdOrAlias"])
     return await _join(request, room_id, [*_via(request), *servers])
 
 
@@ -77,7 +77,7 @@ async def knock_room(request: Request) -> object:
     Spec: client-server-api#post_matrixclientv3knockroomidoralias
     """
     body = await request.json(Reason)
-    room_id, servers = await directory.find_room(request.services, request.path["roomIdOrAlias"])
+    room_id, servers = await aliases.find_room(request.services, request.path["roomIdOrAlias"])
     await membership.knock_on_room(
         request.services,
         request.requester.user_id,

@@ -13,7 +13,7 @@ from minihs.base.errors import InvalidParam, NotFound
 from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts import openid, profile
 from minihs.services.federation import hierarchy
-from minihs.services.rooms import directory
+from minihs.services.rooms import aliases
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
@@ -28,7 +28,7 @@ async def query_room_directory(request: Request) -> object:
     alias = request.required_query("room_alias")
     if not request.services.is_local(alias):
         raise NotFound("That alias is not of this server.")
-    room_id, servers = await directory.resolve_alias(request.services, alias)
+    room_id, servers = await aliases.resolve_alias(request.services, alias)
     return {"room_id": room_id, "servers": servers}
 
 

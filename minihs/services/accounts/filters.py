@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, InvalidParam, NotFound, QuotaExceeded
 from minihs.protocol import canonical_json
-from minihs.protocol.filters import Filter, InvalidFilterError, parse_filter
+from minihs.protocol.filter_reading import InvalidFilterError, parse_filter
 from minihs.storage import filters
 
 if TYPE_CHECKING:
+    from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import UserId
     from minihs.services.context import Services
 

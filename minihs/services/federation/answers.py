@@ -27,7 +27,7 @@ from minihs.protocol.history_visibility import HistoryVisibility, history_visibi
 from minihs.protocol.identifiers import EventId, RoomId, ServerName, server_name_of
 from minihs.protocol.redaction import redact
 from minihs.protocol.state_keys import HISTORY_VISIBILITY
-from minihs.services.federation.recipients import joined_among
+from minihs.services.federation.room_servers import joined_among
 from minihs.storage import auth_chains, state_reads
 from minihs.storage import events as event_reads
 from minihs.storage import membership as memberships

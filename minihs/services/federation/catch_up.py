@@ -19,13 +19,9 @@ from minihs.services.federation.destination import (
     position_of,
     txn_id_of,
 )
-from minihs.services.federation.outgoing_edus import (
-    OutgoingMessage,
-    OutgoingReceipt,
-    pack,
-)
-from minihs.services.federation.recipients import was_joined, was_removed
-from minihs.storage import destinations, to_device
+from minihs.services.federation.outgoing_edus import OutgoingMessage, OutgoingReceipt, pack
+from minihs.services.federation.room_servers import was_joined, was_removed
+from minihs.storage import missed, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +42,7 @@ async def to_repeat(services: Services, destination: Destination) -> Transaction
     """
     if destination.repeat_id is None:
         return None
-    ids = await destinations.list_at_positions(services.db, destination.repeat_positions)
+    ids = await missed.list_at_positions(services.db, destination.repeat_positions)
     pdus = sorted((await services.events.get_many(ids)).values(), key=position_of)
     if not pdus:
         destination.repeat_id, destination.repeat_positions = None, ()
@@ -89,10 +85,10 @@ async def missed_by(
     owed, upto_here = await _missed_pdus(services, destination, after, upto)
     receipts: list[OutgoingReceipt] = []
     if upto_here == upto and not destination.refuses_edus:
-        missed = await destinations.list_receipts(
+        newest = await missed.list_receipts(
             services.db, destination.name, after, upto, services.server_name, RECEIPTS_MAX
         )
-        receipts = [OutgoingReceipt(*receipt) for receipt in reversed(missed)]
+        receipts = [OutgoingReceipt(*receipt) for receipt in reversed(newest)]
     edus, used, _ = pack(receipts, services.clock.now_ms(), messages)
     return Transaction(
         txn_id_of(destination, owed, [*messages, *used]), owed, edus, upto_here, messages
@@ -104,11 +100,9 @@ async def _missed_pdus(
 ) -> tuple[list[StoredEvent], int]:
     """Return the next events that a destination is owed, and how far these make up for it."""
     db, name = services.db, destination.name
-    newest = await destinations.list_newest_sent(db, name, after, upto, PDUS_MAX)
-    removals = await destinations.list_removals(
-        db, name, after, upto, services.server_name, PDUS_MAX
-    )
-    sticky = await destinations.list_sticky_missed(
+    newest = await missed.list_newest_sent(db, name, after, upto, PDUS_MAX)
+    removals = await missed.list_removals(db, name, after, upto, services.server_name, PDUS_MAX)
+    sticky = await missed.list_sticky_missed(
         db, name, after, upto, services.server_name, services.clock.now_ms(), PDUS_MAX
     )
     ends = [found[-1][1] for found in (newest, removals, sticky) if len(found) == PDUS_MAX]

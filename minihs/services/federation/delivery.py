@@ -30,7 +30,7 @@ from minihs.services.federation.destination import SHARDS, Destination, position
 from minihs.services.federation.outbox import Outbox
 from minihs.services.federation.pauses import Pauses
 from minihs.services.federation.sending import Sender
-from minihs.storage import destinations, jobs
+from minihs.storage import destinations, jobs, missed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -188,9 +188,9 @@ class Delivery:
         """Let everybody concerned be behind: too much has happened to look at each event."""
         outbox = self.outbox
         after, own = outbox.recipients.position, services.server_name
-        newest = await destinations.list_rooms_with_events(services.db, after, head)
-        await destinations.upsert_sent_rooms(services.db, newest)
-        for name in await destinations.list_servers_of_rooms(services.db, after):
+        newest = await missed.list_rooms_with_events(services.db, after, head)
+        await missed.upsert_sent_rooms(services.db, newest)
+        for name in await missed.list_servers_of_rooms(services.db, after):
             destination = None if name == own else outbox.destination(name, after)
             if destination is not None:
                 outbox.fall_behind(destination)

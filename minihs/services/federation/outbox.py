@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from minihs.base.batching import Batcher
 from minihs.services.federation.destination import Destination, position_of, shard_of
 from minihs.services.federation.recipients import Recipients
-from minihs.storage import destinations, to_device
+from minihs.storage import destinations, missed, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -114,9 +114,9 @@ class Outbox:
     async def save_missed(self) -> None:
         """Write what has been noted. Until then no shard's position goes past it."""
         while self._missed:
-            missed = dict(self._missed)
-            await destinations.upsert_sent_rooms(self._db, missed)
-            for room_id, position in missed.items():
+            noted = dict(self._missed)
+            await missed.upsert_sent_rooms(self._db, noted)
+            for room_id, position in noted.items():
                 if self._missed.get(room_id) == position:
                     del self._missed[room_id]
         self._missed_from = None

@@ -22,7 +22,7 @@ from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.state_keys import CREATE
 from minihs.protocol.state_resolution import MissingEventsError
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms import early_redactions, history_commit, missing, state
+from minihs.services.rooms import early_redactions, history_commit, missing, missing_state, state
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.missing import Room
 from minihs.services.rooms.verification import verify_pdus
@@ -142,7 +142,9 @@ async def _far_states(
     unknown = named - known.keys()
     states: dict[EventId, State] = {}
     for event in [e for e in events if not unknown.isdisjoint(e.prev_event_ids)][:FAR_ENDS_MAX]:
-        before = await missing.fetch_state_before(services, server, past.room, event, past.near)
+        before = await missing_state.fetch_state_before(
+            services, server, past.room, event, past.near
+        )
         if before is not None:
             states[event.event_id] = before
     return states

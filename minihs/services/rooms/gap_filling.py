@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Unavailable
-from minihs.services.rooms import missing
+from minihs.services.rooms import missing, missing_state
 from minihs.services.rooms.receipt import Receipt, is_sticky_message, why_misplaced
 from minihs.storage.events import list_range
 
@@ -100,12 +100,12 @@ async def _fetch_prev_events(
     far_ends = await _unknown_prevs(services, receipt, receipt.pulled)
     for event_id in sorted(far_ends)[:FAR_ENDS_MAX]:
         try:
-            after = await missing.fetch_state_after(
+            after = await missing_state.fetch_state_after(
                 services, receipt.origin, receipt.room, event_id, near
             )
-        except missing.UntoldError:  # Also unknown to who came in later, by what follows it.
+        except missing_state.UntoldError:  # Also unknown to who came in later, by what follows it.
             follower = next(e for e in receipt.pulled if event_id in e.prev_event_ids)
-            after = await missing.fetch_state_before(
+            after = await missing_state.fetch_state_before(
                 services, receipt.origin, receipt.room, follower, near
             )
         if after is not None:

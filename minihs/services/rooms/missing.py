@@ -1,8 +1,8 @@
-"""WHAT WE LACK OF A ROOM, asked of a server that has it: events, their auth events, states.
+"""WHAT WE LACK OF A ROOM, asked of a server that has it: events, and their auth events.
 
 An event may arrive before what it follows or rests upon. The server that sent it is asked for
 that: first for the events between (`fetch_events_between`); where those do not reach what we have,
-for the state at the far end (`fetch_state_after`). Auth events come one way or another
+for the state at the far end (`missing_state`). Auth events come one way or another
 (`fetch_auth_events`).
 
 Whatever is fetched is verified like any other event, and stored as an *outlier*: an event without a
@@ -27,12 +27,10 @@ from minihs.protocol.event_auth import (
     check_state_dependent,
     check_state_independent,
 )
-from minihs.protocol.state_keys import CREATE
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms import history_commit, state
+from minihs.services.rooms import history_commit
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.verification import verify_pdus
-from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent
 from minihs.storage.history_writes import HistoryWrite, Refusal
 
@@ -40,12 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from minihs.protocol.events import Event
-    from minihs.protocol.identifiers import EventId, RoomId, StateKey
+    from minihs.protocol.identifiers import EventId, RoomId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.remote.signed_requests import Answer
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
-    from minihs.storage.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,6 @@ BETWEEN_ROUNDS_MAX = 5
 EARLIEST_MAX = 20
 AUTH_CHAIN_MAX = 5_000
 AUTH_ROUNDS_MAX = 20
-STATE_EVENTS_MAX = 150_000
 SINGLE_EVENTS_MAX = 50  # More than that, and a tenth of the state, are asked for in one go.
 SINGLE_REQUESTS_AT_ONCE = 5
 OUTLIERS_AT_ONCE = 500
@@ -64,10 +60,6 @@ CHECKS_AT_ONCE = 50
 
 class NotReachedError(Exception):
     """The server that is to tell what we lack cannot be reached, or is not well."""
-
-
-class UntoldError(Exception):
-    """The server that is to tell the state at an event says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +77,6 @@ class Room:
         return cls(
             head.room_id, head.cursor.room_nid, head.room_version, head.state.get("m.room.create")
         )
-
-
-# --- what we have ------------------------------------------------------------------------------
 
 
 async def list_with_state(
@@ -155,9 +144,6 @@ def ancestors(
     return found
 
 
-# --- events between ----------------------------------------------------------------------------
-
-
 async def fetch_events_between(
     services: Services,
     origin: str,
@@ -187,8 +173,8 @@ async def fetch_events_between(
         )
         if isinstance(answer, RemoteError) and not answer.server_is_up:
             raise NotReachedError(answer.describe())
-        pdus = _list_of(answer, "events")[:BETWEEN_EVENTS_MAX]
-        fetched = await _verify(services, room, pdus)
+        pdus = list_in(answer, "events")[:BETWEEN_EVENTS_MAX]
+        fetched = await verify_fetched(services, room, pdus)
         known = await list_with_state(services, room.room_id, fetched)
         new = {e: event for e, event in fetched.items() if e not in known and e not in found}
         found = new | found
@@ -215,9 +201,6 @@ def _auth_event_ids(event: Event) -> Iterable[EventId]:
     return event.auth_event_ids
 
 
-# --- auth events -------------------------------------------------------------------------------
-
-
 async def fetch_auth_events(
     services: Services, origin: str, room: Room, events: Iterable[Event]
 ) -> None:
@@ -229,7 +212,7 @@ async def fetch_auth_events(
         if not await _unknown(services, event.auth_event_ids):
             continue
         answer = await services.remote.get_event_auth(origin, room.room_id, event.event_id)
-        chain = await _verify(services, room, _list_of(answer, "auth_chain")[:AUTH_CHAIN_MAX])
+        chain = await verify_fetched(services, room, list_in(answer, "auth_chain")[:AUTH_CHAIN_MAX])
         wanted = ancestors(event.auth_event_ids, chain, _auth_event_ids)
         await store_outliers(services, room, [chain[event_id] for event_id in wanted])
         if unknown := await _unknown(services, event.auth_event_ids):
@@ -245,7 +228,7 @@ async def _fetch_auth_chain(
     for _ in range(AUTH_ROUNDS_MAX):
         if not unknown or len(chain) + len(unknown) > SINGLE_EVENTS_MAX:
             break
-        fetched = await _fetch_single_events(services, origin, room, unknown)
+        fetched = await fetch_single_events(services, origin, room, unknown)
         chain |= fetched
         named = {e for event in fetched.values() for e in event.auth_event_ids} - chain.keys()
         unknown = await _unknown(services, named)
@@ -255,123 +238,6 @@ async def _fetch_auth_chain(
 async def _unknown(services: Services, event_ids: Iterable[EventId]) -> set[EventId]:
     wanted = set(event_ids)
     return wanted - (await services.events.get_many(wanted)).keys()
-
-
-# --- states ------------------------------------------------------------------------------------
-
-
-async def fetch_state_after(
-    services: Services, origin: str, room: Room, event_id: EventId, near: State
-) -> State | None:
-    """Return the state after an event that we lack, as the origin tells it; None if it cannot.
-
-    The state is recorded, as what it changes on `near`. Events of it that cannot be had, or that
-    must not be believed, are left out of it.
-
-    Raises:
-        UntoldError: the origin says nothing of it.
-
-    Spec: server-server-api#get_matrixfederationv1state_idsroomid
-    """
-    before = await _fetch_entries_before(services, origin, room, event_id)
-    if before is None:
-        return None
-    stored = await services.events.get(event_id)
-    if stored is None or stored.event.room_id != room.room_id:
-        return None
-    entries = before
-    if stored.event.is_state and stored.status != REJECTED:
-        entries = {**before, stored.event.key: event_id}
-    return await _record(services, room, entries, near)
-
-
-async def fetch_state_before(
-    services: Services, origin: str, room: Room, event: Event, near: State
-) -> State | None:
-    """Return the state before an event, as the origin tells it; None if it cannot."""
-    try:
-        entries = await _fetch_entries_before(services, origin, room, event.event_id, itself=False)
-    except UntoldError:
-        return None
-    return None if entries is None else await _record(services, room, entries, near)
-
-
-async def _record(
-    services: Services, room: Room, entries: Mapping[StateKey, EventId], near: State
-) -> State:
-    found, rows = await state.record(services, [near], entries)
-    if rows:
-        await history_commit.store_history(services, room.room_nid, (), rows)
-    return found
-
-
-async def _fetch_entries_before(
-    services: Services, origin: str, room: Room, event_id: EventId, *, itself: bool = True
-) -> dict[StateKey, EventId] | None:
-    """Return the state before an event; what it consists of is stored, with the event `itself`.
-
-    None if what was told is no state.
-    """
-    answer = await services.remote.get_state_ids(origin, room.room_id, event_id)
-    if isinstance(answer, RemoteError):
-        raise UntoldError(answer.describe())
-    state_ids = _ids(_list_of(answer, "pdu_ids"))
-    chain_ids = _ids(_list_of(answer, "auth_chain_ids"))
-    wanted = {*state_ids, *chain_ids, *([event_id] if itself else ())}
-    if not state_ids or len(wanted) > STATE_EVENTS_MAX:
-        return None
-    known = await missing_events.list_known(services.db, wanted)
-    unknown = wanted - known.keys()
-    if unknown:
-        if len(unknown) > SINGLE_EVENTS_MAX and len(unknown) * 10 > len(wanted):
-            fetched = await _fetch_whole_state(services, origin, room, event_id)
-            if itself and event_id in unknown:
-                fetched |= await _fetch_single_events(services, origin, room, [event_id])
-        else:
-            some = sorted(unknown)[: 4 * SINGLE_EVENTS_MAX]
-            fetched = await _fetch_single_events(services, origin, room, some)
-        await store_outliers(
-            services, room, [event for e, event in fetched.items() if e in unknown]
-        )
-        known |= await missing_events.list_known(services.db, unknown)
-    entries: dict[StateKey, EventId] = {}
-    for state_id in state_ids:
-        found = known.get(state_id)
-        if found is None or found.room_nid != room.room_nid or found.status == REJECTED:
-            continue
-        if found.key is None or entries.setdefault(found.key, state_id) != state_id:
-            logger.info("%s gives a state of %s that is none", origin, room.room_id)
-            return None
-    if CREATE not in entries or entries[CREATE] != (room.create_id or entries[CREATE]):
-        logger.info("%s gives a state of %s without its create event", origin, room.room_id)
-        return None
-    return entries
-
-
-async def _fetch_whole_state(
-    services: Services, origin: str, room: Room, event_id: EventId
-) -> dict[EventId, Event]:
-    answer = await services.remote.get_state(origin, room.room_id, event_id)
-    pdus = [*_list_of(answer, "pdus"), *_list_of(answer, "auth_chain")]
-    return await _verify(services, room, pdus[:STATE_EVENTS_MAX])
-
-
-async def _fetch_single_events(
-    services: Services, origin: str, room: Room, event_ids: Collection[EventId]
-) -> dict[EventId, Event]:
-    """Return those of the events that the origin gives us, each by its own request."""
-    turns = asyncio.Semaphore(SINGLE_REQUESTS_AT_ONCE)
-
-    async def fetch(event_id: EventId) -> list[object]:
-        async with turns:
-            return _list_of(await services.remote.get_event(origin, event_id), "pdus")[:1]
-
-    answers = await asyncio.gather(*map(fetch, event_ids))
-    fetched = await _verify(services, room, [pdu for pdus in answers for pdu in pdus])
-    return {event_id: fetched[event_id] for event_id in event_ids if event_id in fetched}
-
-
-# --- outliers ----------------------------------------------------------------------------------
 
 
 async def store_outliers(services: Services, room: Room, events: Iterable[Event]) -> None:
@@ -425,10 +291,24 @@ def refusal_by_auth_events(event: Event, auth: Sequence[StoredEvent]) -> Refusal
     return None
 
 
-# --- answers -----------------------------------------------------------------------------------
+async def fetch_single_events(
+    services: Services, origin: str, room: Room, event_ids: Collection[EventId]
+) -> dict[EventId, Event]:
+    """Return those of the events that the origin gives us, each by its own request."""
+    turns = asyncio.Semaphore(SINGLE_REQUESTS_AT_ONCE)
+
+    async def fetch(event_id: EventId) -> list[object]:
+        async with turns:
+            return list_in(await services.remote.get_event(origin, event_id), "pdus")[:1]
+
+    answers = await asyncio.gather(*map(fetch, event_ids))
+    fetched = await verify_fetched(services, room, [pdu for pdus in answers for pdu in pdus])
+    return {event_id: fetched[event_id] for event_id in event_ids if event_id in fetched}
 
 
-async def _verify(services: Services, room: Room, pdus: Sequence[object]) -> dict[EventId, Event]:
+async def verify_fetched(
+    services: Services, room: Room, pdus: Sequence[object]
+) -> dict[EventId, Event]:
     """Return the events of this room among some PDUs, by id."""
     verified = await verify_pdus(services, pdus, room.room_version)
     return {
@@ -438,7 +318,7 @@ async def _verify(services: Services, room: Room, pdus: Sequence[object]) -> dic
     }
 
 
-def _list_of(answer: Answer, key: str) -> list[object]:
+def list_in(answer: Answer, key: str) -> list[object]:
     """Return a list that was answered; empty if there was no such answer."""
     if isinstance(answer, RemoteError):
         logger.info("nothing is fetched from %s", answer.describe())
@@ -447,6 +327,6 @@ def _list_of(answer: Answer, key: str) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _ids(values: Sequence[object]) -> list[EventId]:
+def ids_in(values: Sequence[object]) -> list[EventId]:
     """Return what may be ids of events."""
     return [v for v in values if isinstance(v, str) and "\0" not in v]  # type: ignore[misc]

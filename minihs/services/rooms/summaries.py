@@ -25,8 +25,9 @@ from minihs.protocol.spaces import (
 )
 from minihs.protocol.state_keys import ENCRYPTION, JOIN_RULES
 from minihs.remote.transport import RemoteError
+from minihs.services.rooms.aliases import find_room
 from minihs.services.rooms.candidates import candidates
-from minihs.services.rooms.directory import LISTED_KEYS, find_room, listed_entry, load_listed_state
+from minihs.services.rooms.directory import LISTED_KEYS, listed_entry, load_listed_state
 from minihs.services.rooms.restricted_joins import allowed_rooms
 from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import directory

@@ -15,8 +15,8 @@ from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.power_levels import read_level
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.state_keys import CREATE, POWER_LEVELS
+from minihs.services.rooms.aliases import without_aliases
 from minihs.services.rooms.create import RoomPlan, StateEvent, make_room
-from minihs.services.rooms.directory import without_aliases
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, aliases_of, set_room_state
 from minihs.services.rooms.send import load_state_events

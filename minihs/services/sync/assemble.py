@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import orjson
 
 from minihs.protocol import canonical_json, unstable
-from minihs.protocol.filters import Filter, select_fields
+from minihs.protocol.event_fields import select_fields
 from minihs.services.rooms.client_events import as_shown, client_event, time_left_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from minihs.protocol.filters import Filter
     from minihs.services.rooms.client_events import Reader
     from minihs.services.sync.streams.timeline import Timeline
     from minihs.storage.event_store import StoredEvent
