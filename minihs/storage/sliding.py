@@ -77,7 +77,9 @@ LIST_ACTIVITY = statement(
 LIST_DEPARTURES = statement(
     "sliding.list_departures",
     """
-    SELECT r.room_id, m.membership, m.position, m.event_id, m.forgotten
+    SELECT
+      r.room_id, m.membership, m.position, m.event_id,
+      CASE WHEN m.forgotten THEN coalesce(m.forgotten_position, 0) END
     FROM memberships m
     JOIN rooms r ON r.room_nid = m.room_nid
     WHERE
@@ -171,7 +173,7 @@ async def list_activity(
 async def list_departures(
     queries: Queries, user_id: str, room_ids: Collection[str]
 ) -> Sequence[Row]:
-    """Return room, membership, position, event and forgotten of rooms that a user is not in.
+    """Return room, membership, position, event, when forgotten, of rooms that a user is not in.
 
     Those rooms that they were kicked or banned from, and those of `room_ids`.
     """

@@ -70,7 +70,8 @@ class Membership:
     """A user's current membership in a room, as its member event says, which it is written with.
 
     `since` is the position since when it has been what it is, where the table was read; None:
-    it follows from what came before in the stream.
+    it follows from what came before in the stream. `forgotten` is how the row of somebody begins
+    who was not known in the room; a row that is there keeps what it says.
     """
 
     room_id: RoomId

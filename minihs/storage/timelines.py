@@ -83,7 +83,9 @@ LIST_CHANGED_ROOMS = statement(
 LIST_LEFT_ROOMS = statement(
     "timelines.list_left_rooms",
     """
-    SELECT r.room_id, m.position, m.event_id, m.membership, m.sender, m.forgotten
+    SELECT
+      r.room_id, m.position, m.event_id, m.membership, m.sender,
+      CASE WHEN m.forgotten THEN coalesce(m.forgotten_position, 0) END
     FROM memberships m
     JOIN rooms r ON r.room_nid = m.room_nid
     WHERE
@@ -208,7 +210,7 @@ async def list_changed_rooms(queries: Queries, user_id: str, after: int, upto: i
 
 
 async def list_left_rooms(queries: Queries, user_id: str, after: int, upto: int) -> Sequence[Row]:
-    """Return room, position, event, membership, sender and forgotten of rooms left since."""
+    """Return room, position, event, membership, sender, when forgotten, of rooms left since."""
     return await queries.fetch(LIST_LEFT_ROOMS, user_id, after, upto)
 
 

@@ -26,6 +26,11 @@ def state_keys(part: dict, name: str = "state") -> set[tuple[str, str]]:
     return {(e["type"], e["state_key"]) for e in part.get(name, {"events": []})["events"]}
 
 
+async def remove(moderator: User, room_id: str, how: str, user: User) -> None:
+    path = f"/rooms/{quote(room_id)}/{how}"
+    await moderator.call("POST", path, {"user_id": user.user_id})
+
+
 async def filtered(user: User, filter_: object, **query: str) -> dict:
     return await user.sync(filter=json.dumps(filter_), **query)
 
@@ -227,6 +232,49 @@ async def test_left_rooms_are_in_an_initial_sync_only_if_asked_for(homeserver: H
     alice.since = None
     answer = await filtered(alice, {"room": {"include_leave": True}})
     assert "old times" in bodies(answer, room_id, "leave")
+
+
+@pytest.mark.parametrize("how", ["ban", "retracted invite"])
+async def test_who_never_was_in_a_room_is_shown_nothing_of_it(
+    homeserver: Homeserver, how: str
+) -> None:
+    alice, mallory = await homeserver.register("alice"), await homeserver.register("mallory")
+    await mallory.sync()
+    room_id = await alice.create_room(name="Secret plans", preset="private_chat")
+    await alice.say(room_id, "Secret words")
+    if how == "retracted invite":
+        await alice.invite(room_id, mallory)
+        await remove(alice, room_id, "kick", mallory)
+    else:
+        await remove(alice, room_id, "ban", mallory)
+    later = await mallory.sync()
+    mallory.since = None
+    first = await filtered(mallory, {"room": {"include_leave": True}})
+    for part in (room_of(later, room_id, "leave"), room_of(first, room_id, "leave")):
+        assert [e["state_key"] for e in part["timeline"]["events"]] == [mallory.user_id]
+        assert part["state"]["events"] == []
+
+
+async def test_who_is_banned_after_leaving_is_shown_the_room_as_they_left_it(
+    homeserver: Homeserver,
+) -> None:
+    alice, mallory = await homeserver.register("alice"), await homeserver.register("mallory")
+    room_id = await alice.create_room(name="Tea")
+    await mallory.join(room_id)
+    await mallory.leave(room_id)
+    await mallory.sync()
+    await alice.put_state(room_id, "m.room.name", {"name": "Secret plans"})
+    await remove(alice, room_id, "ban", mallory)
+    parts = [room_of(await mallory.sync(), room_id, "leave")]
+    for limit in (1, 20):
+        mallory.since = None
+        shown = {"include_leave": True, "timeline": {"limit": limit}}
+        parts.append(room_of(await filtered(mallory, {"room": shown}), room_id, "leave"))
+    for part in parts:
+        events = part["timeline"]["events"]
+        assert events[-1]["content"]["membership"] == "ban"
+        named = [e for e in events + part["state"]["events"] if e["type"] == "m.room.name"]
+        assert [e["content"]["name"] for e in named] == ["Tea"]
 
 
 async def test_a_forgotten_room_is_in_no_initial_sync(homeserver: Homeserver) -> None:

@@ -520,6 +520,24 @@ async def test_f_11_a_ban_is_no_reason_to_remember(remembering: Homeserver):
     assert await initial_sections(bob, room_id) == []
 
 
+async def test_f_11_who_has_heard_of_the_forgetting_hears_of_no_later_ban(remembering: Homeserver):
+    """Else the room would be back on that device, and nothing would take it away again."""
+    alice, bob, room_id = await people(remembering)
+    client = Client(bob)
+    await client.sync()
+    await bob.sync()
+    await bob.leave(room_id)
+    await client.sync()
+    await ask_to_forget(bob, room_id)
+    await client.sync()
+    assert FORGOTTEN in await sections(bob, room_id)
+    for how in ("ban", "unban"):
+        await remove(alice, room_id, how, bob)
+        assert await sections(bob, room_id) == []
+        assert room_id not in (await client.sync())["rooms"]
+    assert await initial_sections(bob, room_id) == []
+
+
 # --- F-12: rooms that everybody forgot ----------------------------------------------------------
 
 
@@ -583,6 +601,19 @@ async def test_f_12_a_room_to_which_somebody_is_invited_is_kept(
     await pass_days(forgetful, clock, 30)
     await carol.join(room_id)
     assert await may_read(carol, room_id)
+
+
+async def test_f_12_a_stranger_who_was_banned_keeps_no_room(
+    forgetful: Homeserver, clock: ManualClock
+):
+    alice, bob, room_id = await people(forgetful)
+    carol = await forgetful.register("carol")
+    await remove(alice, room_id, "ban", carol)
+    assert await initial_sections(carol, room_id) == []
+    for user in (alice, bob):
+        await user.leave(room_id)
+    await pass_days(forgetful, clock, 8)
+    assert await rows_of(forgetful, room_id) == 0
 
 
 async def test_f_12_a_room_that_is_remembered_at_the_last_moment_is_kept(

@@ -277,7 +277,7 @@ async def commit_outside_event(
     ):
         match effect:
             case consequences.SetMembership():
-                write.memberships.append(_membership(event.room_id, effect))
+                write.memberships.append(_membership(services, event.room_id, effect))
             case consequences.ForgetRoom(user_id):
                 rows.append(ForgottenRoom(user_id, event.room_id))
             case consequences.ShowInvite(user_id):
@@ -313,7 +313,7 @@ async def _carry_out(
     event = stored.event
     match effect:
         case consequences.SetMembership():
-            write.memberships.append(_membership(head.room_id, effect))
+            write.memberships.append(_membership(services, head.room_id, effect))
             await _count_member(services, head, room_before, effect)
         case consequences.ShowInvite(user_id, member_event):
             shown = await stripped_room_state(services, head, member_event)
@@ -364,7 +364,15 @@ async def _told_instead(
     )
 
 
-def _membership(room_id: RoomId, effect: consequences.SetMembership) -> Membership:
+def _membership(
+    services: Services, room_id: RoomId, effect: consequences.SetMembership
+) -> Membership:
+    """Return the row of a change of membership.
+
+    Where to leave is to forget, a stranger who is banned begins by having forgotten: they have
+    nothing to remember, and shall not keep the room from being deleted. MSC4267#proposal
+    """
+    is_outside = effect.membership not in INSIDE
     return Membership(
         room_id=room_id,
         user_id=effect.user_id,
@@ -372,7 +380,7 @@ def _membership(room_id: RoomId, effect: consequences.SetMembership) -> Membersh
         event_id=effect.event_id,
         sender=effect.sender,
         local=effect.local,
-        forgotten=False,
+        forgotten=is_outside and services.config.forget_rooms_on_leave,
         display_name=effect.display_name,
         avatar_url=effect.avatar_url,
     )

@@ -160,13 +160,16 @@ async def _departed(
     asked += [room_id for room_id in request.subscriptions if room_id not in present]
     rows = await sliding.list_departures(services.db, request.user_id, asked)
     found: dict[str, UserRoom] = {}
-    for room_id, membership, position, event_id, forgotten in rows:
+    for room_id, membership, position, event_id, forgotten_at in rows:
         if room_id in present:
             continue  # They left after `upto`.
         sent = connection.rooms.get(room_id)
         after = 0 if request.since is None else request.since
-        is_news = sent is not None and position > (after if sent.upto is None else sent.upto)
-        if forgotten and not is_news:
+        if sent is not None and sent.upto is not None:
+            after = sent.upto
+        told_by = position if forgotten_at is None else min(position, forgotten_at)
+        is_news = sent is not None and told_by > after
+        if forgotten_at is not None and not is_news:
             continue
         left_at = await _left_at(services, request.user_id, room_id, event_id)
         if left_at is None and sent is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from minihs.protocol import canonical_json, unstable
 from minihs.services.accounts.account_data import ignored_in
 from minihs.services.accounts.authentication import require_session
-from minihs.services.rooms import client_events, delayed_events
+from minihs.services.rooms import client_events, delayed_events, visibility
 from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
@@ -33,10 +33,13 @@ from minihs.services.sync.streams.device_lists import RoomsThen
 from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
+from minihs.storage.state import EMPTY_STATE_ID
 from minihs.storage.stream_rows import ForgottenRoom, Membership
 
 if TYPE_CHECKING:
-    from minihs.protocol.identifiers import EventId, RoomId
+    from collections.abc import Collection
+
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
@@ -103,15 +106,15 @@ async def _collect(
     rooms = dict(view.rooms)  # As of `upto`: no await has happened since it was read.
     in_window = since is not None and services.follower.floor <= since
     changed = _changed_in_window(services, request, rooms, since) if in_window else None
-    left = _left_in_window(services, request, since, upto) if in_window else None
+    may_have_left = since is None or not in_window
+    may_have_left = may_have_left or _may_have_left(services, request.user_id, since or 0)
     request = await _with_ignored(services, request, view)
     if changed is None:
         changed = set(rooms)
         if since is not None and not request.full_state:
             listed = await timelines.list_changed_rooms(services.db, request.user_id, since, upto)
             changed = {r for r, m in rooms.items() if m.position > since} | set(listed)
-    if left is None:
-        left = await _left_in_database(services, request, since, upto)
+    left = await _left_in_database(services, request, since, upto) if may_have_left else []
     data = await account_data.read(services, request, upto)
     joined = [
         _span(request, room_id, membership, upto)
@@ -231,34 +234,31 @@ def _from_ignored(request: SyncRequest, stripped: list[object]) -> bool:
     )
 
 
-def _left_in_window(
-    services: Services, request: SyncRequest, since: int | None, upto: int
-) -> list[tuple[str, int, EventId]]:
-    """Return room, position and event id of the user's own departures, from memory."""
-    newest: dict[str, Membership] = {}
-    for item in services.follower.items_after(since or 0):
-        if isinstance(item, Membership) and item.user_id == request.user_id:
-            newest[item.room_id] = item
-    left: list[tuple[str, int, EventId]] = []
-    for room_id, item in newest.items():
-        if item.membership in ("leave", "ban"):
-            stored = services.events.cached(item.event_id)
-            position = stored.position if stored is not None else None
-            left.append((room_id, position or upto, item.event_id))
-    return left
+def _may_have_left(services: Services, user_id: UserId, since: int) -> bool:
+    """Return whether the user left any room after `since`, from memory."""
+    return any(
+        isinstance(item, Membership)
+        and item.user_id == user_id
+        and item.membership in ("leave", "ban")
+        for item in services.follower.items_after(since)
+    )
 
 
 async def _left_in_database(
     services: Services, request: SyncRequest, since: int | None, upto: int
 ) -> list[tuple[str, int, EventId]]:
-    """Return the user's departures since the client's position; all if the filter asks so."""
+    """Return the user's departures since the client's position; all if the filter asks so.
+
+    A room that was forgotten meanwhile is told once more. One that was forgotten before is not,
+    whatever has become of the membership since.
+    """
     if since is None and not request.filter.room.include_leave:
         return []
     rows = await timelines.list_left_rooms(services.db, request.user_id, since or 0, upto)
     return [
         (row[0], row[1], row[2])
         for row in rows
-        if since is not None or not row[5]  # What is forgotten is told once more, then never.
+        if row[5] is None or (since is not None and row[5] > since)
     ]
 
 
@@ -296,23 +296,54 @@ async def list_forgotten(
     ]
 
 
+async def _ends_of_stays(
+    services: Services, user_id: UserId, events: Collection[StoredEvent]
+) -> dict[EventId, StoredEvent | None]:
+    """Return, by the event through which a user is outside of a room, the end of their last stay.
+
+    That is mostly the event itself; an earlier one where they were invited or banned since; None
+    where they never were in the room.
+    """
+    placed = [stored for stored in events if stored.order is not None]
+    state_ids = {stored.room_state_before or EMPTY_STATE_ID for stored in placed}
+    states = await visibility.reader_states(services, services.db, user_id, state_ids)
+    ends: dict[EventId, StoredEvent | None] = {}
+    for stored in placed:
+        if states[stored.room_state_before or EMPTY_STATE_ID].membership == "join":
+            ends[stored.event_id] = stored
+        else:
+            room_id = stored.event.room_id
+            ends[stored.event_id] = await visibility.end_of_last_stay(services, room_id, user_id)
+    return ends
+
+
 async def _left_rooms(
     services: Services, request: SyncRequest, left: list[tuple[str, int, EventId]]
 ) -> dict[str, Json]:
-    """Return rooms that the user has left, up to where they left them."""
+    """Return rooms that the user has left, up to where they left them.
+
+    Of what came later they are shown what became of their own membership, and no more.
+    """
+    left = [row for row in left if request.filter.room.has_room(row[0])]
     events = await services.events.get_many([event_id for _, _, event_id in left])
+    ends = await _ends_of_stays(services, request.user_id, events.values())
     outside: list[tuple[Span, Timeline]] = []
     spans: list[Span] = []
     for room_id, position, event_id in left:
-        if request.filter.room.has_room(room_id):
-            span = Span(room_id, request.since or 0, position, None, request.since is None)
-            stored = events.get(event_id)
-            if stored is not None and stored.order is None:
-                outside.append((span, timeline.of_outsider(stored, position)))
-            else:
-                spans.append(span)
+        span = Span(room_id, request.since or 0, position, None, request.since is None)
+        stored = events.get(event_id)
+        if stored is not None and ends.get(event_id) is None:
+            outside.append((span, timeline.of_outsider(stored, request.user_id, position)))
+        else:
+            spans.append(span)
     found = await timeline.read_database(services, request, spans) if spans else {}
-    pairs = [(span, found[span.room_id]) for span in spans if span.room_id in found] + outside
+    end_of_room = {room_id: ends.get(event_id) for room_id, _, event_id in left}
+    pairs = [
+        (span, timeline.as_of_end(found[span.room_id], end_of_room[span.room_id]))
+        for span in spans
+        if span.room_id in found
+    ]
+    pairs += outside
     if not pairs:
         return {}
     states = await state.state_sections(services, request, pairs)

@@ -8,7 +8,7 @@ Spec: client-server-api#syncing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minihs.base.limits import TIMELINE_LIMIT_DEFAULT, TIMELINE_LIMIT_MAX
@@ -100,15 +100,27 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> Timelin
     )
 
 
-def of_outsider(left: StoredEvent, position: int) -> Timeline:
-    """Return the timeline of who was invited to a room, or knocked, and nothing came of it.
+def of_outsider(left: StoredEvent, user_id: str, position: int) -> Timeline:
+    """Return the timeline of who never was in a room: invited, knocking, banned, and now outside.
 
-    All that they know of the room is the event by which that ended.
+    All that they know of the room is the event by which that came about, if it is about them.
     """
+    own = [left] if left.event.key == ("m.room.member", user_id) else []
     return Timeline(
-        [left], ["leave"], False, format_place(Place(position)),  # noqa: FBT003
+        own, ["leave"] * len(own), False, format_place(Place(position)),  # noqa: FBT003
         EMPTY_STATE_ID, EMPTY_STATE_ID, EMPTY_STATE_ID,
     )  # fmt: skip
+
+
+def as_of_end(found: Timeline, end: StoredEvent | None) -> Timeline:
+    """Return the timeline of who left a room by `end`, with no state from after it."""
+    if end is None or end.order is None:
+        return found
+    state_end = end.room_state_after or EMPTY_STATE_ID
+    first = found.events[0].order if found.events else None
+    inside = first is not None and first <= end.order
+    state_start = found.state_start if inside else state_end
+    return replace(found, state_start=state_start, state_end=state_end)
 
 
 async def read_database(
