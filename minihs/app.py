@@ -46,6 +46,7 @@ from minihs.services import own_keys
 from minihs.services.appservices import registry
 from minihs.services.appservices.registration import load_registrations
 from minihs.services.context import Services
+from minihs.services.ephemeral import typing_notifications
 from minihs.services.ephemeral.presence import PresenceBoard
 from minihs.services.ephemeral.typing_notifications import TypingRooms
 from minihs.services.federation.delivery import Delivery
@@ -242,6 +243,7 @@ async def build_services(
         follower.subscribe_logouts(services.views.note_logout)
         follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         follower.subscribe(delivery.follow, delivery.reset)
+        follower.subscribe(functools.partial(typing_notifications.follow, services), lambda: None)
         follower.subscribe(
             functools.partial(services.presence.follow, services),
             functools.partial(services.presence.reset, services),

@@ -241,6 +241,18 @@ class Request:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise NotJson(f"The body is not JSON: {error}") from None
 
+    async def content(self) -> dict[str, object]:
+        """Return the body as a JSON object that must be given, as what is to be stored.
+
+        Raises:
+            NotJson, BadJson: as `json_object`, and if there is no body.
+
+        Spec: client-server-api#api-standards
+        """
+        if not await self.body():
+            raise NotJson("There is no body; it must be a JSON object.")
+        return await self.json_object()
+
     async def json_and_auth(self, kind: type[T]) -> tuple[T, dict[str, object], object]:
         """Return the body as a struct, as an object without `auth`, and `auth` (None: none).
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minihs.api import admin, health, metrics
+from minihs.api import admin, health, metrics, welcome
 from minihs.api.client import (
     account,
     account_data,
@@ -97,7 +97,7 @@ ROUTES: list[Route] = [
     Route("POST", V3 + "/logout", login.logout, "logout", "user_or_guest", "write"),
     Route("POST", V3 + "/logout/all", login.logout_all, "logout_all", "user_or_guest", "write"),
     Route("POST", V3 + "/register", registration.register, "register", "anybody", "register"),
-    Route("GET", V3 + "/register/available", registration.check_username_availability, "checkUsernameAvailability", "anybody", "register"),
+    Route("GET", V3 + "/register/available", registration.check_username_availability, "checkUsernameAvailability", "anybody", "costly"),
     Route("GET", "/_matrix/client/v1/register/m.login.registration_token/validity", registration.registration_token_validity, "registrationTokenValidity", "anybody", "register"),
     Route("GET", V3 + "/account/whoami", account.get_token_owner, "getTokenOwner", "user_or_guest", "read"),
     Route("POST", V3 + "/account/password", account.change_password, "changePassword", "user", "login"),
@@ -216,6 +216,7 @@ ROUTES: list[Route] = [
     # Server to server: transactions
     Route("PUT", FEDERATION + "/send/{txnId}", transactions.send_transaction, "sendTransaction", "server"),
     # Operation
+    Route("GET", "/", welcome.get_welcome, None, "anybody"),
     Route("GET", "/health", health.get_health, None, "anybody"),
     Route("GET", "/ready", health.get_ready, None, "anybody"),
     Route("GET", "/metrics", metrics.get_metrics, None, "anybody"),

@@ -57,6 +57,7 @@ async def test_what_the_server_writes_is_not_for_clients_to_write(
     [
         ("account_data/a", b"[]", "M_BAD_JSON"),
         ("account_data/a", b"{", "M_NOT_JSON"),
+        ("account_data/a", b"", "M_NOT_JSON"),
         ("account_data/" + "a" * 256, {}, "M_INVALID_PARAM"),
         ("account_data/%00", {}, "M_INVALID_PARAM"),
         ("rooms/room/account_data/a", {}, "M_INVALID_PARAM"),

@@ -25,6 +25,15 @@ async def test_versions_are_told_to_everybody(homeserver: Homeserver):
     assert all(type(value) is bool for value in answer.json["unstable_features"].values())
 
 
+async def test_a_browser_is_told_what_answers(homeserver: Homeserver):
+    async with homeserver.client.get("/") as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/plain"
+        assert "the Matrix homeserver of hs1" in await answer.text()
+    async with homeserver.client.get("/index.html") as answer:
+        assert answer.status == 404
+
+
 @pytest.mark.spec("MSC4267#proposal")
 @pytest.mark.parametrize("forced", [False, True])
 async def test_capabilities_follow_the_configuration(

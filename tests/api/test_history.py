@@ -23,8 +23,8 @@ async def bodies(user: User, room_id: str, **query: str) -> list[str]:
     return [e["content"].get("body") for e in page["chunk"] if e["type"] == "m.room.message"]
 
 
-async def set_visibility(user: User, room_id: str, value: str) -> None:
-    await user.put_state(room_id, "m.room.history_visibility", {"history_visibility": value})
+async def set_visibility(user: User, room_id: str, value: str) -> str:
+    return await user.put_state(room_id, "m.room.history_visibility", {"history_visibility": value})
 
 
 async def test_alice_walks_back_through_the_whole_room_and_forward_again(
@@ -222,8 +222,14 @@ async def test_everybody_reads_a_world_readable_room(homeserver: Homeserver) -> 
         "join_rule": "public"
     }
     assert (await bob.request("GET", at(room, "joined_members"))).status == 403
-    await set_visibility(alice, room, "joined")
+    closed = await set_visibility(alice, room, "joined")
     assert (await bob.request("GET", at(room, "messages"), None, dir="b")).status == 403
+    # What anybody might see when it was sent, they may still, and how that came to its end.
+    assert (await bob.call("GET", at(room, "event", open_event)))["content"]["body"] == "open"
+    assert (await bob.call("GET", at(room, "event", closed)))["type"] == "m.room.history_visibility"
+    private = await alice.say(room, "private")
+    assert (await bob.request("GET", at(room, "event", private))).status == 404
+    assert (await bob.request("GET", at(room, "context", open_event))).status == 404
 
 
 async def test_history_visibility_decides_what_a_newcomer_sees(homeserver: Homeserver) -> None:

@@ -126,6 +126,14 @@ async def test_a_second_login_with_the_same_device_replaces_the_first(homeserver
     }
 
 
+async def test_null_is_as_if_nothing_was_said(homeserver: Homeserver):
+    await homeserver.register("alice")
+    nothing = {"device_id": None, "initial_device_display_name": None, "refresh_token": None}
+    answer = await log_in(homeserver, "alice", **nothing)
+    assert answer.status == 200
+    assert "refresh_token" not in answer.json
+
+
 async def test_the_same_letters_typed_otherwise_are_the_same_password(homeserver: Homeserver):
     composed = unicodedata.normalize("NFC", "pässwörd")
     decomposed = unicodedata.normalize("NFD", "pässwörd")

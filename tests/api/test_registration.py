@@ -52,6 +52,15 @@ async def test_alice_registers_in_two_requests_and_her_session_is_used_up(homese
     assert again.json["session"] != session
 
 
+async def test_who_forgets_the_password_keeps_the_session(homeserver: Homeserver):
+    session = (await homeserver.request("POST", "/register", {})).json["session"]
+    auth = {**DUMMY, "session": session}
+    forgot = await homeserver.request("POST", "/register", {"username": "alice", "auth": auth})
+    assert (forgot.status, forgot.json["errcode"]) == (400, "M_MISSING_PARAM")
+    wish = {"username": "alice", "password": PASSWORD, "auth": auth}
+    assert (await homeserver.request("POST", "/register", wish)).status == 200
+
+
 @pytest.mark.parametrize("name", ["q", "3", ".", "_", "=", "-", "/", "m.login", "a+b"])
 async def test_a_name_within_the_grammar_is_taken(homeserver: Homeserver, name: str):
     response = await register(homeserver, name)
@@ -99,6 +108,23 @@ async def test_a_taken_name_is_refused_before_authentication(homeserver: Homeser
     assert free.json == {"available": True}
 
 
+async def test_names_are_asked_for_while_they_are_typed(database_url: str, tmp_path: Path):
+    async with running_homeserver(
+        database_url, tmp_path, registration="open", rate_limits="on"
+    ) as homeserver:
+
+        async def ask(**query: str) -> tuple[int, object]:
+            answer = await homeserver.request("GET", "/register/available", query=query)
+            return answer.status, answer.json.get("errcode")
+
+        for end in range(1, 12):
+            assert await ask(username="alexander-the"[:end]) == (200, None)
+        await register(homeserver, "alice")
+        assert await ask(username="alice") == (400, "M_USER_IN_USE")
+        assert await ask(username="no name") == (400, "M_INVALID_USERNAME")
+        assert await ask() == (400, "M_MISSING_PARAM")
+
+
 async def test_without_a_name_the_server_chooses_one(homeserver: Homeserver):
     first, second = await register(homeserver), await register(homeserver)
 
@@ -119,8 +145,10 @@ async def test_no_session_is_begun_if_login_is_inhibited(homeserver: Homeserver)
         pytest.param(b"{", "M_NOT_JSON", id="not JSON"),
         pytest.param(b'"text"', "M_BAD_JSON", id="not an object"),
         pytest.param({"username": 1}, "M_BAD_JSON", id="name is a number"),
-        pytest.param({"auth": 1}, "M_BAD_JSON", id="auth is a number"),
-        pytest.param({"auth": {"type": "m.login.dummy", "session": 1}}, "M_BAD_JSON", id="session"),
+        pytest.param({"auth": 1, "password": "x"}, "M_BAD_JSON", id="auth is a number"),
+        pytest.param(
+            {"auth": {**DUMMY, "session": 1}, "password": "x"}, "M_BAD_JSON", id="session"
+        ),
         pytest.param({"auth": DUMMY}, "M_MISSING_PARAM", id="no password"),
         pytest.param({"auth": DUMMY, "password": ""}, "M_WEAK_PASSWORD", id="empty password"),
         pytest.param(

@@ -51,6 +51,8 @@ async def test_reports_reach_the_table(homeserver: Homeserver):
     assert await report(bob, room, {"reason": "x", "at": f"/{quote(elsewhere)}"}) == not_found
     assert await report(bob, "/rooms/!no:hs1", {"reason": "x"}) == not_found
     assert await report(bob, "/users/@nobody:hs1", {"reason": "x"}) == not_found
+    assert await report(bob, room, {}) == (400, "M_BAD_JSON")
+    assert await report(bob, f"/users/{quote(alice.user_id)}", {}) == (400, "M_BAD_JSON")
     assert await report(bob, room, {"reason": 1}) == (400, "M_BAD_JSON")
     assert await report(bob, room, {"reason": "x" * 3_000}) == (400, "M_INVALID_PARAM")
     assert len(await homeserver.services.db.fetch(REPORTS)) == 5

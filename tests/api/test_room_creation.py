@@ -183,6 +183,16 @@ async def test_additional_creators_are_user_ids(homeserver: Homeserver, creators
     assert refused == (400, "M_INVALID_PARAM")
 
 
+@pytest.mark.parametrize("version", ["10", "11", "12"])
+async def test_nobody_names_another_as_the_creator(homeserver: Homeserver, version: str):
+    alice = await homeserver.register("alice")
+    claims = {"creator": "@mallory:hs1", "room_version": "1"}
+    room_id = await alice.create_room(room_version=version, creation_content=claims)
+    content = await alice.call("GET", f"/rooms/{quote(room_id)}/state/m.room.create")
+    assert content["room_version"] == version
+    assert content.get("creator") == (alice.user_id if version == "10" else None)
+
+
 async def test_what_is_wrong_is_refused_and_leaves_no_room(homeserver: Homeserver):
     alice = await homeserver.register("alice")
     table: list[tuple[dict, tuple[int, str]]] = [

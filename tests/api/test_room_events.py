@@ -107,6 +107,25 @@ async def test_what_cannot_be_an_event(homeserver: Homeserver, where: str):
     assert (await put(alice, room_id, "send/" + "x" * 256 + "/1", {}))[0] == 413
 
 
+@pytest.mark.parametrize("path", ["send/m.room.message/1", "state/m.room.topic"])
+async def test_an_event_has_a_content(homeserver: Homeserver, path: str):
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    assert await put(alice, room_id, path, None) == (400, "M_NOT_JSON")
+    assert (await put(alice, room_id, path, {}))[0] == 200
+
+
+async def test_the_reason_of_a_redaction_is_a_text(homeserver: Homeserver):
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    event_id = await alice.say(room_id)
+    path = f"redact/{quote(event_id)}"
+    assert await put(alice, room_id, f"{path}/1", {"reason": 5}) == (400, "M_BAD_JSON")
+    assert (await put(alice, room_id, f"{path}/2", {"reason": "spam"}))[0] == 200
+    other = await alice.say(room_id)
+    assert (await put(alice, room_id, f"redact/{quote(other)}/3", None))[0] == 200
+
+
 async def test_state_that_says_the_same_is_not_sent_again(homeserver: Homeserver):
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await alice.create_room()

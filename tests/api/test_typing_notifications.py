@@ -57,6 +57,26 @@ async def test_bob_sees_alice_start_and_stop(homeserver: Homeserver) -> None:
     assert typing_in(await bob.sync(), room) is None, "nothing has changed"
 
 
+@pytest.mark.parametrize("how", ["leave", "kick", "ban"])
+async def test_who_goes_types_no_longer(homeserver: Homeserver, how: str) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol = await homeserver.register("carol")
+    room = await alice.create_room()
+    await bob.join(room)
+    await carol.join(room)
+    assert await types(alice, room) == 200
+    assert await types(bob, room) == 200
+    assert set(typing_in(await carol.sync(), room) or ()) == {alice.user_id, bob.user_id}
+    if how == "leave":
+        await bob.leave(room)
+    else:
+        await alice.call("POST", at(room, how), {"user_id": bob.user_id})
+    told = typing_in(await carol.sync(), room)
+    while told is None:  # It is told after the membership.
+        told = typing_in(await carol.sync(timeout="10000"), room)
+    assert told == [alice.user_id]
+
+
 async def test_typing_ends_when_its_time_runs_out(timed: Homeserver) -> None:
     alice, bob = await timed.register("alice"), await timed.register("bob")
     room = await alice.create_room()

@@ -29,7 +29,7 @@ async def set_account_data(request: Request) -> object:
     Spec: client-server-api#put_matrixclientv3useruseridaccount_datatype
     """
     user_id = account_data.check_own(request.requester, request.path["userId"])
-    content = await request.json_object()
+    content = await request.content()
     await account_data.set_account_data(
         request.services, user_id, "", request.path["type"], content
     )
@@ -53,7 +53,7 @@ async def set_account_data_per_room(request: Request) -> object:
     Spec: client-server-api#put_matrixclientv3useruseridroomsroomidaccount_datatype
     """
     user_id, room_id = _whose_and_where(request)
-    content = await request.json_object()
+    content = await request.content()
     await account_data.set_account_data(
         request.services, user_id, room_id, request.path["type"], content
     )

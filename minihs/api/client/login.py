@@ -25,7 +25,7 @@ class Login(msgspec.Struct):
     password: str | None = None
     device_id: str | None = None
     initial_device_display_name: str | None = None
-    refresh_token: bool = False
+    refresh_token: bool | None = None
 
 
 class Refresh(msgspec.Struct):
@@ -56,7 +56,7 @@ async def login(request: Request) -> object:
     except msgspec.ValidationError as error:
         raise BadJson(str(error)) from None
     device = ClientDevice(
-        body.device_id, body.initial_device_display_name, body.refresh_token, request.ip
+        body.device_id, body.initial_device_display_name, body.refresh_token is True, request.ip
     )
     if body.type == APPLICATION_SERVICE:
         service = identity.required_service(request.services, request.access_token)

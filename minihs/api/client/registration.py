@@ -28,8 +28,8 @@ class Registration(msgspec.Struct):
     password: str | None = None
     device_id: str | None = None
     initial_device_display_name: str | None = None
-    inhibit_login: bool = False
-    refresh_token: bool = False
+    inhibit_login: bool | None = None
+    refresh_token: bool | None = None
 
 
 async def register(request: Request) -> object:
@@ -42,7 +42,7 @@ async def register(request: Request) -> object:
         raise InvalidParam("kind must be user or guest.")
     body, _, auth = await request.json_and_auth(Registration)
     device = ClientDevice(
-        body.device_id, body.initial_device_display_name, body.refresh_token, request.ip
+        body.device_id, body.initial_device_display_name, body.refresh_token is True, request.ip
     )
     session: Session | None
     if body.type == APPLICATION_SERVICE:

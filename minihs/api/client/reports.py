@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 class Report(msgspec.Struct):
-    """Body of all reports; of an event it may have no reason."""
+    """Body of a report of a room or a user. The reason may be empty, but must be there."""
+
+    reason: str
+
+
+class EventReport(msgspec.Struct):
+    """Body of a report of an event."""
 
     reason: str | None = None
 
@@ -25,7 +31,7 @@ async def report_room(request: Request) -> object:
     """
     body = await request.json(Report)
     await reports.report_room(
-        request.services, request.requester.user_id, request.path["roomId"], body.reason or ""
+        request.services, request.requester.user_id, request.path["roomId"], body.reason
     )
     return {}
 
@@ -35,7 +41,7 @@ async def report_event(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3roomsroomidreporteventid
     """
-    body = await request.json(Report)
+    body = await request.json(EventReport)
     path = request.path
     await reports.report_event(
         request.services,
@@ -54,6 +60,6 @@ async def report_user(request: Request) -> object:
     """
     body = await request.json(Report)
     await reports.report_user(
-        request.services, request.requester.user_id, request.path["userId"], body.reason or ""
+        request.services, request.requester.user_id, request.path["userId"], body.reason
     )
     return {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from minihs.api.client import delayed_events
 from minihs.api.client.appservices import massaged_ts
 from minihs.api.client.sticky_events import sticky_duration_ms
+from minihs.base.errors import BadJson
 from minihs.protocol import unstable
 from minihs.services.rooms import room_events
 from minihs.services.rooms.origins import ClientTransaction
@@ -31,7 +32,7 @@ async def send_message(request: Request) -> object:
         requester.user_id,
         _room_id(request),
         event_type,
-        await request.json_object(),
+        await request.content(),
         transaction,
         sticky_ms=sticky_duration_ms(request),
         sent_ms=massaged_ts(request),
@@ -47,12 +48,15 @@ async def redact_event(request: Request) -> object:
     """
     path, requester = request.path, request.requester
     target = path["eventId"]
+    content = await request.json_object()
+    if not isinstance(content.get("reason"), str | None):
+        raise BadJson("reason must be a string.")
     event_id = await room_events.redact_event(
         request.services,
         requester.user_id,
         _room_id(request),
         target,
-        await request.json_object(),
+        content,
         ClientTransaction(requester.device_nid, path["txnId"], f"redact/{target}"),
     )
     return {"event_id": event_id}
@@ -74,7 +78,7 @@ async def set_room_state_with_key(request: Request) -> object:
         _room_id(request),
         path["eventType"],
         state_key,
-        await request.json_object(),
+        await request.content(),
         guest=requester.guest,
         sticky_ms=sticky_duration_ms(request),
         sent_ms=massaged_ts(request),

@@ -35,6 +35,8 @@ async def change_password(
     """
     if new_password is not None:
         passwords.check_acceptable(new_password)
+    elif auth is not None:  # Said before the session is used up.
+        raise MissingParam("new_password is missing.")
     await authorize(
         services, Operation("change password", [(PASSWORD,)], requester.user_id, body), auth
     )

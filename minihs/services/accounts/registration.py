@@ -55,6 +55,8 @@ async def register_user(
         sessions.check_device(device)
     if password is not None:
         passwords.check_acceptable(password)
+    elif auth is not None:  # Said before the session is used up.
+        raise MissingParam("password is missing.")
     operation = user_interactive_auth.Operation("register", flows)
     token = await user_interactive_auth.authorize(services, operation, auth)
     if password is None:

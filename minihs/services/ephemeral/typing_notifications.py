@@ -3,7 +3,8 @@
 What is kept of a room is the whole list, as that is what clients are told; each change of it is
 news in the stream, also when the list becomes empty. Changes of one room take turns within the
 process, so that none is lost. The process that accepted a change looks again when the first user's
-time runs out; should it die before, `expire_overdue` (leased housekeeping) does.
+time runs out, and when a member goes; should it die before, `expire_overdue` (leased housekeeping)
+does.
 
 Spec: client-server-api#typing-notifications
 """
@@ -17,10 +18,13 @@ from minihs.base.limits import TYPING_TIMEOUT_MAX_MS
 from minihs.base.turns import Turns
 from minihs.protocol.identifiers import RoomId, UserId
 from minihs.storage import typing_notifications as typing_reads
-from minihs.storage.stream_rows import TypingWrite
+from minihs.storage.stream_rows import Membership, TypingWrite
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from minihs.services.context import Services
+    from minihs.storage.stream_reads import Positioned
 
 TIMEOUT_DEFAULT_MS = 30_000
 OVERDUE_GRACE_MS = 3_000  # The accepting process comes first.
@@ -53,8 +57,7 @@ async def set_typing(
         joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
         if not joined:
             raise Forbidden("You are not in this room.")
-        new = {user: until_ms for user, until_ms in old.items() if until_ms > now_ms}
-        new.pop(user_id, None)
+        new = _others(old, user_id, now_ms)
         if timeout_ms is not None:
             new[user_id] = now_ms + min(timeout_ms, TYPING_TIMEOUT_MAX_MS)
         if new != old:
@@ -65,9 +68,8 @@ async def set_typing(
 async def expire(services: Services, room_id: RoomId) -> None:
     """Take those out of a room's list whose time has run out."""
     async with services.typing.turns.take(room_id):
-        now_ms = services.clock.now_ms()
         _, old = await typing_reads.fetch_typing(services.db, room_id, "")
-        new = {user: until_ms for user, until_ms in old.items() if until_ms > now_ms}
+        new = _others(old, "", services.clock.now_ms())
         if new != old:
             await _write(services, room_id, new)
         elif new:
@@ -79,6 +81,30 @@ async def expire_overdue(services: Services) -> None:
     before_ms = services.clock.now_ms() - OVERDUE_GRACE_MS
     for room_id in await typing_reads.list_overdue(services.db, before_ms):
         await expire(services, RoomId(room_id))
+
+
+def follow(services: Services, items: Sequence[Positioned]) -> None:
+    """End the typing of those who are no more in rooms where this process would end it."""
+    for _, item in items:
+        if (
+            isinstance(item, Membership)
+            and item.membership != "join"
+            and item.room_id in services.typing.timed
+        ):
+            stopped = _stop(services, item.room_id, item.user_id)
+            services.tasks.spawn("typing ends with a stay", stopped)
+
+
+async def _stop(services: Services, room_id: RoomId, user_id: UserId) -> None:
+    async with services.typing.turns.take(room_id):
+        joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
+        if user_id in old and not joined:
+            await _write(services, room_id, _others(old, user_id, services.clock.now_ms()))
+
+
+def _others(typing: Mapping[str, int], user_id: str, now_ms: int) -> dict[str, int]:
+    """Return who else types still."""
+    return {u: until_ms for u, until_ms in typing.items() if u != user_id and until_ms > now_ms}
 
 
 async def _write(services: Services, room_id: RoomId, until_ms: dict[str, int]) -> None:

@@ -233,6 +233,7 @@ def create_content(options: RoomOptions, version: RoomVersion, creator: UserId) 
     """
     content = dict(options.creation_content or {})
     content["room_version"] = version.identifier
+    content.pop("creator", None)
     if version.creator_is_in_content:  # v1–v10
         content["creator"] = creator
     if version.creators_are_privileged:  # Since v12.

@@ -44,6 +44,7 @@ ALL = EventFilter()
 SCANNED_EVENTS_MAX = 2_000  # Of one request whose filter lets little through; then `end` is given.
 FILTERED_BATCH = 200
 FETCHES_MAX = 3
+ANYBODY = ""  # Who has never been in any room: they see what is world-readable.
 
 
 async def messages(
@@ -106,7 +107,9 @@ async def context(
 
     Spec: client-server-api#get_matrixclientv3roomsroomidcontexteventid
     """
-    access, seen = await _open_event(services, reader, room_id, event_id)
+    seen, access = await _find_event(services, reader, room_id, event_id)
+    if access is None:
+        raise NotFound("Event not found.")
     limit = min(limit, CONTEXT_LIMIT_MAX)
     before = await _read(
         services, reader, access, place_before(seen[0]), START,
@@ -142,12 +145,15 @@ async def one_event(
 ) -> orjson.Fragment:
     """Return one event.
 
+    Who may not look at the room as it is now may still see what was sent when anybody might.
+
     Raises:
         NotFound: there is none, or the reader may not see it.
+        RoomForgotten: they could see it once.
 
     Spec: client-server-api#get_matrixclientv3roomsroomideventeventid
     """
-    _, seen = await _open_event(services, reader, room_id, event_id)
+    seen, _ = await _find_event(services, reader, room_id, event_id)
     return (await _shown(services, reader, [seen]))[0]
 
 
@@ -258,26 +264,27 @@ async def _shown(services: Services, reader: Reader, seen: Sequence[Seen]) -> li
     )
 
 
-async def _open_event(
+async def _find_event(
     services: Services, reader: Reader, room_id: RoomId, event_id: EventId
-) -> tuple[Access, Seen]:
-    """Return an event that the reader may see.
+) -> tuple[Seen, Access | None]:
+    """Return an event that the reader may see; how far they may look at the room, if they may.
 
     Raises:
         NotFound: there is none, or it is not for them: they cannot tell.
         RoomForgotten: they could tell once.
     """
-    refusal = NotFound("Event not found.")
     stored = await services.events.get(event_id)
     if stored is None or stored.event.room_id != room_id:
-        raise refusal
+        raise NotFound("Event not found.")
+    access = None
     try:
         access = await open_room(services, reader, room_id)
     except RoomForgotten:
         raise
     except Forbidden:
-        raise refusal from None
+        if not await visible(services, ANYBODY, [stored]):
+            raise NotFound("Event not found.") from None
     seen = await visible(services, reader.user_id, [stored], sticky=True)
     if not seen:
-        raise refusal
-    return access, seen[0]
+        raise NotFound("Event not found.")
+    return seen[0], access
