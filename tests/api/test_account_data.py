@@ -40,6 +40,15 @@ async def test_account_data_is_ones_own(homeserver: Homeserver):
             assert response.status in (403, 405), (method, path)
 
 
+async def test_nobody_ignores_themselves(homeserver: Homeserver):
+    alice = await homeserver.register("alice")
+    path = f"/user/{alice.user_id}/account_data/m.ignored_user_list"
+    await alice.call("PUT", path, {"ignored_users": {"@spam:elsewhere": {}}})
+    response = await alice.request("PUT", path, {"ignored_users": {alice.user_id: {}}})
+    assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")
+    assert await alice.call("GET", path) == {"ignored_users": {"@spam:elsewhere": {}}}
+
+
 @pytest.mark.parametrize("data_type", ["m.push_rules", "m.fully_read"])
 async def test_what_the_server_writes_is_not_for_clients_to_write(
     homeserver: Homeserver, data_type: str

@@ -161,6 +161,22 @@ async def test_s_02_state_can_be_sticky(homeserver: Homeserver) -> None:
     assert event["state_key"] == "key", "what says the same again is sticky again"
 
 
+async def test_s_02_a_redaction_that_is_sent_like_a_message_can_be_sticky(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await bob.sync()
+    target = await alice.say(room_id, "gone")
+    path = at(room_id, "send", "m.room.redaction", "r1")
+    redaction = await alice.call("PUT", path, {"redacts": target}, **{DURATION: "60000"})
+    await talk(alice, room_id)
+    (event,) = section(await bob.sync(), room_id)
+    assert event["event_id"] == redaction["event_id"]
+    assert event[STICKY] == {"duration_ms": 60_000}
+    shown = (await bob.call("GET", at(room_id, "event", target)))["unsigned"]["redacted_because"]
+    assert shown[STICKY] == {"duration_ms": 60_000}
+
+
 async def test_s_02_memberships_can_be_sticky(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
@@ -859,6 +875,25 @@ async def test_s_20_a_user_may_have_so_many_in_a_room(database_url: str, tmp_pat
         assert refused.status == 429
         await redact(alice, room_id, kept["event_id"])
         await stick(alice, room_id, "and again")
+
+
+async def test_s_20_nor_may_they_have_more_by_sending_all_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running_homeserver(
+        database_url, tmp_path, clock=ManualClock(), sticky_events_per_user_max=6
+    ) as homeserver:
+        alice, _, room_id = await room_of_two(homeserver)
+        paths = [
+            *(at(room_id, "send", "m.room.message", f"m{n}") for n in range(6)),
+            *(at(room_id, "send", "m.room.redaction", f"r{n}") for n in range(6)),
+            *(at(room_id, "state", "org.x", f"s{n}") for n in range(6)),
+        ]
+        content = {"body": "x", "redacts": await alice.say(room_id, "gone")}
+        answers = await asyncio.gather(
+            *(alice.request("PUT", path, content, **{DURATION: "60000"}) for path in paths)
+        )
+        assert sorted(answer.status for answer in answers) == [200] * 6 + [429] * 12
 
 
 # --- for applications ---------------------------------------------------------------------------

@@ -80,7 +80,8 @@ async def set_account_data(
 
     Raises:
         MatrixError: 405; the server itself writes this type.
-        InvalidParam, TooLarge: the type or the content is too long.
+        InvalidParam: the type is too long, or the user would ignore themselves.
+        TooLarge: the content is.
         QuotaExceeded: the user has stored too much.
     """
     if data_type in SERVER_CONTROLLED:
@@ -89,6 +90,8 @@ async def set_account_data(
         )
     if len(data_type.encode()) > IDENTIFIER_BYTES_MAX:
         raise InvalidParam(f"The type may have {IDENTIFIER_BYTES_MAX} bytes.")
+    if data_type == IGNORED_USERS and not room_id and user_id in ignored_in(content):
+        raise InvalidParam("You cannot ignore yourself: you would not see what you say.")
     count, size = await account_data.sum_others(services.db, user_id, room_id, data_type)
     if count >= ACCOUNT_DATA_OF_USER_MAX or size >= ACCOUNT_DATA_BYTES_OF_USER_MAX:
         raise QuotaExceeded("You have stored too much account data.")

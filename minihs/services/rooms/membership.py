@@ -150,10 +150,12 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
         return await remote_invites.invite(
             services, change.room_id, change.user_id, decide, change.transaction
         )
+    limits = services.sticky_limits
     try:
-        event_id = await send_decided(
-            services, change.room_id, decide, transaction=change.transaction
-        )
+        async with limits.own_turn(change.room_id, change.sender, change.sticky_ms):
+            event_id = await send_decided(
+                services, change.room_id, decide, transaction=change.transaction
+            )
     except (NotFound, Elsewhere, UnableToAuthoriseJoin, UnableToGrantJoin) as error:
         if not change.is_own:
             raise

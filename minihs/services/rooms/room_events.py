@@ -58,8 +58,9 @@ async def send_message(
             raise BadJson("A redaction names the event that it redacts in `redacts`.")
         others = {key: value for key, value in content.items() if key != "redacts"}
         return await redact_event(
-            services, sender, room_id, target, others, transaction, sent_ms=sent_ms
-        )
+            services, sender, room_id, target, others, transaction,
+            sticky_ms=sticky_ms, sent_ms=sent_ms,
+        )  # fmt: skip
     draft = EventDraft(
         room_id=room_id,
         sender=sender,
@@ -75,7 +76,8 @@ async def send_message(
         await services.sticky_limits.check_own(services, room_id, sender)
         return draft
 
-    return await send_decided(services, room_id, decide, transaction=transaction)
+    async with services.sticky_limits.own_turn(room_id, sender, sticky_ms):
+        return await send_decided(services, room_id, decide, transaction=transaction)
 
 
 async def redact_event(
@@ -86,6 +88,7 @@ async def redact_event(
     content: Mapping[str, object],
     transaction: Origin | None,
     *,
+    sticky_ms: int | None = None,
     sent_ms: int | None = None,
 ) -> EventId:
     """Redact an event of one's own, or with the power for it anybody's; return the redaction.
@@ -95,6 +98,7 @@ async def redact_event(
     Raises:
         NotFound: there is no such event in the room.
         Forbidden: it is somebody else's, and the user lacks the power.
+        LimitExceeded: the sender has too many sticky events in the room already.
     """
 
     async def decide(head: RoomHead) -> EventDraft:
@@ -110,6 +114,8 @@ async def redact_event(
         own = target is None or target.event.sender == sender
         if not own and standing.level < standing.levels.redact:
             raise Forbidden("You may not redact the events of others.")
+        if sticky_ms:
+            await services.sticky_limits.check_own(services, room_id, sender)
         return EventDraft(
             room_id=room_id,
             sender=sender,
@@ -117,9 +123,11 @@ async def redact_event(
             content=content,
             origin_server_ts=services.clock.now_ms() if sent_ms is None else sent_ms,
             redacts=event_id,  # type: ignore[arg-type]  # an event id of a client
+            extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 
-    return await send_decided(services, room_id, decide, transaction=transaction)
+    async with services.sticky_limits.own_turn(room_id, sender, sticky_ms):
+        return await send_decided(services, room_id, decide, transaction=transaction)
 
 
 async def set_room_state(
@@ -177,7 +185,8 @@ async def set_room_state(
             extra={} if sticky_ms is None else sticky_members(sticky_ms),
         )
 
-    event_id = await send_decided(services, room_id, decide, transaction=transaction)
+    async with services.sticky_limits.own_turn(room_id, sender, sticky_ms):
+        event_id = await send_decided(services, room_id, decide, transaction=transaction)
     if key == GUEST_ACCESS and content.get("guest_access") != "can_join":
         await remove_guests(services, room_id)
     return event_id

@@ -15,18 +15,20 @@ MSC4354#rate-limits
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.caching import BoundedCache
 from minihs.base.errors import LimitExceeded
 from minihs.base.leaky_buckets import LeakyBuckets, Limit
+from minihs.base.turns import Turns
 from minihs.protocol.identifiers import server_name_of
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from minihs.base.clock import Clock
     from minihs.protocol.identifiers import ServerName
@@ -53,6 +55,7 @@ class StickyLimits:
         self._buckets: LeakyBuckets[tuple[str, str]] = LeakyBuckets(clock)
         self._counts: BoundedCache[tuple[str, str], int] = BoundedCache(COUNTS_MAX)
         self._crowded: BoundedCache[str, bool] = BoundedCache(COUNTS_MAX)
+        self._turns: Turns[tuple[str, str]] = Turns()
 
     def follow(self, items: Sequence[Positioned]) -> None:
         """Count what becomes sticky, in whatever process."""
@@ -66,6 +69,20 @@ class StickyLimits:
     def reset(self) -> None:
         """Forget the counts: part of the stream was skipped."""
         self._counts = BoundedCache(COUNTS_MAX)
+
+    @contextlib.asynccontextmanager
+    async def own_turn(
+        self, room_id: str, sender: str, sticky_ms: int | None
+    ) -> AsyncIterator[None]:
+        """Let a user of ours send but one sticky event into a room at a time, so each is counted.
+
+        `check_own` counts what is durable. Other events, without a duration, wait for nothing.
+        """
+        if not sticky_ms:
+            yield
+            return
+        async with self._turns.take((room_id, sender)):
+            yield
 
     async def check_own(self, services: Services, room_id: str, sender: str) -> None:
         """Check that a user of ours may have one more sticky event in a room.
