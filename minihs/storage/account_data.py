@@ -27,6 +27,12 @@ LIST_OF_TYPE = statement(
     """,
 )
 
+# Primary key, by its first columns.
+LIST_OF_ROOM = statement(
+    "account_data.list_of_room",
+    "SELECT type, json FROM account_data WHERE user_id = $1 AND room_id = $2 ORDER BY type",
+)
+
 # Primary key, by its first column.
 SUM_OTHERS = statement(
     "account_data.sum_others",
@@ -51,6 +57,11 @@ async def fetch_account_data(
 async def list_of_type(queries: Queries, user_ids: Sequence[str], data_type: str) -> dict[str, str]:
     """Return the global account data of one type, as JSON, of those users who have it."""
     return {row[0]: row[1] for row in await queries.fetch(LIST_OF_TYPE, user_ids, data_type)}
+
+
+async def list_of_room(queries: Queries, user_id: str, room_id: str) -> list[tuple[str, str]]:
+    """Return type and JSON of what a user noted of a room."""
+    return [(row[0], row[1]) for row in await queries.fetch(LIST_OF_ROOM, user_id, room_id)]
 
 
 async def sum_others(

@@ -232,6 +232,36 @@ async def test_everybody_reads_a_world_readable_room(homeserver: Homeserver) -> 
     assert (await bob.request("GET", at(room, "context", open_event))).status == 404
 
 
+async def test_a_room_is_previewed_before_anybody_joins_it(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room(visibility="public")
+    assert (await bob.request("GET", at(room, "initialSync"))).status == 403
+    await set_visibility(alice, room, "world_readable")
+    for n in range(4):
+        await alice.say(room, f"{n}")
+    seen = await bob.call("GET", at(room, "initialSync"), limit="3")
+    assert seen["room_id"] == room
+    assert seen["visibility"] == "public"
+    assert seen["account_data"] == []
+    assert "membership" not in seen
+    assert [e["content"]["body"] for e in seen["messages"]["chunk"]] == ["1", "2", "3"]
+    assert "m.room.create" in {e["type"] for e in seen["state"]}
+    assert await bodies(bob, room, dir="b", **{"from": seen["messages"]["start"]}) == ["0"]
+    assert await bodies(bob, room, dir="f", **{"from": seen["messages"]["end"]}) == []
+    await bob.join(room)
+    note = f"/user/{bob.user_id}/rooms/{room}/account_data/org.example.note"
+    await bob.call("PUT", note, {"a": 1})
+    seen = await bob.call("GET", at(room, "initialSync"), limit="100")
+    assert seen["membership"] == "join"
+    assert seen["account_data"] == [{"type": "org.example.note", "content": {"a": 1}}]
+    assert "start" not in seen["messages"]
+    await bob.leave(room)
+    await alice.say(room, "unseen")
+    seen = await bob.call("GET", at(room, "initialSync"), limit="1")
+    assert seen["membership"] == "leave"
+    assert seen["messages"]["chunk"][0]["state_key"] == bob.user_id
+
+
 async def test_history_visibility_decides_what_a_newcomer_sees(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room = await alice.create_room(preset="private_chat")

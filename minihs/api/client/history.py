@@ -11,7 +11,7 @@ from minihs.protocol import canonical_json
 from minihs.protocol.filter_reading import InvalidFilterError, parse_event_filter
 from minihs.protocol.filters import EventFilter
 from minihs.protocol.identifiers import EventId, RoomId
-from minihs.services.rooms import history, state_reading
+from minihs.services.rooms import history, initial_sync, state_reading
 from minihs.services.rooms.access import open_room
 from minihs.services.rooms.client_events import as_shown, shown
 from minihs.services.rooms.event_by_time import event_by_time
@@ -80,6 +80,19 @@ async def get_room_events(request: Request) -> object:
         backward=backward,
         limit=request.query_integer("limit", PAGE_LIMIT_DEFAULT),
         event_filter=_filter(request),
+    )
+
+
+async def room_initial_sync(request: Request) -> object:
+    """GET /_matrix/client/v3/rooms/{roomId}/initialSync; `limit` is not the specification's.
+
+    Spec: client-server-api#get_matrixclientv3roomsroomidinitialsync
+    """
+    return await initial_sync.room_initial_sync(
+        request.services,
+        request.requester,
+        _room_id(request),
+        request.query_integer("limit", PAGE_LIMIT_DEFAULT),
     )
 
 
