@@ -22,6 +22,7 @@ from minihs.base.errors import (
 )
 from minihs.base.limits import BODY_BYTES_MAX, BODY_TIMEOUT_MS, JSON_DEPTH_MAX
 from minihs.protocol import canonical_json
+from minihs.protocol.identifiers import parse_room_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from minihs.base.clock import Clock
-    from minihs.protocol.identifiers import ServerName
+    from minihs.protocol.identifiers import RoomId, ServerName
     from minihs.services.accounts.authentication import Requester
     from minihs.services.context import Services
 
@@ -156,6 +157,17 @@ class Request:
     def query_all(self, name: str) -> list[str]:
         """Return every value of a repeated query parameter."""
         return list(self.http.query.getall(name, []))
+
+    def room_id(self) -> RoomId:
+        """Return the room of the path.
+
+        Raises:
+            InvalidParam: it is none.
+        """
+        room_id = parse_room_id(self.path["roomId"])
+        if room_id is None:
+            raise InvalidParam("The path does not have a room id.")
+        return room_id
 
     def required_query(self, name: str) -> str:
         """Return a query parameter.

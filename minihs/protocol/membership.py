@@ -12,6 +12,9 @@ from minihs.protocol.unstable import DEACTIVATED
 if TYPE_CHECKING:
     from minihs.protocol.events import Event
 
+AUTHORISING_USER: Final = "join_authorised_via_users_server"
+"""The key of a restricted join that names who vouches for it."""
+
 MEMBERSHIPS: Final = frozenset({"join", "invite", "leave", "ban", "knock"})
 """Everything that `membership` may say. `knock` needs room version 7."""
 

@@ -30,6 +30,7 @@ _open: ContextVar[bool] = ContextVar("transaction_open", default=False)
 STATEMENT_CACHE_SIZE = 1_000
 COMMAND_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
+CLOSE_S_MAX = 2
 READY_PAUSE_MS = 100
 # Every statement is one that a generic plan serves well: planning it anew would cost more than
 # running it.
@@ -214,6 +215,12 @@ class Database:
                 max_cached_statement_lifetime=0,
                 server_settings=SETTINGS,
             )
+
+
+async def close(connection: asyncpg.Connection) -> None:
+    """Close a connection outside the pool. One that is lost is closed."""
+    with contextlib.suppress(*AWAY):
+        await connection.close(timeout=CLOSE_S_MAX)
 
 
 async def wait_until_ready(dsn: str, within_s: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.storage.sql import array_literal, statement
+from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -46,18 +46,14 @@ _COLUMNS = """
 
 # Primary key. It need not wait for the disk: what is lost is sent again, and a shard's position is
 # never written before what it builds upon.
-UPSERT_DESTINATIONS = statement(
+UPSERT_DESTINATIONS = BatchStatement(
     "destinations.upsert_destinations",
     f"""
     INSERT INTO destinations ({_COLUMNS})
     SELECT
       new.server_name, new.shard, new.position, new.behind, new.failures, new.retry_at_ms,
       new.is_down, new.last_success_ms, new.txn_id, new.txn_positions::bigint[]
-    FROM
-      unnest(
-        $1::text[], $2::smallint[], $3::bigint[], $4::boolean[], $5::integer[], $6::bigint[],
-        $7::boolean[], $8::bigint[], $9::text[], $10::text[]
-      ) AS new ({_COLUMNS})
+    FROM {{new}}
     WHERE set_config('synchronous_commit', 'off', true) = 'off'
     ORDER BY new.server_name
     ON CONFLICT (server_name) DO UPDATE
@@ -67,7 +63,14 @@ UPSERT_DESTINATIONS = statement(
       last_success_ms = coalesce(excluded.last_success_ms, destinations.last_success_ms),
       txn_id = excluded.txn_id, txn_positions = excluded.txn_positions
     """,  # noqa: S608  # a constant
-)
+    {
+        "new": {
+            "server_name": "text", "shard": "smallint", "position": "bigint", "behind": "boolean",
+            "failures": "integer", "retry_at_ms": "bigint", "is_down": "boolean",
+            "last_success_ms": "bigint", "txn_id": "text", "txn_positions": "text",
+        },
+    },
+)  # fmt: skip
 
 # Indexes destinations_behind and destinations_shard.
 LIST_OF_SHARDS = statement(
@@ -173,19 +176,14 @@ LIST_JOINED_SERVERS = statement(
 
 async def upsert_destinations(queries: Queries, rows: Sequence[DestinationRow]) -> None:
     """Write how far several servers, each named once, have been served."""
-    await queries.execute(
-        UPSERT_DESTINATIONS,
-        [r.server_name for r in rows],
-        [r.shard for r in rows],
-        [r.position for r in rows],
-        [r.behind for r in rows],
-        [r.failures for r in rows],
-        [r.retry_at_ms for r in rows],
-        [r.is_down for r in rows],
-        [r.last_success_ms for r in rows],
-        [r.txn_id for r in rows],
-        [array_literal(r.txn_positions) for r in rows],
-    )
+    new = [
+        (
+            r.server_name, r.shard, r.position, r.behind, r.failures, r.retry_at_ms, r.is_down,
+            r.last_success_ms, r.txn_id, array_literal(r.txn_positions),
+        )
+        for r in rows
+    ]  # fmt: skip
+    await queries.execute(UPSERT_DESTINATIONS.text, *UPSERT_DESTINATIONS.arguments({"new": new}))
 
 
 async def list_of_shards(

@@ -23,7 +23,7 @@ import asyncpg
 from minihs.base.errors import Unavailable
 from minihs.base.metrics import Histogram, stopwatch
 from minihs.storage import directory, event_writes, stream_writes
-from minihs.storage.database import is_away
+from minihs.storage.database import close, is_away
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
 from minihs.storage.stream_rows import as_read
@@ -47,7 +47,6 @@ class Conflict(Exception):
 
 UNITS_PER_BATCH = 256
 DEADLOCKS_MAX = 5
-CLOSE_S_MAX = 2
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
 EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
@@ -184,8 +183,7 @@ class GroupCommitter:
             for unit in self._waiting:
                 unit.done.cancel()
             if self._connection is not None:
-                with contextlib.suppress(Exception):
-                    await self._connection.close(timeout=CLOSE_S_MAX)
+                await close(self._connection)
 
     async def _commit(self, units: Sequence[_Unit]) -> None:
         """Commit a batch and answer everyone in it; failures go to those who wait."""

@@ -1,7 +1,7 @@
 """Writing events that take no place in the stream: outliers, refused events, fetched history.
 
 Nobody waits for them, so they need no position and are written in transactions of their own, before
-whatever rests upon them (D1). Only `services.rooms.commit` calls this.
+whatever rests upon them (D1). `services.rooms.history_commit` calls this.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import Unavailable
-from minihs.storage.sql import array_literal, statement
+from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ ATTEMPTS = 20
 # processes that are given one room cannot deadlock. Where the writer did not know that another
 # process has just stored an event, and numbered it otherwise, all fails: others rest upon the
 # number (see `_renumbered`).
-WRITE_EVENTS = statement(
+WRITE_EVENTS = BatchStatement(
     "history_writes.write_events",
     """
     INSERT INTO events (
@@ -57,16 +57,10 @@ WRITE_EVENTS = statement(
       order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
     )
     SELECT
-      event_nid, event_id, $2, status, key_nid, state_before, state_after, auth_nids::bigint[],
-      order_major, order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
-    FROM unnest(
-      $1::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::bigint[],
-      $8::text[], $9::bigint[], $10::integer[], $11::text[], $12::text[], $13::text[],
-      $14::bigint[], $15::bigint[]
-    ) AS new (
-      event_nid, event_id, status, key_nid, state_before, state_after, auth_nids, order_major,
-      order_minor, thread_root, redacted_by, json, sticky_until_ms, sent_ms
-    )
+      event_nid, event_id, {room_nid}, status, key_nid, state_before, state_after,
+      auth_nids::bigint[], order_major, order_minor, thread_root, redacted_by, json,
+      sticky_until_ms, sent_ms
+    FROM {new}
     ORDER BY event_id
     ON CONFLICT (event_id) DO UPDATE
     SET
@@ -82,7 +76,16 @@ WRITE_EVENTS = statement(
       OR (events.order_major IS NULL AND excluded.state_before IS NOT NULL)
     RETURNING event_id
     """,
-)
+    {
+        "room_nid": "bigint",
+        "new": {
+            "event_nid": "bigint", "event_id": "text", "status": "smallint", "key_nid": "bigint",
+            "state_before": "bigint", "state_after": "bigint", "auth_nids": "text",
+            "order_major": "bigint", "order_minor": "integer", "thread_root": "text",
+            "redacted_by": "text", "json": "text", "sticky_until_ms": "bigint", "sent_ms": "bigint",
+        },
+    },
+)  # fmt: skip
 
 # Unique index events_event_id_key.
 LIST_NUMBERS = statement(
@@ -90,40 +93,47 @@ LIST_NUMBERS = statement(
     "SELECT event_id, event_nid FROM events WHERE event_id = ANY($1::text[])",
 )
 
-WRITE_STATES = statement(
+WRITE_STATES = BatchStatement(
     "history_writes.write_states",
     """
     INSERT INTO states (state_id, parent_id, chain, size)
-    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::integer[])
+    SELECT * FROM {new}
     ON CONFLICT DO NOTHING
     """,
+    {"new": {"state_id": "bigint", "parent_id": "bigint", "chain": "integer", "size": "integer"}},
 )
 
-WRITE_STATE_ENTRIES = statement(
+WRITE_STATE_ENTRIES = BatchStatement(
     "history_writes.write_state_entries",
     """
     INSERT INTO state_entries (state_id, key_nid, event_nid)
     SELECT new.state_id, new.key_nid, e.event_nid
-    FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS new (state_id, key_nid, event_id)
+    FROM {new}
     LEFT JOIN events e ON e.event_id = new.event_id
     ON CONFLICT DO NOTHING
     """,
+    {"new": {"state_id": "bigint", "key_nid": "bigint", "event_id": "text"}},
 )
 
-WRITE_REFUSALS = statement(
+WRITE_REFUSALS = BatchStatement(
     "history_writes.write_refusals",
     """
     INSERT INTO rejections (event_nid, rule, passage, message, deciding)
     SELECT e.event_nid, new.rule, new.passage, new.message, new.deciding::text[]
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-      AS new (event_id, rule, passage, message, deciding)
+    FROM {new}
     JOIN events e ON e.event_id = new.event_id
     ON CONFLICT (event_nid) DO UPDATE
     SET
       rule = excluded.rule, passage = excluded.passage, message = excluded.message,
       deciding = excluded.deciding
     """,
-)
+    {
+        "new": {
+            "event_id": "text", "rule": "text", "passage": "text", "message": "text",
+            "deciding": "text",
+        },
+    },
+)  # fmt: skip
 
 # Unique index rooms_room_id_key. A room without extremities is one that nobody here has joined yet;
 # what its version is was only said by others, and is believed until somebody says otherwise.
@@ -197,56 +207,44 @@ async def _write_once(
     more_states: Sequence[StateRow],
 ) -> set[EventId]:
     async with db.transaction() as tx:
-        events = [w.stored for w in writes]
-        rows = await tx.fetch(
-            WRITE_EVENTS,
-            [s.event_nid for s in events],
-            room_nid,
-            [s.event_id for s in events],
-            [s.status for s in events],
-            [key_nids[s.event.key] if s.event.is_state else None for s in events],
-            [s.state_before for s in events],
-            [s.state_after for s in events],
-            [None if w.auth_nids is None else array_literal(w.auth_nids) for w in writes],
-            [None if s.order is None else s.order[0] for s in events],
-            [0 if s.order is None else s.order[1] for s in events],
-            [s.thread_root for s in events],
-            [s.redacted_by for s in events],
-            [s.event.json.decode() for s in events],
-            [s.sticky_until_ms for s in events],
-            [s.sent_ms for s in events],
-        )
+        tables: dict[str, object] = {
+            "room_nid": room_nid,
+            "new": [_event_row(w, w.stored, key_nids) for w in writes],
+        }
+        rows = await tx.fetch(WRITE_EVENTS.text, *WRITE_EVENTS.arguments(tables))
         states = [*(row for w in writes for row in w.states), *more_states]
         if states:
             await write_states(tx, states, key_nids)
-        refused = [(w.stored.event_id, w.refusal) for w in writes if w.refusal is not None]
+        refused = [
+            (w.stored.event_id, r.rule, r.passage, r.message, array_literal(r.deciding))
+            for w in writes
+            if (r := w.refusal) is not None
+        ]
         if refused:
-            await tx.execute(
-                WRITE_REFUSALS,
-                [event_id for event_id, _ in refused],
-                [refusal.rule for _, refusal in refused],
-                [refusal.passage for _, refusal in refused],
-                [refusal.message for _, refusal in refused],
-                [array_literal(refusal.deciding) for _, refusal in refused],
-            )
+            await tx.execute(WRITE_REFUSALS.text, *WRITE_REFUSALS.arguments({"new": refused}))
     return {row[0] for row in rows}
+
+
+def _event_row(
+    write: HistoryWrite, s: StoredEvent, key_nids: Mapping[StateKey, int]
+) -> tuple[object, ...]:
+    order_major, order_minor = (None, 0) if s.order is None else s.order
+    return (
+        s.event_nid, s.event_id, s.status, key_nids[s.event.key] if s.event.is_state else None,
+        s.state_before, s.state_after,
+        None if write.auth_nids is None else array_literal(write.auth_nids),
+        order_major, order_minor, s.thread_root, s.redacted_by, s.event.json.decode(),
+        s.sticky_until_ms, s.sent_ms,
+    )  # fmt: skip
 
 
 async def write_states(
     queries: Queries, states: Sequence[StateRow], key_nids: Mapping[StateKey, int]
 ) -> None:
     """Write states whose events are in the database."""
-    await queries.execute(
-        WRITE_STATES,
-        [s.state_id for s in states],
-        [s.parent_id for s in states],
-        [s.chain for s in states],
-        [s.size for s in states],
-    )
+    new = [(s.state_id, s.parent_id, s.chain, s.size) for s in states]
+    await queries.execute(WRITE_STATES.text, *WRITE_STATES.arguments({"new": new}))
     entries = [(s.state_id, key_nids[k], e) for s in states for k, e in s.changes.items()]
     await queries.execute(
-        WRITE_STATE_ENTRIES,
-        [entry[0] for entry in entries],
-        [entry[1] for entry in entries],
-        [entry[2] for entry in entries],
+        WRITE_STATE_ENTRIES.text, *WRITE_STATE_ENTRIES.arguments({"new": entries})
     )

@@ -12,12 +12,12 @@ they derive from the stream is true as of `head` at any time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minihs.storage.database import close
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.sessions import LOGOUT_CHANNEL
 from minihs.storage.sql import statement
@@ -290,8 +290,7 @@ class StreamFollower:
                 await self._clock.sleep_ms(RECONNECT_MS)
             finally:
                 if connection is not None:
-                    with contextlib.suppress(Exception):
-                        await connection.close(timeout=1)
+                    await close(connection)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._announce(int(str(payload)))

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from minihs.base.errors import InvalidParam
+from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.services.appservices import directory, ping
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
-
-TS_MAX = 2**53 - 1
 
 
 class Ping(msgspec.Struct):
@@ -41,7 +40,7 @@ def massaged_ts(request: Request) -> int | None:
     text = request.query("ts")
     if text is None or request.requester.appservice_id is None:
         return None
-    if not (text.isascii() and text.isdecimal()) or len(text) > 16 or int(text) > TS_MAX:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 16 or int(text) > INTEGER_MAX:
         raise InvalidParam("ts must be a time in milliseconds.")
     return int(text)
 

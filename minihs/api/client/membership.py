@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from minihs.base.errors import BadJson, Forbidden, InvalidParam, MissingParam
-from minihs.protocol.identifiers import parse_room_id, parse_user_id
+from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.membership import INSIDE
 from minihs.protocol.redact_on_ban import read_flag
 from minihs.protocol.unstable import REDACT_EVENTS, Disagreement, strip
@@ -68,7 +68,7 @@ async def join_room_by_id(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3roomsroomidjoin
     """
-    return await _join(request, _room_id(request), ())
+    return await _join(request, request.room_id(), ())
 
 
 async def knock_room(request: Request) -> object:
@@ -95,7 +95,7 @@ async def leave_room(request: Request) -> object:
     """
     body = await request.json(Reason)
     await membership.leave_room(
-        request.services, request.requester.user_id, _room_id(request), content=body.content
+        request.services, request.requester.user_id, request.room_id(), content=body.content
     )
     return {}
 
@@ -105,7 +105,7 @@ async def forget_room(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3roomsroomidforget
     """
-    await forget.forget_room(request.services, request.requester.user_id, _room_id(request))
+    await forget.forget_room(request.services, request.requester.user_id, request.room_id())
     return {}
 
 
@@ -191,7 +191,7 @@ async def _change_other(
     user_id = _target(body)
     content = {**body.content, **(more or {})}
     change = MembershipChange(
-        _room_id(request), request.requester.user_id, user_id, wanted, content, only_from
+        request.room_id(), request.requester.user_id, user_id, wanted, content, only_from
     )
     await membership.change_membership(request.services, change)
     return {}
@@ -209,10 +209,3 @@ def _target(body: Target) -> UserId:
     if user_id is None:
         raise InvalidParam("user_id is not a user id.")
     return user_id
-
-
-def _room_id(request: Request) -> RoomId:
-    room_id = parse_room_id(request.path["roomId"])
-    if room_id is None:
-        raise InvalidParam("The path does not have a room id.")
-    return room_id

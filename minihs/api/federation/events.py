@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minihs.api.federation.joins import room_id_of
 from minihs.base.errors import InvalidParam
 from minihs.services.federation import answers
 
@@ -40,7 +39,7 @@ async def get_room_state(request: Request) -> object:
     Spec: server-server-api#get_matrixfederationv1stateroomid
     """
     return await answers.get_state(
-        request.services, request.origin, room_id_of(request), request.required_query("event_id")
+        request.services, request.origin, request.room_id(), request.required_query("event_id")
     )
 
 
@@ -50,7 +49,7 @@ async def get_room_state_ids(request: Request) -> object:
     Spec: server-server-api#get_matrixfederationv1state_idsroomid
     """
     return await answers.get_state_ids(
-        request.services, request.origin, room_id_of(request), request.required_query("event_id")
+        request.services, request.origin, request.room_id(), request.required_query("event_id")
     )
 
 
@@ -60,7 +59,7 @@ async def get_event_auth(request: Request) -> object:
     Spec: server-server-api#get_matrixfederationv1event_authroomideventid
     """
     return await answers.get_event_auth(
-        request.services, request.origin, room_id_of(request), request.path["eventId"]
+        request.services, request.origin, request.room_id(), request.path["eventId"]
     )
 
 
@@ -74,7 +73,7 @@ async def backfill_room(request: Request) -> object:
     return await answers.backfill(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.query_all("v"),
         request.query_integer("limit", 0),
     )
@@ -89,7 +88,7 @@ async def get_missing_previous_events(request: Request) -> object:
     return await answers.get_missing_events(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         earliest=body.earliest_events,
         latest=body.latest_events,
         limit=body.limit,
@@ -109,7 +108,7 @@ async def get_event_by_timestamp(request: Request) -> object:
     return await answers.event_by_time(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.query_integer("ts", 0),
         backward=direction == "b",
     )

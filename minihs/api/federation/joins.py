@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minihs.base.errors import InvalidParam, MissingParam
-from minihs.protocol.identifiers import parse_room_id
+from minihs.base.errors import MissingParam
 from minihs.services.federation import resident
 
 if TYPE_CHECKING:
     from minihs.api.requests import Request
-    from minihs.protocol.identifiers import RoomId
 
 
 class Invite(msgspec.Struct):
@@ -25,18 +23,6 @@ class Invite(msgspec.Struct):
     event: dict[str, object]
     room_version: str
     invite_room_state: object = msgspec.field(default_factory=list)
-
-
-def room_id_of(request: Request) -> RoomId:
-    """Return the room of the path.
-
-    Raises:
-        InvalidParam: it is none.
-    """
-    room_id = parse_room_id(request.path["roomId"])
-    if room_id is None:
-        raise InvalidParam("The path does not have a room id.")
-    return room_id
 
 
 async def make_join(request: Request) -> object:
@@ -71,7 +57,7 @@ async def _make(request: Request, membership: str, versions: list[str] | None) -
     return await resident.make_membership(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["userId"],
         membership,
         versions,
@@ -86,7 +72,7 @@ async def send_join_v2(request: Request) -> object:
     return await resident.send_join(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["eventId"],
         await request.json_object(),
         omit_members=request.query_flag("omit_members"),
@@ -109,7 +95,7 @@ async def send_leave_v2(request: Request) -> object:
     return await resident.send_leave(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["eventId"],
         await request.json_object(),
     )
@@ -131,7 +117,7 @@ async def send_knock(request: Request) -> object:
     return await resident.send_knock(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["eventId"],
         await request.json_object(),
     )
@@ -146,7 +132,7 @@ async def send_invite_v2(request: Request) -> object:
     return await resident.take_invite(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["eventId"],
         body.event,
         body.room_version,
@@ -167,7 +153,7 @@ async def send_invite_v1(request: Request) -> object:
     answer = await resident.take_invite(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         request.path["eventId"],
         pdu,
         "1",

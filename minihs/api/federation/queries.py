@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.api.client import directory as client_directory
-from minihs.api.federation.joins import room_id_of
 from minihs.base.errors import InvalidParam, NotFound
 from minihs.protocol.identifiers import parse_user_id
 from minihs.services.accounts import openid, profile
@@ -76,7 +75,7 @@ async def get_space_hierarchy(request: Request) -> object:
     return await hierarchy.get_space_hierarchy(
         request.services,
         request.origin,
-        room_id_of(request),
+        request.room_id(),
         suggested_only=request.query_flag("suggested_only"),
     )
 

@@ -30,7 +30,7 @@ from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.events import Event
 from minihs.protocol.hashes import signed_bytes
 from minihs.protocol.identifiers import parse_user_id, server_name_of
-from minihs.protocol.membership import membership_of
+from minihs.protocol.membership import AUTHORISING_USER, membership_of
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import with_signature
 from minihs.protocol.state_keys import CREATE
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, object]
 
-AUTHORISING_USER = "join_authorised_via_users_server"
 HEROES_MAX = 5
 INVITES_OF_USER_MAX = 1_000  # Not yet answered.
 INVITES_OF_USER_FROM_SERVER_MAX = 200

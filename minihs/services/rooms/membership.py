@@ -27,7 +27,7 @@ from minihs.base.errors import (
 from minihs.protocol import canonical_json
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_user_id
-from minihs.protocol.membership import INSIDE, MEMBERSHIPS, membership_of
+from minihs.protocol.membership import AUTHORISING_USER, INSIDE, MEMBERSHIPS, membership_of
 from minihs.protocol.state_keys import CREATE, GUEST_ACCESS
 from minihs.protocol.stickiness import sticky_members
 from minihs.protocol.unstable import DEACTIVATED, ERASED
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROOMS_AT_ONCE = 16
-AUTHORISING_USER = "join_authorised_via_users_server"
 
 # What only the server says in a member event, whatever a client sends.
 _SAID_OF_THE_DEACTIVATED = frozenset({*DEACTIVATED.spellings, ERASED})

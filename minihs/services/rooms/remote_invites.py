@@ -5,7 +5,6 @@ Spec: server-server-api#inviting-to-a-room
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,26 +16,24 @@ from minihs.remote.transport import RemoteError
 from minihs.services.rooms import commit, origins, outsiders
 from minihs.services.rooms.candidates import refusal_of
 from minihs.services.rooms.commit import Plan, PlannedEvent
-from minihs.services.rooms.heads import RoomHead, building
-from minihs.services.rooms.send import build_upon, load_state_events
+from minihs.services.rooms.heads import building
+from minihs.services.rooms.send import Decision, build_upon, load_state_events
 from minihs.services.rooms.templates import BadTemplateError, countersigned
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:
-    from minihs.protocol.event_assembly import EventDraft
     from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.services.context import Services
     from minihs.services.rooms.origins import Origin
 
 ATTEMPTS = 20
-Draft = Callable[[RoomHead], Awaitable["EventDraft | EventId"]]
 
 
 async def invite(
     services: Services,
     room_id: RoomId,
     user_id: UserId,
-    decide: Draft,
+    decide: Decision,
     transaction: Origin | None = None,
 ) -> EventId:
     """Invite a user of another server: it signs the invite before we commit it.

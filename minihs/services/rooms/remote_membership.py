@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden, MatrixError, NotFound
+from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.client_format import stripped_state
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.membership import membership_of
@@ -23,7 +24,6 @@ from minihs.services.rooms import commit
 from minihs.services.rooms.candidates import through_any
 from minihs.services.rooms.outsiders import read_room_state
 from minihs.services.rooms.remote_joins import BadRoomError, commit_join, read_given_room
-from minihs.services.rooms.send import DEPTH_MAX
 from minihs.services.rooms.templates import (
     BadTemplateError,
     RemoteChange,
@@ -123,7 +123,7 @@ async def leave(services: Services, change: RemoteChange) -> EventId:
         logger.info("%s leaves %s alone: %s", change.user_id, change.room_id, error.message)
     place = Template(
         present.event.room_version,
-        min(present.event.depth + 1, DEPTH_MAX),
+        min(present.event.depth + 1, INTEGER_MAX),
         [present.event_id],
         [present.event_id],
         None,

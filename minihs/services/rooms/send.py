@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import BadJson, Forbidden, MatrixError, NotFound, TooLarge, Unavailable
 from minihs.base.limits import PREV_EVENTS_MAX
-from minihs.protocol.canonical_json import CanonicalJsonError
+from minihs.protocol.canonical_json import INTEGER_MAX, CanonicalJsonError
 from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.event_auth import (
     EventAuthError,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from minihs.storage.state import StateRow
 
 ATTEMPTS = 20
-DEPTH_MAX = 2**53 - 1
 
 # Asked under the room's turn, before each attempt: returns the draft to send, or the id of an event
 # that makes sending needless (an unchanged state), or raises.
@@ -173,7 +172,7 @@ async def build_upon(services: Services, head: RoomHead, draft: EventDraft) -> P
         event = build_event(
             draft,
             room_version=version,
-            depth=min(max((e.event.depth for e in extremities), default=0) + 1, DEPTH_MAX),
+            depth=min(max((e.event.depth for e in extremities), default=0) + 1, INTEGER_MAX),
             prev_event_ids=[e.event_id for e in extremities],
             auth_event_ids=[stored.event_id for stored in auth.values()],
             server_name=services.server_name,

@@ -15,6 +15,7 @@ from minihs.protocol.canonical_json import CanonicalJsonError
 from minihs.protocol.event_assembly import EventDraft, build_event
 from minihs.protocol.events import Event
 from minihs.protocol.identifiers import parse_user_id
+from minihs.protocol.membership import AUTHORISING_USER
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import with_signatures_of
 from minihs.services.rooms.send import own_event_id
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, ServerName, UserId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
-
-AUTHORISING_USER = "join_authorised_via_users_server"
 
 
 @dataclass(frozen=True, slots=True)

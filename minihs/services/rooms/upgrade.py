@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden, InvalidParam, UnsupportedRoomVersion
+from minihs.protocol.canonical_json import INTEGER_MAX
 from minihs.protocol.identifiers import parse_user_id
 from minihs.protocol.power_levels import read_level
 from minihs.protocol.room_versions import ROOM_VERSIONS
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 TOMBSTONE = "m.room.tombstone"
 TOMBSTONE_LEVEL = 150  # Since v12. Spec: client-server-api#post_matrixclientv3createroom
-LEVEL_MAX = 2**53 - 1
 
 # What passes to the replacement as it is; power levels, aliases and bans need a closer look.
 TRANSFERRED = frozenset(
@@ -166,7 +166,7 @@ def replacement_levels(levels: PowerLevels, version: RoomVersion, creators: set[
     else:
         given = [100, *events.values(), *users.values()]
         if not levels.has_event or levels.room_version.creators_are_privileged:
-            users |= dict.fromkeys(levels.creators, min(max(given), LEVEL_MAX))
+            users |= dict.fromkeys(levels.creators, min(max(given), INTEGER_MAX))
     return content | {"users": users, "events": events}
 
 
