@@ -497,6 +497,32 @@ async def test_unread_counts_grow_with_messages_and_end_with_a_receipt(
     assert receipt["content"][last]["m.read"][bob.user_id]["ts"] > 0
 
 
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_who_speaks_to_the_whole_room_is_heard_by_everybody(
+    homeserver: Homeserver, version: str
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    carol = await homeserver.register("carol")
+    room_id = await alice.create_room(room_version=version)
+    await bob.join(room_id)
+    await carol.join(room_id)
+    deaf = "/pushrules/global/override/.m.rule.is_room_mention/enabled"
+    await carol.call("PUT", deaf, {"enabled": False})
+    await alice.say(room_id, "@room", **{"m.mentions": {"room": True}})
+    await bob.say(room_id, "@room", **{"m.mentions": {"room": True}})  # He may not.
+
+    async def counts(user: User) -> dict:
+        return room_of(await user.sync(), room_id)["unread_notifications"]
+
+    assert await counts(bob) == {"notification_count": 0, "highlight_count": 0}  # He has spoken.
+    assert await counts(carol) == {"notification_count": 2, "highlight_count": 0}
+    event_id = await alice.say(room_id, "@room", **{"m.mentions": {"room": True}})
+    assert await counts(bob) == {"notification_count": 1, "highlight_count": 1}
+    await bob.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
+    assert await counts(bob) == {"notification_count": 0, "highlight_count": 0}
+    assert await counts(alice) == {"notification_count": 0, "highlight_count": 0}
+
+
 async def test_threads_have_counts_of_their_own_when_asked_for(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await alice.create_room()

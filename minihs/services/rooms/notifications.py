@@ -119,7 +119,9 @@ async def count(
     occasion = Occasion(event, member_count=head.joined_count, power=await _power(services, head))
     outcomes = default_outcomes(occasion, _names(head, members))
     common = outcomes.common
-    differing: dict[str, Outcome] = dict(outcomes.deviations)
+    # A highlight is each reader's own, also where it is everybody's: somebody says @room.
+    everybody = members if common.highlight else ()
+    differing: dict[str, Outcome] = dict.fromkeys(everybody, common) | dict(outcomes.deviations)
     for user_id, rules in await services.rulesets.custom(members):
         outcome = evaluate(rules, occasion, user_id, members[user_id])
         if outcome.notify != common.notify or outcome.highlight or user_id in differing:
