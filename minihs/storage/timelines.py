@@ -94,12 +94,6 @@ LIST_LEFT_ROOMS = statement(
     """,
 )
 
-# Primary key of invite_states.
-LIST_INVITE_STATES = statement(
-    "timelines.list_invite_states",
-    "SELECT room_id, json FROM invite_states WHERE user_id = $1 AND room_id = ANY($2::text[])",
-)
-
 # Index receipts_room_position. Private receipts are for their owner alone.
 LIST_RECEIPTS = statement(
     "timelines.list_receipts",
@@ -212,14 +206,6 @@ async def list_changed_rooms(queries: Queries, user_id: str, after: int, upto: i
 async def list_left_rooms(queries: Queries, user_id: str, after: int, upto: int) -> Sequence[Row]:
     """Return room, position, event, membership, sender, when forgotten, of rooms left since."""
     return await queries.fetch(LIST_LEFT_ROOMS, user_id, after, upto)
-
-
-async def list_invite_states(
-    queries: Queries, user_id: str, room_ids: Sequence[str]
-) -> dict[str, str]:
-    """Return, as JSON, the stripped state that came with invites and knocks."""
-    rows = await queries.fetch(LIST_INVITE_STATES, user_id, room_ids)
-    return {row[0]: row[1] for row in rows}
 
 
 async def list_receipts(

@@ -163,6 +163,37 @@ async def test_r_1_what_others_quote_is_redacted_too(scene: Scene):
     assert because["sender"] == scene.mallory.user_id
 
 
+@pytest.mark.parametrize("how", ["ban", "redaction"])
+async def test_r_1_an_open_invite_says_no_more_who_wrote_what(
+    hs1: Homeserver, scene: Scene, clock: ManualClock, how: str
+):
+    """Neither its reason nor the inviter's name; after the purge the database does not either."""
+    mallory, carol = scene.mallory, await hs1.register("carol")
+    await scene.alice.put_state(scene.room_id, "m.room.power_levels", {"invite": 0})
+    await mallory.call("PUT", f"/profile/{mallory.user_id}/displayname", {"displayname": "Pills"})
+    wish = {"user_id": carol.user_id, "reason": "Buy my pills"}
+    await mallory.call("POST", f"{scene.path}/invite", wish)
+    assert "Buy my pills" in str((await carol.sync())["rooms"]["invite"])
+    if how == "ban":
+        await scene.remove("ban", FLAGGED)
+    else:
+        state = await scene.alice.call("GET", f"{scene.path}/state")
+        invite = next(e["event_id"] for e in state if e["state_key"] == carol.user_id)
+        await scene.alice.call("PUT", f"{scene.path}/redact/{quote(invite)}/1", {})
+    for _ in range(2):
+        carol.since = None
+        shown = (await carol.sync())["rooms"]["invite"][scene.room_id]["invite_state"]["events"]
+        assert "ills" not in str(shown)
+        own = next(e for e in shown if e.get("state_key") == carol.user_id)
+        assert own["content"] == {"membership": "invite"}
+        assert own["sender"] == mallory.user_id
+        await purge(hs1, clock)
+    if how == "ban":
+        rows = await hs1.services.db.fetch("SELECT json FROM invite_states")
+        assert "ills" not in str([row[0] for row in rows])
+    await carol.join(scene.room_id)
+
+
 async def test_r_1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
     await scene.mallory.call(
         "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": "Buy my pills"}

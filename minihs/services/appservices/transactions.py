@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from minihs.base.errors import NotFound
+from minihs.protocol.canonical_json import encode_any
 from minihs.protocol.unstable import (
     APPSERVICE_EPHEMERAL,
     APPSERVICE_TO_DEVICE,
@@ -20,7 +21,8 @@ from minihs.services.ephemeral.presence import content_of
 from minihs.services.ephemeral.receipts import receipt_content
 from minihs.services.rooms import delayed_events
 from minihs.services.rooms.client_events import client_event, prepare
-from minihs.storage import appservices, timelines
+from minihs.services.rooms.stripped_state import load_stripped
+from minihs.storage import appservices
 from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite
 
 if TYPE_CHECKING:
@@ -101,12 +103,12 @@ async def _with_stripped_state(
         return shown
     if service not in services.appservices.of_user(event.state_key):
         return shown
-    states = await timelines.list_invite_states(services.db, event.state_key, [event.room_id])
+    states = await load_stripped(services, event.state_key, [event.room_id])
     stripped = states.get(event.room_id)
     if stripped is None:
         return shown
     # The event ends with its `unsigned`, which has at least an age: both braces are put back.
-    return b'%b,"%b":%b}}' % (shown[:-2], name.encode(), stripped.encode())
+    return b'%b,"%b":%b}}' % (shown[:-2], name.encode(), encode_any(stripped))
 
 
 def ephemeral_events(services: Services, items: Iterable[Ephemeral]) -> list[dict[str, object]]:

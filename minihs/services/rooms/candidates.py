@@ -12,12 +12,12 @@ from minihs.base.errors import (
     MatrixError,
     NotFound,
 )
-from minihs.protocol.canonical_json import decode
 from minihs.protocol.identifiers import parse_server_name, server_name_of
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.remote_joins import BadRoomError
+from minihs.services.rooms.stripped_state import load_stripped
 from minihs.services.rooms.templates import BadTemplateError, RemoteChange
-from minihs.storage import directory, timelines
+from minihs.storage import directory
 from minihs.storage import membership as memberships
 
 if TYPE_CHECKING:
@@ -92,11 +92,10 @@ async def candidates(services: Services, change: RemoteChange) -> list[ServerNam
 
 async def _servers_shown(services: Services, change: RemoteChange) -> list[ServerName]:
     """Return the servers of those who made the room what we were shown when outside of it."""
-    shown = await timelines.list_invite_states(services.db, change.user_id, [change.room_id])
-    events = decode(shown.get(change.room_id, "[]"))
+    shown = await load_stripped(services, change.user_id, [change.room_id])
     return [
         server_name_of(event["sender"])
-        for event in (events if isinstance(events, list) else ())
+        for event in shown.get(change.room_id, ())
         if isinstance(event, dict) and isinstance(event.get("sender"), str)
     ]
 

@@ -45,6 +45,7 @@ from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.client_events import as_shown
 from minihs.services.rooms.state import load_state_events
+from minihs.services.rooms.stripped_state import purge_stripped
 from minihs.storage import redacted_stays
 from minihs.storage.event_store import SOFT_FAILED
 from minihs.storage.stream_rows import StayRedaction
@@ -303,6 +304,7 @@ async def _purge_step(services: Services, purge: Purge) -> Purge | None:
             await redacted_stays.purge_events(tx, purge, redacted)
         await redacted_stays.mark_progress(tx, purge, place, next_nid)
     if done:
+        await purge_stripped(services, purge.room_nid, purge.stay.user_id)
         await services.committer.commit_rows([replace(purge.stay, purged=True)])
         return None
     return replace(purge, next_major=place[0], next_minor=place[1], next_nid=next_nid)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from minihs.protocol import canonical_json
 from minihs.protocol.state_keys import CREATE, ENCRYPTION, NAME
 from minihs.services.rooms import visibility
+from minihs.services.rooms.stripped_state import load_stripped
 from minihs.services.sync.sliding_memory import RoomFacts
 from minihs.services.sync.sliding_request import RoomConfig, combine
 from minihs.storage import sliding, state_reads, timelines
@@ -117,7 +118,7 @@ async def load_rooms(services: Services, request: SlidingRequest, connection: Co
     personal = await _personal(services, request)
     rooms |= await _departed(services, request, connection, rooms)
     outside = [room_id for room_id, room in rooms.items() if room.kind == "outside"]
-    stripped = await _stripped(services, request, outside)
+    stripped = await load_stripped(services, request.user_id, outside) if outside else {}
     for room_id, events in stripped.items():
         if rooms[room_id].membership == "invite" and _inviter(request, events) in personal.ignored:
             del rooms[room_id]
@@ -188,20 +189,6 @@ async def _left_at(services: Services, user_id: str, room_id: str, event_id: str
         known = left.order[0] if left is not None and left.order is not None else 0
         cache.put(event_id, known)
     return known or None
-
-
-async def _stripped(
-    services: Services, request: SlidingRequest, room_ids: Sequence[str]
-) -> dict[str, list[object]]:
-    """Return the stripped state of rooms that the user is outside of."""
-    if not room_ids:
-        return {}
-    found = await timelines.list_invite_states(services.db, request.user_id, room_ids)
-    stripped: dict[str, list[object]] = {}
-    for room_id, json in found.items():
-        events = canonical_json.decode(json)
-        stripped[room_id] = events if isinstance(events, list) else []
-    return stripped
 
 
 def _inviter(request: SlidingRequest, stripped: Sequence[object]) -> object:

@@ -17,6 +17,7 @@ from minihs.protocol import canonical_json, unstable
 from minihs.services.accounts.account_data import ignored_in
 from minihs.services.accounts.authentication import require_session
 from minihs.services.rooms import client_events, delayed_events, visibility
+from minihs.services.rooms.stripped_state import load_stripped
 from minihs.services.sync import assemble
 from minihs.services.sync.joined_rooms import joined_rooms
 from minihs.services.sync.positions import format_token
@@ -214,13 +215,12 @@ async def _shown_from_outside(
     ]
     if not new:
         return {}
-    states = await timelines.list_invite_states(services.db, request.user_id, new)
-    found: dict[str, Json] = {}
-    for room_id, json in states.items():
-        events = canonical_json.decode(json)
-        if isinstance(events, list) and not _from_ignored(request, events):
-            found[room_id] = {section: {"events": events}}
-    return found
+    states = await load_stripped(services, request.user_id, new)
+    return {
+        room_id: {section: {"events": events}}
+        for room_id, events in states.items()
+        if not _from_ignored(request, events)
+    }
 
 
 def _from_ignored(request: SyncRequest, stripped: list[object]) -> bool:
