@@ -260,6 +260,35 @@ async def test_s_16_it_is_tried_again_when_the_power_levels_change(
     assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
 
 
+async def test_s_16_it_is_tried_again_when_the_state_is_rolled_back(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    """The proposal's own example: Bob kicks Charlie while, elsewhere, Alice kicks Bob."""
+    moderator, bob, charlie = "@alice:evil", "@bob:evil", "@charlie:evil"
+    await push(evil, hs1, [room.join(user) for user in (moderator, bob, charlie)])
+    levels = {"users": {moderator: 90, bob: 50}}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    before, now_ms = list(room.ends), clock.now_ms()
+
+    def kick(sender: str, target: str) -> Event:
+        return room.send(
+            sender, "m.room.member", {"membership": "leave"}, state_key=target, prev=before,
+            origin_server_ts=now_ms,
+        )  # fmt: skip
+
+    event = stuck(room, now_ms, sender=charlie, prev=before)
+    await push(evil, hs1, [kick(bob, charlie)])
+    await push(evil, hs1, [event])
+    await sticky_events.recheck_soft_failed(hs1.services)
+    assert event.event_id not in str(await alice.sync())
+    await push(evil, hs1, [kick(moderator, bob)])
+    await sticky_events.recheck_soft_failed(hs1.services)
+    answer = await alice.sync()
+    assert ids(section(answer, room.room_id)) == [event.event_id]
+    assert event.event_id not in timeline(answer, room.room_id)
+
+
 async def test_s_16_it_is_tried_again_when_the_join_rules_change(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
 ):
@@ -295,6 +324,28 @@ async def test_s_16_nothing_is_tried_again_that_has_expired_or_was_redacted(
     await push(evil, hs1, [room.join(MALLORY)])
     await sticky_events.recheck_soft_failed(hs1.services)
     assert section(await alice.sync(), room.room_id) == []
+
+
+async def test_s_16_who_took_it_back_while_nobody_listened_is_not_heard_either(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    """Both were soft-failed: where nobody banned them, others saw the redaction."""
+    before = await banned(hs1, alice, room)
+    now_ms = clock.now_ms()
+    said = stuck(room, now_ms, "taken back", prev=before)
+    kept = stuck(room, now_ms, "said", prev=before)
+    redaction = room.send(
+        MALLORY, "m.room.redaction", {"redacts": said.event_id}, prev=before,
+        redacts=said.event_id, origin_server_ts=now_ms,
+    )  # fmt: skip
+    await push(evil, hs1, [said, kept, redaction])
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/unban", {"user_id": MALLORY})
+    await refresh(room, hs1)
+    await push(evil, hs1, [room.join(MALLORY)])
+    await sticky_events.recheck_soft_failed(hs1.services)
+    assert ids(section(await alice.sync(), room.room_id)) == [kept.event_id]
+    path = f"/rooms/{quote(room.room_id)}/event/{quote(said.event_id)}"
+    assert (await alice.request("GET", path)).status == 404
 
 
 async def test_s_16_a_ban_that_redacts_keeps_them_back_for_good(

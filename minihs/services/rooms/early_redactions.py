@@ -4,6 +4,9 @@ A redaction applies to an event of its room if its sender had the power to redac
 or is of the same server as the event's sender. Nothing that came too early is trusted: it is kept
 aside, and held against the event when that comes. The create event is what a room is, and stays.
 
+A soft-failed redaction applies to nothing. But where what it redacts is held back as well, and may
+pass later (MSC4354), it is kept aside, too: who said something and took it back did both.
+
 Spec: rooms/v11#handling-redactions
 """
 
@@ -14,12 +17,13 @@ from typing import TYPE_CHECKING
 from minihs.protocol.identifiers import server_name_of
 from minihs.protocol.power_levels import PowerLevels
 from minihs.protocol.state_keys import CREATE, POWER_LEVELS
+from minihs.protocol.stickiness import sticky_duration_ms
 from minihs.services.rooms.state import load_state_events
 from minihs.storage import missing_events
-from minihs.storage.event_store import ACCEPTED
+from minihs.storage.event_store import ACCEPTED, SOFT_FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, StateKey
@@ -78,3 +82,24 @@ async def find_applying(
         if await applies(services, redaction.event, before, events[target_id]):
             found[target_id] = redaction_id
     return found
+
+
+async def note_soft_failed(services: Services, event: Event) -> None:
+    """Keep a soft-failed redaction aside, if what it redacts is sticky and soft-failed as well."""
+    if event.type != "m.room.redaction" or event.redacts is None or "\0" in event.redacts:
+        return
+    target = await services.events.get(event.redacts)
+    if (
+        target is not None
+        and target.status == SOFT_FAILED
+        and sticky_duration_ms(target.event.pdu) is not None
+    ):
+        pair = (target.event_id, event.event_id)
+        await missing_events.insert_early_redactions(services.db, [pair])
+
+
+async def list_soft_failed(services: Services, event_ids: Sequence[EventId]) -> list[Event]:
+    """Return the soft-failed redactions that were noted of some events."""
+    pairs = await missing_events.list_redactions(services.db, event_ids)
+    known = await services.events.get_many([redaction_id for _, redaction_id in pairs])
+    return [stored.event for stored in known.values() if stored.status == SOFT_FAILED]

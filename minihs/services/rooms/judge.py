@@ -327,6 +327,8 @@ class Judge:
             services, self.receipt.room.room_nid, [HistoryWrite(stored, auth_nids, rows, refusal)]
         )
         services.states.remember(after)
+        if verdict.status == SOFT_FAILED:
+            await early_redactions.note_soft_failed(services, event)
         logger.info(
             "%s %s from %s: %s (%s)",
             "rejected" if verdict.status == REJECTED else "soft-failed",

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.state_keys import CREATE
+from minihs.services.rooms import early_redactions
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.send import load_state_events
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
+    from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
     from minihs.storage.sticky_events import HeldStickyEvent
 
 EXPIRED_AT_ONCE = 2_000
@@ -44,23 +48,39 @@ async def _recheck_room(services: Services, room_id: str, held: list[HeldStickyE
     if head is None:
         return
     stored = await services.events.get_many([event.event_id for event in held])
-    passed: list[StickyEvent] = []
+    passed: dict[EventId, StickyEvent] = {}
     for event in held:
         known = stored.get(event.event_id)
         if known is None or known.redacted_by is not None:
             continue
-        keys = [*select_auth_keys_of(known.event), CREATE]
-        auth = await load_state_events(services, head.state, keys)
-        try:
-            check_state_dependent(known.event, {key: s.event for key, s in auth.items()})
-        except EventAuthError:
-            continue
-        passed.append(StickyEvent(head.room_id, known.event_id, known.event.sender, event.until_ms))
+        if await _passes(services, head, known.event):
+            passed[known.event_id] = StickyEvent(
+                head.room_id, known.event_id, known.event.sender, event.until_ms
+            )
+    for redaction in await early_redactions.list_soft_failed(services, list(passed)):
+        target = stored.get(redaction.redacts) if redaction.redacts is not None else None
+        if (
+            target is not None
+            and await early_redactions.applies(services, redaction, head.state, target.event)
+            and await _passes(services, head, redaction)
+        ):
+            passed.pop(target.event_id, None)
     if passed:
-        await services.committer.commit_rows(passed)
+        await services.committer.commit_rows(list(passed.values()))
     await sticky_events.mark_checked(
         services.db, [event.event_id for event in held], head.state.state_id
     )
+
+
+async def _passes(services: Services, head: RoomHead, event: Event) -> bool:
+    """Return whether the room's current state allows an event."""
+    keys = [*select_auth_keys_of(event), CREATE]
+    auth = await load_state_events(services, head.state, keys)
+    try:
+        check_state_dependent(event, {key: s.event for key, s in auth.items()})
+    except EventAuthError:
+        return False
+    return True
 
 
 async def forget_expired(services: Services) -> None:
