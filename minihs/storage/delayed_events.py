@@ -152,9 +152,16 @@ LIST_DUE = statement(
     f"""
     SELECT {_COLUMNS}
     FROM delayed_events d
-    WHERE d.finalised_ms IS NULL AND d.due_ms <= $1 AND NOT d.room_id = ANY($2::text[])
+    WHERE d.finalised_ms IS NULL AND d.due_ms <= $1
+        AND NOT d.room_id = ANY($2::text[])
+        AND NOT d.user_id = ANY($3::text[])
+        AND NOT EXISTS (
+            SELECT
+            FROM unnest($4::text[], $5::text[]) AS pair (room_id, user_id)
+            WHERE pair.room_id = d.room_id AND pair.user_id = d.user_id
+        )
     ORDER BY d.due_ms, d.since_ms, d.delay_id
-    LIMIT $3
+    LIMIT $6
     """,  # noqa: S608  # a constant
 )
 
@@ -344,11 +351,22 @@ async def list_outcomes(
     return [DelayedEvent(*r) for r in await queries.fetch(LIST_OUTCOMES, user_id, after, upto)]
 
 
-async def list_due(
-    queries: Queries, now_ms: int, without_rooms: Collection[str], limit: int
-) -> list[DelayedEvent]:
-    """Return the events that are due, the longest overdue first, but none of these rooms."""
-    rows = await queries.fetch(LIST_DUE, now_ms, list(without_rooms), limit)
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Of which delayed events nothing shall be sent now: those of rooms, of users, of both."""
+
+    rooms: Collection[str] = ()
+    users: Collection[str] = ()
+    users_in_rooms: Collection[tuple[str, str]] = ()
+
+
+async def list_due(queries: Queries, now_ms: int, busy: Busy, limit: int) -> list[DelayedEvent]:
+    """Return the events that are due, the longest overdue first, but none of what is `busy`."""
+    rows = await queries.fetch(
+        LIST_DUE, now_ms, list(busy.rooms), list(busy.users),
+        [room_id for room_id, _ in busy.users_in_rooms],
+        [user_id for _, user_id in busy.users_in_rooms], limit,
+    )  # fmt: skip
     return [DelayedEvent(*row) for row in rows]
 
 

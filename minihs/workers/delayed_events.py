@@ -5,8 +5,12 @@ is due sooner. So an event is never early, and late by milliseconds, or by that 
 its delay was shorter. After a start whatever is overdue goes first.
 
 In a room events are sent one after the other, in the order in which they were due; rooms do not
-wait for one another. When the wall clock is set forward, what was scheduled before still waits for
-its whole delay; after a restart it goes by the clock.
+wait for one another. Nor does anybody wait for long for somebody else: what takes its time, such as
+an invite to a server that does not answer, goes on by itself, and only its sender waits for it in
+that room. No user keeps more than a few rooms busy.
+
+When the wall clock is set forward, what was scheduled before still waits for its whole delay; after
+a restart it goes by the clock.
 
 MSC4140#scheduling-a-delayed-event
 """
@@ -15,10 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from minihs.services.rooms import delayed_sending
+from minihs.storage.delayed_events import Busy
 from minihs.workers.runner import HOLDER_LENGTH, LeasedLoop, give_back, run_once
 
 if TYPE_CHECKING:
@@ -31,6 +36,8 @@ NAME = "delayed-events"
 TURN_MS = 1_000  # After each the lease is renewed, which lasts several.
 LOOK_MS = 200
 ROOMS_AT_ONCE = 64
+ROOMS_OF_A_USER_AT_ONCE = 8
+PATIENCE_MS = 500  # Long enough for whatever needs no other server.
 EVENTS_AT_ONCE = 200
 STEP_MS = 1_000  # A clock that gains less in a turn is only being adjusted.
 ONE_MOMENT_MS = 100
@@ -68,7 +75,9 @@ class Sender:
         self._monotonic_ms = services.clock.monotonic_ms()
         # When, by the wall clock, and by how much it was set forward.
         self._steps: deque[tuple[int, int]] = deque(maxlen=STEPS_MAX)
-        self._rooms: dict[str, asyncio.Task[None]] = {}
+        # Rooms that are being served, with whose events; whose events in which take their time.
+        self._rooms: dict[str, tuple[asyncio.Task[None], frozenset[str]]] = {}
+        self._slow: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._again = asyncio.Event()
 
     async def take_turn(self, services: Services) -> None:
@@ -90,19 +99,29 @@ class Sender:
 
     async def begin(self) -> None:
         """Begin to send what is due now; it goes on beside everything else."""
-        due = await delayed_sending.list_due(self._services, self._rooms, EVENTS_AT_ONCE)
+        rooms_of = Counter(user_id for _, user_id in self._slow)
+        for _, user_ids in self._rooms.values():
+            rooms_of.update(user_ids)
+        at_limit = [user for user, n in rooms_of.items() if n >= ROOMS_OF_A_USER_AT_ONCE]
+        busy = Busy(self._rooms, at_limit, self._slow)
+        due = await delayed_sending.list_due(self._services, busy, EVENTS_AT_ONCE)
         self._notice_step()
         now_ms = self._services.clock.now_ms()
         of_room: dict[str, list[DelayedEvent]] = {}
         for event in due:
             if event.due_ms + self._skipped_ms(event) <= now_ms:
                 of_room.setdefault(event.room_id, []).append(event)
-        for room_id, events in of_room.items():
+        for room_id, in_room in of_room.items():
             if len(self._rooms) >= ROOMS_AT_ONCE:
                 break
-            self._rooms[room_id] = self._services.tasks.spawn(
-                "send delayed events", self._send(room_id, events)
-            )
+            events = [e for e in in_room if rooms_of[e.user_id] < ROOMS_OF_A_USER_AT_ONCE]
+            if events:
+                user_ids = frozenset(event.user_id for event in events)
+                rooms_of.update(user_ids)
+                task = self._services.tasks.spawn(
+                    "send delayed events", self._send(room_id, events)
+                )
+                self._rooms[room_id] = task, user_ids
 
     def _notice_step(self) -> None:
         """Notice whether the wall clock was set since this was called last."""
@@ -127,17 +146,46 @@ class Sender:
 
     async def finish(self) -> None:
         """Return once nothing is under way any more."""
-        while self._rooms:
-            await asyncio.wait(list(self._rooms.values()))
+        while self._rooms or self._slow:
+            await asyncio.wait([*(task for task, _ in self._rooms.values()), *self._slow.values()])
 
     async def _send(self, room_id: str, events: list[DelayedEvent]) -> None:
-        done = False
+        done: bool | None = False
         try:
             for event in events:
-                done = await delayed_sending.send_due(self._services, event, self._began_ms)
-                if not done:  # Those after it shall not overtake it.
+                if (room_id, event.user_id) in self._slow:
+                    continue
+                done = await self._send_one(event)
+                if done is False:  # Those after it shall not overtake it.
                     break
         finally:
             del self._rooms[room_id]
-            if done:
+            if done is not False:
                 self._again.set()
+
+    async def _send_one(self, event: DelayedEvent) -> bool | None:
+        """Return whether an event is done with; None: it takes its time, and goes on by itself."""
+        ended = asyncio.Event()
+        key = (event.room_id, event.user_id)
+        is_done = has_ended = False
+
+        async def attempt() -> None:
+            nonlocal is_done, has_ended
+            try:
+                is_done = await delayed_sending.send_due(self._services, event, self._began_ms)
+            finally:
+                has_ended = True
+                ended.set()
+                if self._slow.pop(key, None) is not None:
+                    self._again.set()
+
+        task = self._services.tasks.spawn("send a delayed event", attempt())
+        timer = self._services.clock.call_later_ms(PATIENCE_MS, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            timer.cancel()
+        if has_ended:
+            return is_done
+        self._slow[key] = task
+        return None

@@ -1455,7 +1455,7 @@ async def test_a_fault_of_ours_ends_one_event_and_no_other(
     alice, bob, room_id = await room_of_two(homeserver)
     broken = await delay(alice, room_id, 1_000, {"n": 1}, event_type="org.example.broken")
     await delay(alice, room_id, 1_001, {"n": 2})
-    send_message = delayed_events.send_message
+    send_message = delayed_sending.send_message
 
     async def stumble(*args: object, **more: object) -> object:
         if "org.example.broken" in args:
@@ -1488,3 +1488,93 @@ async def test_a_room_that_takes_its_time_holds_up_no_other(homeserver: Homeserv
         assert await sent(bob, slow) == []
     await sender.finish()
     assert len(await sent(bob, slow)) == 1
+
+
+SLOW = "org.example.slow"
+
+
+@pytest.fixture
+def slow_events(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], asyncio.Event]:
+    """Rooms in which a slow event is being sent, and what lets all of them go on."""
+    under_way: list[str] = []
+    released = asyncio.Event()
+    send_message = delayed_sending.send_message
+
+    async def hesitate(*args: object, **more: object) -> object:
+        if SLOW in args:
+            under_way.append(str(args[2]))
+            await released.wait()
+        return await send_message(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(delayed_sending, "send_message", hesitate)
+    return under_way, released
+
+
+async def test_for_what_takes_its_time_its_sender_waits_alone(
+    homeserver: Homeserver, slow_events: tuple[list[str], asyncio.Event]
+) -> None:
+    """An invite to a server that does not answer, for instance."""
+    under_way, released = slow_events
+    alice, bob, room_id = await room_of_two(homeserver)
+    await delay(alice, room_id, 1_000, event_type=SLOW)
+    await delay(alice, room_id, 1_001, {"n": "after it"})
+    await delay(bob, room_id, 1_002, {"n": "of somebody else"})
+    sender = worker.Sender(homeserver.services)
+    advance_ms(homeserver, 1_002)
+    await sender.begin()
+
+    async def is_under_way() -> bool:
+        return under_way == [room_id]
+
+    async def is_sent() -> bool:
+        return bool(await sent(bob, room_id))
+
+    await until(is_under_way)
+    advance_ms(homeserver, worker.PATIENCE_MS)
+    await until(is_sent)
+    await until(lambda: _is_idle(sender))
+    await sender.begin()
+    assert [event["content"]["n"] for event in await sent(bob, room_id)] == ["of somebody else"]
+    released.set()
+    await sender.finish()
+    await sender.begin()
+    await sender.finish()
+    assert [e["content"]["n"] for e in await sent(bob, room_id)] == ["of somebody else", "after it"]
+    (slow,) = await sent(bob, room_id, SLOW)
+    (after_it,) = (e for e in await sent(bob, room_id) if e["content"]["n"] == "after it")
+    assert slow["origin_server_ts"] <= after_it["origin_server_ts"]
+
+
+async def _is_idle(sender: worker.Sender) -> bool:
+    return not sender._rooms
+
+
+async def test_nobody_keeps_all_rooms_busy(
+    homeserver: Homeserver,
+    slow_events: tuple[list[str], asyncio.Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "ROOMS_AT_ONCE", 3)
+    monkeypatch.setattr(worker, "ROOMS_OF_A_USER_AT_ONCE", 2)
+    under_way, released = slow_events
+    alice, bob, room_id = await room_of_two(homeserver)
+    rooms = [await alice.create_room() for _ in range(4)]
+    for busy in rooms:
+        await delay(alice, busy, 1_000, event_type=SLOW)
+    await delay(bob, room_id, 1_001)
+    sender = worker.Sender(homeserver.services)
+    advance_ms(homeserver, 1_001)
+
+    async def is_sent() -> bool:
+        return bool(await sent(bob, room_id))
+
+    await sender.begin()
+    await until(is_sent)
+    assert len(under_way) == 2
+    await sender.begin()
+    assert len(under_way) == 2
+    released.set()
+    await sender.finish()
+    await sender.begin()
+    await sender.finish()
+    assert sorted(under_way) == sorted(rooms)

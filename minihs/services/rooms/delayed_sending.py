@@ -20,11 +20,11 @@ from minihs.storage import delayed_events as rows
 from minihs.storage.stream_rows import DelayedEventOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from minihs.protocol.identifiers import EventId, UserId
     from minihs.services.context import Services
-    from minihs.storage.delayed_events import DelayedEvent
+    from minihs.storage.delayed_events import Busy, DelayedEvent
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,9 @@ DELETED_AT_ONCE = 1_000
 SURPLUS_INTERVAL_MS = 300_000
 
 
-async def list_due(
-    services: Services, without_rooms: Collection[str], limit: int
-) -> list[DelayedEvent]:
-    """Return events that are to be sent now, the longest overdue first, but none of these rooms."""
-    return await rows.list_due(services.db, services.clock.now_ms(), without_rooms, limit)
+async def list_due(services: Services, busy: Busy, limit: int) -> list[DelayedEvent]:
+    """Return events to be sent now, the longest overdue first, but none of what is `busy`."""
+    return await rows.list_due(services.db, services.clock.now_ms(), busy, limit)
 
 
 async def fetch_next_due(services: Services) -> int | None:
