@@ -28,9 +28,14 @@ LIST_OF_TYPE = statement(
 )
 
 # Primary key, by its first columns.
-LIST_OF_ROOM = statement(
-    "account_data.list_of_room",
-    "SELECT type, json FROM account_data WHERE user_id = $1 AND room_id = $2 ORDER BY type",
+LIST_OF_ROOMS = statement(
+    "account_data.list_of_rooms",
+    """
+    SELECT room_id, type, json
+    FROM account_data
+    WHERE user_id = $1 AND room_id = ANY($2::text[])
+    ORDER BY room_id, type
+    """,
 )
 
 # Primary key, by its first column.
@@ -59,9 +64,12 @@ async def list_of_type(queries: Queries, user_ids: Sequence[str], data_type: str
     return {row[0]: row[1] for row in await queries.fetch(LIST_OF_TYPE, user_ids, data_type)}
 
 
-async def list_of_room(queries: Queries, user_id: str, room_id: str) -> list[tuple[str, str]]:
-    """Return type and JSON of what a user noted of a room."""
-    return [(row[0], row[1]) for row in await queries.fetch(LIST_OF_ROOM, user_id, room_id)]
+async def list_of_rooms(
+    queries: Queries, user_id: str, room_ids: Sequence[str]
+) -> Sequence[tuple[str, str, str]]:
+    """Return room, type and JSON of what a user noted of rooms."""
+    rows = await queries.fetch(LIST_OF_ROOMS, user_id, room_ids)
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def sum_others(

@@ -102,16 +102,6 @@ LIST_GLOBAL_ACCOUNT_DATA = statement(
 )
 
 # Primary key of account_data.
-LIST_ROOM_ACCOUNT_DATA = statement(
-    "sliding.list_room_account_data",
-    """
-    SELECT room_id, type, json
-    FROM account_data
-    WHERE user_id = $1 AND room_id = ANY($2::text[])
-    """,
-)
-
-# Primary key of account_data.
 LIST_TAGS = statement(
     "sliding.list_tags",
     """
@@ -186,13 +176,6 @@ async def list_global_account_data(
     """Return, as JSON, those of the types of global account data that a user has."""
     rows = await queries.fetch(LIST_GLOBAL_ACCOUNT_DATA, user_id, list(types))
     return {row[0]: row[1] for row in rows}
-
-
-async def list_room_account_data(
-    queries: Queries, user_id: str, room_ids: Collection[str]
-) -> Sequence[Row]:
-    """Return room, type and JSON of all of a user's account data in rooms."""
-    return await queries.fetch(LIST_ROOM_ACCOUNT_DATA, user_id, list(room_ids))
 
 
 async def list_tags(queries: Queries, user_id: str, room_ids: Collection[str]) -> dict[str, str]:

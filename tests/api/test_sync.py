@@ -556,6 +556,44 @@ async def test_account_data_and_push_rules_are_told(homeserver: Homeserver) -> N
     assert tags == [{"type": "m.tag", "content": {"tags": {"u.work": {"order": 0.5}}}}]
 
 
+async def test_what_was_noted_of_a_room_comes_with_it(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id, other = await alice.create_room(), await alice.create_room()
+    await bob.join(other)
+    for room in (room_id, other):
+        path = f"/user/{bob.user_id}/rooms/{room}/account_data/org.example.note"
+        await bob.call("PUT", path, {"of": room})
+    await bob.sync()
+    await bob.join(room_id)
+    answer = await bob.sync()
+    notes = room_of(answer, room_id)["account_data"]["events"]
+    assert notes == [{"type": "org.example.note", "content": {"of": room_id}}]
+    assert other not in answer["rooms"]["join"]
+    await alice.say(room_id)
+    assert room_of(await bob.sync(), room_id)["account_data"]["events"] == []
+
+
+async def test_filters_of_sections_name_rooms(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    here, there = await alice.create_room(), await alice.create_room()
+    for room_id in (here, there):
+        path = f"/user/{alice.user_id}/rooms/{room_id}/account_data/org.example.note"
+        await alice.call("PUT", path, {})
+        receipt = f"/rooms/{quote(room_id)}/receipt/m.read/{quote(await alice.say(room_id))}"
+        await alice.call("POST", receipt, {})
+    for section in ("ephemeral", "account_data"):
+        alice.since = None
+        elsewhere = {"room": {section: {"not_rooms": [here]}}}
+        joined = (await filtered(alice, elsewhere))["rooms"]["join"]
+        assert joined[here][section]["events"] == []
+        assert joined[there][section]["events"]
+    for room_id in (here, there):
+        path = f"/rooms/{quote(room_id)}/typing/{alice.user_id}"
+        await alice.call("PUT", path, {"typing": True, "timeout": 30_000})
+    typing = {"room": {"ephemeral": {"rooms": [there]}}}
+    assert set((await filtered(alice, typing))["rooms"]["join"]) == {there}
+
+
 async def test_a_redacted_message_is_shown_without_its_body(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await alice.create_room()

@@ -48,8 +48,8 @@ async def room_initial_sync(
         "visibility": await directory.get_visibility(services, room_id),
         "account_data": [
             {"type": data_type, "content": orjson.Fragment(json)}
-            for data_type, json in await account_data.list_of_room(
-                services.db, reader.user_id, room_id
+            for _, data_type, json in await account_data.list_of_rooms(
+                services.db, reader.user_id, [room_id]
             )
         ],
     }

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from minihs.protocol.unstable import FORGOTTEN_EXTENSION
 from minihs.services.sync.positions import format_token
 from minihs.services.sync.sliding_rooms import timeline_request
@@ -19,7 +17,6 @@ from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import account_data, device_lists, ephemeral, to_device
 from minihs.services.sync.streams.device_lists import RoomsThen
 from minihs.services.sync.v3 import list_forgotten
-from minihs.storage import sliding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -161,16 +158,11 @@ async def _account_data(
     had = any(name.split()[0] == ACCOUNT_DATA for name in connection.extensions)
     since = request.since if had else None
     asked = timeline_request(request, rooms.personal.ignored, 1, since)
-    data = await account_data.read(services, asked, rooms.upto)
+    data = await account_data.read(services, asked, rooms.upto, sorted(missed))
     answer: Json = {}
     if data.get(""):
         answer["global"] = data[""]
-    of_rooms = {r: data[r] for r in in_scope if r in data and r not in missed}
-    if missed:
-        rows = await sliding.list_room_account_data(services.db, request.user_id, missed)
-        for room_id, kind, json in rows:
-            content = orjson.Fragment(json.encode())
-            of_rooms.setdefault(room_id, []).append({"type": kind, "content": content})
+    of_rooms = {r: data[r] for r in in_scope if r in data}
     if of_rooms:
         answer["rooms"] = of_rooms
     return answer

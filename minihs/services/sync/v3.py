@@ -116,12 +116,13 @@ async def _collect(
             listed = await timelines.list_changed_rooms(services.db, request.user_id, since, upto)
             changed = {r for r, m in rooms.items() if m.position > since} | set(listed)
     left = await _left_in_database(services, request, since, upto) if may_have_left else []
-    data = await account_data.read(services, request, upto)
     joined = [
         _span(request, room_id, membership, upto)
         for room_id, membership in rooms.items()
         if membership.membership == "join" and request.filter.room.has_room(room_id)
     ]
+    new_rooms = [span.room_id for span in joined if span.is_new]
+    data = await account_data.read(services, request, upto, new_rooms)
     spans = [span for span in joined if span.room_id in changed or span.room_id in data]
     if in_window and not request.backlogs and not may_owe_unignored(services, request):
         joined = spans  # Nothing sticky can be owed where nothing happened.
@@ -144,7 +145,6 @@ async def _collect(
     answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
     answer |= assemble.events_json("account_data", data.get("", ()))
     answer |= assemble.events_json("to_device", messages.events)
-    new_rooms = [span.room_id for span in spans if span.is_new]
     then = RoomsThen(rooms, new_rooms, [room_id for room_id, _, _ in left], changed)
     lists = await device_lists.read(services, request.user_id, then, since, upto)
     if lists:

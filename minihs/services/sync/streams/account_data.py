@@ -8,10 +8,13 @@ import orjson
 
 from minihs.protocol import canonical_json
 from minihs.protocol.push_rule_edits import rules_json
+from minihs.storage import account_data as stored
 from minihs.storage import timelines
 from minihs.storage.stream_rows import AccountDataWrite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minihs.services.context import Services
     from minihs.services.sync.spans import SyncRequest
 
@@ -19,11 +22,19 @@ PUSH_RULES = "m.push_rules"
 
 
 async def read(
-    services: Services, request: SyncRequest, upto: int
+    services: Services, request: SyncRequest, upto: int, new_rooms: Sequence[str]
 ) -> dict[str, list[dict[str, object]]]:
-    """Return account data set after the client's position, by room; the empty room is global."""
+    """Return account data set after the client's position, by room; the empty room is global.
+
+    Of rooms that are new to the client, it is all that the user has ever set.
+    """
     after = request.since or 0
     newest: dict[tuple[str, str], str] = {}
+    if new_rooms and request.since is not None:
+        for room_id, kind, json in await stored.list_of_rooms(
+            services.db, request.user_id, new_rooms
+        ):
+            newest[room_id, kind] = json
     if request.since is not None and services.follower.floor <= after:
         for item in services.follower.items_after(after):
             if isinstance(item, AccountDataWrite) and item.user_id == request.user_id:
@@ -38,7 +49,7 @@ async def read(
     found: dict[str, list[dict[str, object]]] = {}
     for (room_id, kind), json in newest.items():
         filter_ = request.filter.room.account_data if room_id else request.filter.account_data
-        if not filter_.has_type(kind):
+        if not filter_.has_type(kind) or not filter_.has_room(room_id):
             continue
         found.setdefault(room_id, []).append(
             {"type": kind, "content": _content(request, kind, json)}
@@ -50,5 +61,5 @@ def _content(request: SyncRequest, kind: str, json: str) -> object:
     """Return the content for the client: stored push rules are changes to the default ones."""
     if kind != PUSH_RULES:
         return orjson.Fragment(json.encode())
-    stored = canonical_json.decode(json)
-    return rules_json(stored if isinstance(stored, dict) else {}, request.user_id)
+    changes = canonical_json.decode(json)
+    return rules_json(changes if isinstance(changes, dict) else {}, request.user_id)

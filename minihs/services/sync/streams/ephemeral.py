@@ -34,7 +34,7 @@ def read_window(services: Services, request: SyncRequest, span: Span) -> list[di
                 )
         elif isinstance(item, TypingWrite) and typing is None:
             typing = list(item.user_ids)
-    return _events(request, receipts, typing)
+    return _events(request, span, receipts, typing)
 
 
 async def read_database(
@@ -52,17 +52,19 @@ async def read_database(
         receipts.setdefault(room_id, []).append(tuple(receipt))
     typing = await timelines.list_typing(services.db, places, upto)
     return {
-        s.room_id: _events(request, receipts.get(s.room_id, ()), typing.get(s.room_id))
+        s.room_id: _events(request, s, receipts.get(s.room_id, ()), typing.get(s.room_id))
         for s in spans
         if s.room_id in receipts or s.room_id in typing
     }
 
 
 def _events(
-    request: SyncRequest, receipts: Iterable[Receipt], typing: list[str] | None
+    request: SyncRequest, span: Span, receipts: Iterable[Receipt], typing: list[str] | None
 ) -> list[dict[str, object]]:
     filter_ = request.filter.room.ephemeral
     events: list[dict[str, object]] = []
+    if not filter_.has_room(span.room_id):
+        return events
     content = receipt_content(r for r in receipts if r[2] not in request.ignored)
     if content and filter_.has_type("m.receipt"):
         events.append({"type": "m.receipt", "content": content})
