@@ -8,8 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from minihs.protocol.event_assembly import EventDraft
+from minihs.services.federation import catch_up, sending
 from minihs.services.federation import delivery as delivery_module
-from minihs.services.federation import sending
 from minihs.services.rooms.send import send_event
 from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
@@ -543,6 +543,89 @@ async def test_receipts_are_caught_up_but_typing_is_not(
     assert evil.bodies == ["hello"]
     assert [list(content) for content in evil.edus("m.receipt")] == [[room_id]]
     assert evil.edus("m.typing") == []
+
+
+@pytest.mark.spec("server-server-api#receipts")
+async def test_a_receipt_that_failed_beside_a_message_is_repeated_with_it(
+    hs1: Homeserver, alice: User, evil: Peer, clock: ManualClock
+):
+    room_id = await alice.create_room()
+    await put_member(hs1.services, room_id, evil.user)
+    message = {"msgtype": "m.text", "body": "hi"}
+    event_id = await put_event(hs1.services, room_id, evil.user, "m.room.message", message)
+    evil.open.clear()
+    await alice.say(room_id, "holds up the next transaction")
+    await until(lambda: evil.attempts)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
+    await handed_out(hs1.services)
+    clock.advance_ms(1_000)
+    await until(lambda: hs1.services.delivery.outbox.destinations["evil"].edus)
+    await alice.say(room_id, "beside it")
+    await handed_out(hs1.services)
+    answers = iter([None, raw({"errcode": "M_UNKNOWN", "error": "no"}, 500)])
+    evil.answer = lambda _: next(answers, None)
+    evil.open.set()
+    await pass_time(hs1.services, clock, 4_000)
+    _, failed, repeated = evil.attempts
+    assert failed.path == repeated.path
+    for key in ("pdus", "edus"):
+        assert failed.content[key] == repeated.content[key] != []  # type: ignore[index]
+    assert [list(content) for content in evil.edus("m.receipt")] == [[room_id]]
+
+
+@pytest.mark.spec("server-server-api#receipts")
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_the_receipt_by_which_we_find_that_a_server_is_down_is_caught_up(
+    hs1: Homeserver,
+    alice: User,
+    evil: Peer,
+    clock: ManualClock,
+    federation: Federation,
+    speaks: bool,
+):
+    """Also if it has waited while messages have overtaken it."""
+    room_id = await alice.create_room()
+    await put_member(hs1.services, room_id, evil.user)
+    message = {"msgtype": "m.text", "body": "hi"}
+    event_id = await put_event(hs1.services, room_id, evil.user, "m.room.message", message)
+    await alice.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
+    if speaks:
+        await alice.say(room_id, "hello")
+    await settled(hs1.services)
+    federation.network.isolate("evil")
+    clock.advance_ms(1_000)
+    await until(lambda: hs1.services.delivery.is_backing_off("evil"))
+    await settled(hs1.services)
+    federation.network.heal()
+    await pass_time(hs1.services, clock, 4_000)
+    assert [list(content) for content in evil.edus("m.receipt")] == [[room_id]]
+
+
+@pytest.mark.spec("server-server-api#receipts")
+async def test_receipts_are_caught_up_with_in_every_step(
+    hs1: Homeserver,
+    alice: User,
+    evil: Peer,
+    clock: ManualClock,
+    federation: Federation,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """There are more rooms with something new than a transaction has events."""
+    monkeypatch.setattr(catch_up, "PDUS_MAX", 1)
+    federation.network.isolate("evil")
+    message = {"msgtype": "m.text", "body": "hi"}
+    rooms = [await alice.create_room() for _ in range(3)]
+    for room_id in rooms:
+        await put_member(hs1.services, room_id, evil.user)
+        event_id = await put_event(hs1.services, room_id, evil.user, "m.room.message", message)
+        await alice.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
+        await alice.say(room_id, "hello")
+        await settled(hs1.services)
+    federation.network.heal()
+    await pass_time(hs1.services, clock, 16_000)
+    assert evil.bodies == ["hello"] * 3
+    told = [room_id for content in evil.edus("m.receipt") for room_id in content]
+    assert sorted(told) == sorted(rooms)
 
 
 @pytest.mark.parametrize("status", [403, 404, 429, 503])

@@ -15,9 +15,10 @@ from minihs.services.rooms import sticky_events
 from tests.federation.test_delivery_between_servers import join, quiet
 from tests.federation.test_delivery_between_servers import pass_time as pass_time_for
 from tests.federation.test_delivery_between_servers import start as start_servers
-from tests.helpers.deliveries import HOLDER, Peer, begin, pass_time, settled
-from tests.helpers.network import raw
+from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
+from tests.helpers.network import Received, raw
 from tests.helpers.remote_members import put_member
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
@@ -142,6 +143,35 @@ async def test_s_06_after_an_outage_every_sticky_event_comes_that_still_is(
     assert sticky == [f"sticky {n}" for n in range(60)]
     assert "ordinary 59" in peer.bodies
     assert "ordinary 3" not in peer.bodies  # Of ordinary ones the newest is enough.
+
+
+async def test_s_06_what_a_server_is_owed_from_before_is_not_lost_while_it_is_caught_up(
+    hs1: Homeserver, alice: User, peer: Peer, clock: ManualClock
+):
+    """It joins a room where something has long been sticky while a transaction is under way."""
+    before = await alice.create_room()
+    await stick(alice, before, "sticky")
+    room_id = await alice.create_room(room_version="10")
+    await put_member(hs1.services, room_id, peer.user)
+    peer.answer = lambda _: raw({"errcode": "M_UNKNOWN", "error": "down"}, 503)
+    await alice.say(room_id, "repeated")
+    await settled(hs1.services)
+    await alice.say(room_id, "caught up with")
+
+    def take_one(_: Received) -> None:
+        peer.open.clear()
+
+    peer.answer = take_one
+    clock.advance_ms(3_000)
+    await hs1.services.delivery.hold_shards(hs1.services, HOLDER)
+    await until(lambda: len(peer.attempts) == 3)
+    await put_member(hs1.services, before, peer.user)
+    await handed_out(hs1.services)
+    assert peer.bodies == ["repeated"]
+    peer.answer = lambda _: None
+    peer.open.set()
+    await pass_time(hs1.services, clock, 4_000)
+    assert set(peer.bodies) == {"repeated", "caught up with", "sticky"}
 
 
 async def test_s_06_an_outage_longer_than_it_is_sticky_ends_it(

@@ -17,6 +17,7 @@ from minihs.services.federation.destination import (
     Destination,
     Transaction,
     position_of,
+    receipt_positions,
     txn_id_of,
 )
 from minihs.services.federation.outgoing_edus import OutgoingMessage, OutgoingReceipt, pack
@@ -37,7 +38,8 @@ MESSAGES_BYTES_MAX = 2 * 1_048_576  # with so many bytes, unless a single one is
 async def to_repeat(services: Services, destination: Destination) -> Transaction | None:
     """Return the transaction that must be repeated before any other, or None.
 
-    Its events are read again: what has been deleted meanwhile, with its room, is owed to nobody.
+    Its events and receipts are read again: what has been deleted meanwhile, with its room, is owed
+    to nobody.
     Spec: server-server-api#put_matrixfederationv1sendtxnid
     """
     if destination.repeat_id is None:
@@ -47,7 +49,12 @@ async def to_repeat(services: Services, destination: Destination) -> Transaction
     if not pdus:
         destination.repeat_id, destination.repeat_positions = None, ()
         return None
-    return Transaction(destination.repeat_id, pdus, (), position_of(pdus[-1]))
+    after, upto = destination.position, position_of(pdus[-1])
+    receipts = await _missed_receipts(services, destination, upto)
+    edus, _, _ = pack(receipts, services.clock.now_ms())
+    return Transaction(
+        destination.repeat_id, pdus, edus, after, upto, receipts=receipt_positions(receipts)
+    )
 
 
 async def messages_owed(services: Services, destination: Destination) -> list[OutgoingMessage]:
@@ -83,16 +90,25 @@ async def missed_by(
     """
     after = destination.position
     owed, upto_here = await _missed_pdus(services, destination, after, upto)
-    receipts: list[OutgoingReceipt] = []
-    if upto_here == upto and not destination.refuses_edus:
-        newest = await missed.list_receipts(
-            services.db, destination.name, after, upto, services.server_name, RECEIPTS_MAX
-        )
-        receipts = [OutgoingReceipt(*receipt) for receipt in reversed(newest)]
+    receipts = await _missed_receipts(services, destination, upto_here)
     edus, used, _ = pack(receipts, services.clock.now_ms(), messages)
     return Transaction(
-        txn_id_of(destination, owed, [*messages, *used]), owed, edus, upto_here, messages
+        txn_id_of(destination, owed, [*messages, *used]),
+        owed, edus, after, upto_here, messages, receipt_positions(receipts),
+    )  # fmt: skip
+
+
+async def _missed_receipts(
+    services: Services, destination: Destination, upto: int
+) -> list[OutgoingReceipt]:
+    """Return the receipts up to a position that a destination has missed, oldest first."""
+    if destination.refuses_edus:
+        return []
+    after, name = destination.position, destination.name
+    newest = await missed.list_receipts(
+        services.db, name, after, upto, services.server_name, RECEIPTS_MAX
     )
+    return [OutgoingReceipt(*receipt) for receipt in reversed(newest)]
 
 
 async def _missed_pdus(

@@ -26,7 +26,12 @@ import zlib
 from typing import TYPE_CHECKING
 
 from minihs.base.metrics import Family, labels
-from minihs.services.federation.destination import SHARDS, Destination, position_of
+from minihs.services.federation.destination import (
+    SHARDS,
+    Destination,
+    position_of,
+    receipt_positions,
+)
 from minihs.services.federation.outbox import Outbox
 from minihs.services.federation.pauses import Pauses
 from minihs.services.federation.sending import Sender
@@ -157,6 +162,8 @@ class Delivery:
         outbox = self.outbox
         first = min(map(position_of, share.pdus), default=None)
         before = outbox.recipients.position if first is None else first - 1
+        # A backlog, and receipts that have waited, may be of before what has been served.
+        oldest = first if share.is_backlog else min(receipt_positions(share.edus), default=None)
         missed = False
         for name in share.servers:
             if name == services.server_name:
@@ -167,8 +174,8 @@ class Delivery:
             destination.messages_at = max(destination.messages_at, share.messages_at)
             if destination.behind:
                 missed = True
-                if share.is_backlog and first is not None and first <= destination.position:
-                    destination.position, destination.is_saved = first - 1, False
+                if oldest is not None and oldest <= destination.position:
+                    destination.position, destination.is_saved = oldest - 1, False
                 continue
             since = max(destination.position, outbox.shards[destination.shard])
             if first is None or first > since or share.is_backlog:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from minihs.protocol import canonical_json
 from minihs.protocol.events import Event
 from minihs.protocol.redaction import redact
+from minihs.services.federation.outgoing_edus import OutgoingReceipt
 from minihs.storage.destinations import DestinationRow
 
 if TYPE_CHECKING:
@@ -27,16 +28,19 @@ SHARDS = 16
 
 @dataclass(slots=True)
 class Transaction:
-    """What is sent at once. A repetition has the same id. `upto` is what it makes up for.
+    """What is sent at once. A repetition has the same id.
 
-    `messages` are those to devices that are among its EDUs.
+    It makes up for what there is after position `after`, and up to `upto`. `messages` are those to
+    devices that are among its EDUs, `receipts` the positions of the receipts.
     """
 
     txn_id: str
     pdus: Sequence[StoredEvent]
     edus: Sequence[dict[str, object]]
+    after: int
     upto: int
     messages: Sequence[OutgoingMessage] = ()
+    receipts: Sequence[int] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -97,9 +101,21 @@ class Destination:
         return self.behind or bool(self.pdus) or bool(self.edus) or self.messages_at > 0
 
     def first_owed(self) -> int | None:
-        """Return the position of the first PDU that it has not confirmed, of those at hand."""
-        sent = self.under_way.pdus if self.under_way is not None else ()
-        return min((position_of(stored) for stored in (*sent, *self.pdus)), default=None)
+        """Return the position of the first PDU or receipt unconfirmed by it, of those at hand."""
+        positions = [position_of(stored) for stored in self.pdus]
+        positions += receipt_positions(self.edus.values())
+        if self.under_way is not None:
+            positions += map(position_of, self.under_way.pdus)
+            positions += self.under_way.receipts
+        return min(positions, default=None)
+
+    def note_served(self, transaction: Transaction) -> None:
+        """Move the position to where a transaction has served it.
+
+        Not if more has become owed meanwhile, of before the transaction: some of it goes again.
+        """
+        if self.position >= transaction.after:
+            self.position = max(self.position, transaction.upto)
 
     def put_back(self) -> None:
         """Let the PDUs of the transaction that was under way be the next to be sent."""
@@ -111,6 +127,11 @@ class Destination:
 def position_of(stored: StoredEvent) -> int:
     """Return an event's position; whatever is owed has one."""
     return stored.position or 0
+
+
+def receipt_positions(edus: Iterable[OutgoingEdu]) -> list[int]:
+    """Return the positions of the receipts among some EDUs."""
+    return [edu.position for edu in edus if isinstance(edu, OutgoingReceipt)]
 
 
 def shard_of(server_name: str) -> int:

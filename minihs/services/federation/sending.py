@@ -24,6 +24,7 @@ from minihs.services.federation.destination import (
     Transaction,
     body_of,
     position_of,
+    receipt_positions,
     txn_id_of,
 )
 from minihs.services.federation.outgoing_edus import pack
@@ -214,8 +215,9 @@ class Sender:
             return None
         upto = position_of(pdus[-1]) if pdus else destination.position
         return Transaction(
-            txn_id_of(destination, pdus, [*messages, *used]), pdus, packed, upto, messages
-        )
+            txn_id_of(destination, pdus, [*messages, *used]),
+            pdus, packed, destination.position, upto, messages, receipt_positions(used),
+        )  # fmt: skip
 
     async def _catch_up(
         self, services: Services, destination: Destination, messages: Sequence[OutgoingMessage]
@@ -228,9 +230,9 @@ class Sender:
             transaction = await missed_by(services, destination, upto, messages)
             if transaction.pdus or transaction.edus:
                 return transaction
-            destination.position = max(destination.position, transaction.upto)
+            destination.note_served(transaction)
             is_at_end = transaction.upto == upto == outbox.recipients.position
-            if is_at_end and not outbox.has_unsaved_missed:
+            if is_at_end and destination.position >= upto and not outbox.has_unsaved_missed:
                 destination.behind = destination.is_saved = False
                 return None
 
@@ -245,7 +247,7 @@ class Sender:
         self._edus_sent += len(transaction.edus)
         if transaction.pdus or destination.failures or destination.behind:
             destination.is_saved = False
-        destination.position = max(destination.position, transaction.upto)
+        destination.note_served(transaction)
         destination.failures = destination.retry_at_ms = 0
         destination.is_down = destination.refuses_edus = False
         destination.pdus_max = PDUS_MAX
@@ -289,7 +291,7 @@ class Sender:
         else:
             ids = [stored.event_id for stored in transaction.pdus]
             logger.error("%s; giving up on %s", error.describe(), ids)
-            destination.position = max(destination.position, transaction.upto)
+            destination.note_served(transaction)
             destination.pdus_max = PDUS_MAX
             destination.is_saved = False
 
@@ -323,9 +325,8 @@ class Sender:
 def _only(destination: Destination, messages: Sequence[OutgoingMessage]) -> Transaction:
     """Return a transaction of messages to devices and nothing else."""
     edus, _, _ = pack((), 0, messages)
-    return Transaction(
-        txn_id_of(destination, (), messages), (), edus, destination.position, messages
-    )
+    at = destination.position
+    return Transaction(txn_id_of(destination, (), messages), (), edus, at, at, messages)
 
 
 def _is_single_message(transaction: Transaction) -> bool:
