@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from minihs.services.sync import sliding_memory
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, Response, User
@@ -569,6 +570,34 @@ async def test_a_nameless_room_has_heroes(homeserver: Homeserver) -> None:
     assert room["heroes"] == [{"user_id": carol.user_id}]  # Bob has gone, and she has not.
 
 
+async def test_an_avatar_comes_and_goes(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room()
+    client = Client(alice)
+    assert "avatar" not in (await client.sync())["rooms"][room_id]
+    for content, shown in (({"url": "mxc://hs1/a"}, "mxc://hs1/a"), ({}, None)):
+        await alice.put_state(room_id, "m.room.avatar", content)
+        assert (await client.sync())["rooms"][room_id]["avatar"] == shown
+    await alice.say(room_id)
+    assert "avatar" not in (await client.sync())["rooms"][room_id]
+
+
+async def test_state_that_is_gone_leaves_a_stub(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only state resolution removes state: here the comparison of two states says it did."""
+    alice = await homeserver.register("alice")
+    room_id = await alice.create_room(topic="gone soon")
+    client, lists = Client(alice), {"all": a_list(required={"include": [{"type": "m.room.topic"}]})}
+    await client.sync(lists=lists)
+    gone = [("m.room.topic", ""), ("org.example.unwanted", "")]
+    memory = homeserver.services.sliding
+    monkeypatch.setattr(memory, "changes", lambda *_: sliding_memory.Changes({}, gone))
+    await alice.say(room_id)
+    room = (await client.sync(lists=lists))["rooms"][room_id]
+    assert room["required_state"] == [{"type": "m.room.topic", "state_key": ""}]
+
+
 async def test_an_invite_shows_stripped_state_until_it_is_accepted(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     client = Client(bob)
@@ -603,6 +632,37 @@ async def test_a_declined_invite_is_told_once(homeserver: Homeserver) -> None:
     assert (await Client(bob, conn_id="new").sync())["rooms"] == {}
 
 
+async def test_a_withdrawn_invite_is_told_once(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(preset="private_chat")
+    await alice.invite(room_id, bob)
+    client = Client(bob)
+    await client.sync()
+    await alice.call("POST", f"/rooms/{quote(room_id)}/kick", {"user_id": bob.user_id})
+    room = (await client.sync())["rooms"][room_id]
+    assert room["membership"] == "leave"
+    assert room.keys().isdisjoint({"timeline", "required_state"})
+    assert (await Client(bob, conn_id="new").sync())["rooms"] == {}
+
+
+async def test_a_knock_shows_stripped_state_until_it_is_refused(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = await alice.create_room(preset="private_chat", name="a door", initial_state=[rules])
+    await bob.call("POST", f"/knock/{quote(room_id)}", {})
+    await alice.say(room_id, "not for those outside")
+    client, lists = Client(bob), {"all": a_list(required=EVERYTHING)}
+    room = (await client.sync(lists=lists))["rooms"][room_id]
+    assert room["membership"] == "knock"
+    assert {e["type"] for e in room["stripped_state"]} >= {"m.room.name", "m.room.member"}
+    assert room.keys() == {"initial", "bump_stamp", "stripped_state", "membership", "lists"}
+    await alice.call("POST", f"/rooms/{quote(room_id)}/kick", {"user_id": bob.user_id})
+    room = (await client.sync(lists=lists))["rooms"][room_id]
+    assert room["membership"] == "leave"
+    assert room.keys().isdisjoint({"timeline", "required_state"})
+    assert (await client.sync(lists=lists))["rooms"] == {}
+
+
 async def test_invites_of_ignored_users_do_not_show(homeserver: Homeserver) -> None:
     alice, mallory = await homeserver.register("alice"), await homeserver.register("mallory")
     await ignore(alice, mallory)
@@ -634,6 +694,21 @@ async def test_who_leaves_is_shown_that_and_nothing_after(homeserver: Homeserver
     room = (await new.sync(room_subscriptions=wishes))["rooms"][room_id]
     assert bodies(room) == ["before"]
     assert ("m.room.topic", "") not in keys(room)
+
+
+async def test_who_was_kicked_still_has_the_room_in_the_list(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    await alice.say(room_id, "for bob, too")
+    await alice.call("POST", f"/rooms/{quote(room_id)}/kick", {"user_id": bob.user_id})
+    await alice.say(room_id, "not for bob")
+    answer = await Client(bob).sync(lists={"all": a_list(limit=2, required=EVERYTHING)})
+    assert answer["lists"]["all"]["count"] == 1
+    room = answer["rooms"][room_id]
+    assert room["membership"] == "leave"
+    assert bodies(room) == ["for bob, too"]
+    assert room["timeline"][-1]["content"]["membership"] == "leave"
 
 
 async def test_who_was_banned_still_has_the_room_in_the_list(homeserver: Homeserver) -> None:
@@ -825,6 +900,52 @@ async def test_an_extension_that_comes_later_begins_at_the_beginning(
     found = (await client.sync(**wishes))["extensions"]["account_data"]
     assert found["rooms"][room_id] == [{"type": "m.tag", "content": {"tags": {"u.x": {}}}}]
     assert (await client.sync(**wishes))["extensions"] == {}
+
+
+async def test_extensions_are_confined_to_lists_and_rooms(homeserver: Homeserver) -> None:
+    alice = await homeserver.register("alice")
+    rooms = {name: await alice.create_room() for name in ("one", "two", "listed")}
+    for room_id in rooms.values():
+        path = f"/user/{quote(alice.user_id)}/rooms/{quote(room_id)}/account_data/org.room"
+        await alice.call("PUT", path, {})
+    names = {room_id: name for name, room_id in rooms.items()}
+    wishes = {
+        "lists": {"top": a_list(0, 0)},
+        "room_subscriptions": {rooms[name]: subscription() for name in ("one", "two")},
+    }
+    scopes: list[tuple[dict[str, Any], set[str]]] = [
+        ({}, {"one", "two", "listed"}),
+        ({"lists": [], "rooms": []}, set()),
+        ({"lists": []}, {"one", "two"}),
+        ({"lists": [], "rooms": ["*"]}, {"one", "two"}),
+        ({"lists": [], "rooms": [rooms["one"]]}, {"one"}),
+        ({"lists": ["top"], "rooms": []}, {"listed"}),
+        ({"lists": ["*"], "rooms": [rooms["two"]]}, {"two", "listed"}),
+        ({"lists": ["another"], "rooms": ["!another:hs1"]}, set()),
+    ]
+    for n, (scope, expected) in enumerate(scopes):
+        extension = {"account_data": {"enabled": True, **scope}}
+        answer = await Client(alice, conn_id=str(n)).sync(**wishes, extensions=extension)
+        told = answer["extensions"]["account_data"].get("rooms", {})
+        assert {names[room_id] for room_id in told} == expected, scope
+
+
+async def test_a_poll_says_whether_the_user_is_there(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    path = f"/presence/{quote(alice.user_id)}/status"
+    for wish, wanted in (
+        ({"set_presence": "offline"}, "offline"),
+        ({"set_presence": "unavailable"}, "unavailable"),
+        ({}, "online"),
+    ):
+        await Client(alice, conn_id=wanted).sync(**wish)
+
+        async def is_so(wanted: str = wanted) -> bool:
+            return (await bob.call("GET", path))["presence"] == wanted
+
+        await until(is_so)
 
 
 async def test_receipts_of_rooms_outside_the_window_are_not_lost(homeserver: Homeserver) -> None:
