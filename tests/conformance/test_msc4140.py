@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MERGED, UNSTABLE = unstable.PATH_DELAYED_EVENTS.stable, unstable.PATH_DELAYED_EVENTS.unstable
 SCHEDULE = [unstable.PATH_DELAYED_EVENT.stable, unstable.PATH_DELAYED_EVENT.unstable]
 PARAMETER = unstable.DELAY_PARAMETER
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 DELAY_IDS = unstable.DELAY_ID.spellings
 DAY_MS = 86_400_000
 EVENT = "org.example.event"
@@ -1001,6 +1002,23 @@ async def test_d_16_also_in_the_state_of_a_sync(homeserver: Homeserver) -> None:
         (event,) = [e for e in part["state"]["events"] if e["type"] == EVENT]
         for name in DELAY_IDS:
             assert event["unsigned"].get(name) == expected
+
+
+@pytest.mark.parametrize("path", ["/_matrix/client/v4/sync", SLIDING])
+async def test_d_16_also_in_sliding_sync(homeserver: Homeserver, path: str) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    delay_id = await delay(alice, room_id, 1_000, {"n": 1}, state_key="")
+    await fire(homeserver, 1_000)
+    wishes = {
+        "required_state": [[EVENT, ""]] if path == SLIDING else {"include": [{"type": EVENT}]}
+    }
+    body = {"room_subscriptions": {room_id: {"timeline_limit": 1, **wishes}}}
+    for user, expected in ((alice, delay_id), (bob, None)):
+        room = (await user.call("POST", path, body))["rooms"][room_id]
+        for event in (*room["timeline"], *room["required_state"]):
+            assert event["type"] == EVENT
+            for name in DELAY_IDS:
+                assert event["unsigned"].get(name) == expected
 
 
 # --- what decides, and when --------------------------------------------------------------------

@@ -330,7 +330,7 @@ def _inside(
             if value is not None or not plan.is_new:
                 json[name] = value
     required: list[object] = [
-        assemble.event_json(stored, NO_FILTER, now_ms, None, None) for stored in states
+        assemble.event_json(stored, NO_FILTER, now_ms, reader, None) for stored in states
     ]
     if request.merged:
         removed = [key for key in read.changes.removed if plan.rule.config.has(key)]
