@@ -197,15 +197,13 @@ class Request:
             raise InvalidParam(f"Query parameter {name} must be at least {low}.")
         return min(value, high)
 
-    def query_flag(self, name: str, *, default: bool = False) -> bool:
-        """Return a boolean query parameter.
+    def query_flag(self, name: str) -> bool:
+        """Return a boolean query parameter, False where it is not given.
 
         Raises:
             InvalidParam: it is neither `true` nor `false`.
         """
-        text = self.http.query.get(name)
-        if text is None:
-            return default
+        text = self.http.query.get(name, "false")
         if text not in ("true", "false"):
             raise InvalidParam(f"Query parameter {name} must be true or false.")
         return text == "true"

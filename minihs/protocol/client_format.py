@@ -61,12 +61,12 @@ def client_event(event: Event, *, with_room_id: bool) -> dict[str, object]:
     return json
 
 
-def client_event_head(event: Event, *, with_room_id: bool) -> bytes:
-    """Return the JSON of the client event up to, but without, its closing brace.
+def client_event_head(event: Event) -> bytes:
+    """Return the JSON of the client event up to, but without, its closing brace; no room ID.
 
-    Give it to `finish`. Keep the one without a room ID: `add_room_id` makes the other of it.
+    Give it to `finish`, or to `add_room_id` before.
     """
-    return encode_any(client_event(event, with_room_id=with_room_id))[:-1]
+    return encode_any(client_event(event, with_room_id=False))[:-1]
 
 
 def add_room_id(head: bytes, room_id: str) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from minihs.protocol.canonical_json import encode, encode_strict
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, RoomId, ServerName, UserId
     from minihs.protocol.room_versions import RoomVersion
     from minihs.protocol.signatures import SigningKey
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +59,11 @@ def build_event(
     server_name: ServerName,
     signing_key: SigningKey,
     event_id: EventId | None = None,
-    reference_hashes: Mapping[EventId, str] = _NOTHING,  # type: ignore[assignment]  # empty
 ) -> Event:
     """Return the draft as an event at this place of the graph, signed by this server.
 
-    `event_id` is only for room versions 1 and 2, where the server chooses it; `reference_hashes` of
-    prev and auth events, too, are written only there. A create event among `auth_event_ids` is left
-    out where the room ID stands for it (v12).
+    `event_id` is only for room versions 1 and 2, where the server chooses it. A create event among
+    `auth_event_ids` is left out where the room ID stands for it (v12).
 
     Raises:
         CanonicalJsonError: If the content has no Canonical JSON. We never sign such an event, also
@@ -81,8 +76,8 @@ def build_event(
         if event_id is None:
             raise ValueError("events of this room version need an ID from their server")
         pdu["event_id"] = event_id
-        pdu["prev_events"] = _with_hashes(prev_event_ids, reference_hashes)
-        pdu["auth_events"] = _with_hashes(auth_event_ids, reference_hashes)
+        pdu["prev_events"] = _references(prev_event_ids)
+        pdu["auth_events"] = _references(auth_event_ids)
     else:
         pdu["prev_events"] = list(prev_event_ids)
         pdu["auth_events"] = list(auth_event_ids)
@@ -122,11 +117,6 @@ def _unsigned_pdu(draft: EventDraft, room_version: RoomVersion) -> dict[str, obj
     return pdu
 
 
-def _with_hashes(
-    event_ids: Sequence[EventId], reference_hashes: Mapping[EventId, str]
-) -> list[list[object]]:
-    """Return references as v1 and v2 write them; an unknown hash is left out, nobody checks it."""
-    return [
-        [event_id, {"sha256": reference_hashes[event_id]} if event_id in reference_hashes else {}]
-        for event_id in event_ids
-    ]
+def _references(event_ids: Sequence[EventId]) -> list[list[object]]:
+    """Return references as v1 and v2 write them, without the hashes: nobody checks those."""
+    return [[event_id, {}] for event_id in event_ids]

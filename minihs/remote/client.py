@@ -230,14 +230,12 @@ class Remote:
 
     # --- questions ------------------------------------------------------------------------------
 
-    async def query_profile(
-        self, destination: str, user_id: str, field: str | None = None
-    ) -> Answer:
+    async def query_profile(self, destination: str, user_id: str) -> Answer:
         """GET …/query/profile: return the fields of a profile.
 
         Spec: server-server-api#querying-for-information
         """
-        query = [("user_id", user_id)] + ([("field", field)] if field is not None else [])
+        query = [("user_id", user_id)]
         return await self.requests.get(destination, f"{V1}/query/profile", query, PLAIN)
 
     async def query_directory(self, destination: str, room_alias: str) -> Answer:

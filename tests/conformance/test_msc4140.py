@@ -17,11 +17,11 @@ from minihs.services.rooms import delayed_events, delayed_sending
 from minihs.services.rooms.heads import building
 from minihs.storage import delayed_events as rows
 from minihs.workers import delayed_events as worker
-from tests.federation.test_delivery_between_servers import pass_time, quiet
-from tests.federation.test_delivery_between_servers import start as start_servers
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.messages import send_at
+from tests.helpers.servers import pass_time, quiet
+from tests.helpers.servers import start as start_servers
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from minihs.protocol.identifiers import EventId
 from minihs.services.rooms import redact_on_ban, user_redaction
 from minihs.storage.event_store import REJECTED
 from tests.federation.test_backfill import Past, join, pages
-from tests.federation.test_delivery_between_servers import pass_time, quiet
-from tests.federation.test_delivery_between_servers import start as start_servers
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import User, running_homeserver
 from tests.helpers.mirror import push, refresh, serve
 from tests.helpers.rooms import MALLORY
+from tests.helpers.servers import pass_time, quiet
+from tests.helpers.servers import start as start_servers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

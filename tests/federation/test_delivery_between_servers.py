@@ -7,48 +7,15 @@ from urllib.parse import quote
 
 import pytest
 
-from minihs.services.federation.delivery import LEASE_MS
-from tests.helpers.deliveries import HOLDER, begin, settled
+from tests.helpers.servers import join, pass_time, quiet, room_of_two, start
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from minihs.base.clock import ManualClock
-    from tests.helpers.homeserver import Homeserver, User
+    from tests.helpers.homeserver import User
     from tests.helpers.network import Federation
 
 pytestmark = pytest.mark.spec("server-server-api#transactions")
-
-
-async def start(federation: Federation, *names: str) -> list[Homeserver]:
-    """Run servers that deliver."""
-    servers = [await federation.start(name, default_room_version="11") for name in names]
-    for server in servers:
-        await begin(server.services)
-    return servers
-
-
-async def quiet(servers: Iterable[Homeserver]) -> None:
-    """Return when no server has anything left for another that it may try now."""
-    for _ in range(3):  # What is delivered may make others deliver.
-        for server in servers:
-            await settled(server.services)
-
-
-async def pass_time(servers: Iterable[Homeserver], clock: ManualClock, duration_ms: int) -> None:
-    """Let time pass for all servers."""
-    for _ in range(-(-duration_ms // (LEASE_MS // 5))):
-        await quiet(servers)
-        clock.advance_ms(LEASE_MS // 5)
-        for server in servers:
-            await server.services.delivery.hold_shards(server.services, HOLDER)
-    await quiet(servers)
-
-
-async def join(user: User, room_id: str, via: str) -> None:
-    """Join a room through another server."""
-    await user.call("POST", f"/join/{quote(room_id)}", {}, server_name=via)
 
 
 async def texts(user: User, room_id: str) -> list[str]:
@@ -99,10 +66,7 @@ async def test_what_is_said_on_one_server_is_heard_on_all(federation: Federation
 
 
 async def test_who_types_and_who_has_read_is_seen_on_the_other_server(federation: Federation):
-    servers = await start(federation, "hs1", "hs2")
-    alice, bob = await servers[0].register("alice"), await servers[1].register("bob")
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
+    servers, alice, bob, room_id = await room_of_two(federation)
     event_id = await alice.say(room_id)
     await quiet(servers)
     await alice.sync()
@@ -152,11 +116,7 @@ async def test_after_an_outage_everything_is_there(federation: Federation, clock
 async def test_a_server_that_is_back_is_served_at_its_first_request(
     federation: Federation, clock: ManualClock
 ):
-    servers = await start(federation, "hs1", "hs2")
-    alice, bob = await servers[0].register("alice"), await servers[1].register("bob")
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
-    await quiet(servers)
+    servers, alice, bob, room_id = await room_of_two(federation)
     federation.network.isolate("hs2")
     await alice.say(room_id, "hello")
     await pass_time(servers, clock, 600_000)

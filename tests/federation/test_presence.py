@@ -9,11 +9,11 @@ import pytest
 from minihs.services.ephemeral import presence
 from minihs.services.federation.recipients import NEWCOMERS_PAUSE_MS
 from tests.api.test_presence import hears, says, status, told
-from tests.federation.test_delivery_between_servers import join, pass_time, quiet, start
 from tests.helpers.deliveries import Peer, settled
 from tests.helpers.mirror import push
 from tests.helpers.remote_members import put_member
 from tests.helpers.rooms import ALICE, MALLORY
+from tests.helpers.servers import join, pass_time, quiet, room_of_two, start
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ def told_of_mallory(answer: dict) -> dict | None:
 
 
 async def test_presence_is_told_to_the_other_server(federation: Federation):
-    servers = await start(federation, "hs1", "hs2")
-    alice, bob = await servers[0].register("alice"), await servers[1].register("bob")
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
-    await quiet(servers)
+    servers, alice, bob, _ = await room_of_two(federation)
     await bob.sync()
     await says(alice, "online", "at work")
     await quiet(servers)
@@ -99,10 +95,7 @@ async def test_the_edu_has_everybody_in_one_list(federation: Federation):
 async def test_who_stays_is_told_of_again_and_silence_means_gone(
     federation: Federation, clock: ManualClock
 ):
-    servers = await start(federation, "hs1", "hs2")
-    alice, bob = await servers[0].register("alice"), await servers[1].register("bob")
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
+    servers, alice, bob, _ = await room_of_two(federation)
     await says(alice, "unavailable")
     await quiet(servers)
 

@@ -12,12 +12,12 @@ import pytest
 
 from minihs.protocol import unstable
 from minihs.services.rooms import sticky_events
-from tests.federation.test_delivery_between_servers import join, quiet
-from tests.federation.test_delivery_between_servers import pass_time as pass_time_for
-from tests.federation.test_delivery_between_servers import start as start_servers
 from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
 from tests.helpers.remote_members import put_member
+from tests.helpers.servers import join, quiet, room_of_two
+from tests.helpers.servers import pass_time as pass_time_for
+from tests.helpers.servers import start as start_servers
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -326,11 +326,7 @@ async def test_s_07_however_far_apart_they_lie_all_are_delivered(
 async def test_s_06_a_split_of_the_network_loses_nothing_that_lives(
     federation: Federation, clock: ManualClock
 ):
-    servers = await start_servers(federation, "hs1", "hs2")
-    alice, bob = [await server.register("user") for server in servers]
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
-    await quiet(servers)
+    servers, alice, bob, room_id = await room_of_two(federation)
     await bob.sync()
     federation.network.isolate("hs2")
     for n in range(60):
@@ -347,10 +343,7 @@ async def test_s_06_a_split_of_the_network_loses_nothing_that_lives(
 async def test_s_04_a_redaction_reaches_those_who_were_sent_it_on_the_other_server(
     federation: Federation, clock: ManualClock
 ):
-    servers = await start_servers(federation, "hs1", "hs2")
-    alice, bob = [await server.register("user") for server in servers]
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
+    servers, alice, bob, room_id = await room_of_two(federation)
     sticky = await stick(alice, room_id, "sticky")
     await quiet(servers)
     assert "sticky" in await stuck(bob, room_id)
@@ -364,11 +357,7 @@ async def test_s_04_a_redaction_reaches_those_who_were_sent_it_on_the_other_serv
 async def test_s_16_what_was_said_across_a_ban_is_heard_when_it_is_lifted(
     federation: Federation, clock: ManualClock
 ):
-    servers = await start_servers(federation, "hs1", "hs2")
-    alice, bob = [await server.register("user") for server in servers]
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
-    await quiet(servers)
+    servers, alice, bob, room_id = await room_of_two(federation)
     await alice.sync()
     federation.network.isolate("hs2")
     await alice.call("POST", f"/rooms/{quote(room_id)}/ban", {"user_id": bob.user_id})

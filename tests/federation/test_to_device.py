@@ -9,12 +9,12 @@ import pytest
 from minihs.services.encryption import to_device
 from minihs.services.federation.delivery import LEASE_MS
 from tests.api.test_to_device import log_in, received, send
-from tests.federation.test_delivery_between_servers import join, pass_time, quiet, start
 from tests.federation.test_delivery_restart import House, at
 from tests.helpers.deliveries import Peer, begin, handed_out, settled
 from tests.helpers.mirror import push
 from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, MALLORY
+from tests.helpers.servers import pass_time, quiet, room_of_two, start
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -68,11 +68,7 @@ async def test_devices_of_another_server_get_what_they_are_sent(federation: Fede
 
 
 async def test_after_an_outage_every_message_is_there(federation: Federation, clock: ManualClock):
-    servers = await start(federation, "hs1", "hs2")
-    alice, bob = await servers[0].register("alice"), await servers[1].register("bob")
-    room_id = await alice.create_room()
-    await join(bob, room_id, "hs1")
-    await quiet(servers)
+    servers, alice, bob, room_id = await room_of_two(federation)
     await bob.sync()
     federation.network.isolate("hs2")
     for n in range(130):

@@ -10,6 +10,8 @@ from minihs.protocol import push_rule_edits
 from minihs.services.accounts import push_rules
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from minihs.api.requests import Request
 
 
@@ -43,17 +45,13 @@ async def set_push_rule(request: Request) -> object:
 
     Spec: client-server-api#put_matrixclientv3pushrulesglobalkindruleid
     """
-    kind, rule_id = request.path["kind"], request.path["ruleId"]
-    edit = partial(
+    return await _edit(
+        request,
         push_rule_edits.put_rule,
-        kind=kind,
-        rule_id=rule_id,
         body=await request.json_object(),
         before=request.query("before"),
         after=request.query("after"),
     )
-    await push_rules.edit_push_rules(request.services, request.requester.user_id, edit)
-    return {}
 
 
 async def delete_push_rule(request: Request) -> object:
@@ -61,10 +59,7 @@ async def delete_push_rule(request: Request) -> object:
 
     Spec: client-server-api#delete_matrixclientv3pushrulesglobalkindruleid
     """
-    kind, rule_id = request.path["kind"], request.path["ruleId"]
-    edit = partial(push_rule_edits.delete_rule, kind=kind, rule_id=rule_id)
-    await push_rules.edit_push_rules(request.services, request.requester.user_id, edit)
-    return {}
+    return await _edit(request, push_rule_edits.delete_rule)
 
 
 async def is_push_rule_enabled(request: Request) -> object:
@@ -80,11 +75,8 @@ async def set_push_rule_enabled(request: Request) -> object:
 
     Spec: client-server-api#put_matrixclientv3pushrulesglobalkindruleidenabled
     """
-    kind, rule_id = request.path["kind"], request.path["ruleId"]
     enabled = await _required(request, "enabled")
-    edit = partial(push_rule_edits.set_enabled, kind=kind, rule_id=rule_id, enabled=enabled)
-    await push_rules.edit_push_rules(request.services, request.requester.user_id, edit)
-    return {}
+    return await _edit(request, push_rule_edits.set_enabled, enabled=enabled)
 
 
 async def get_push_rule_actions(request: Request) -> object:
@@ -100,17 +92,26 @@ async def set_push_rule_actions(request: Request) -> object:
 
     Spec: client-server-api#put_matrixclientv3pushrulesglobalkindruleidactions
     """
-    kind, rule_id = request.path["kind"], request.path["ruleId"]
     actions = await _required(request, "actions")
-    edit = partial(push_rule_edits.set_actions, kind=kind, rule_id=rule_id, actions=actions)
-    await push_rules.edit_push_rules(request.services, request.requester.user_id, edit)
-    return {}
+    return await _edit(request, push_rule_edits.set_actions, actions=actions)
 
 
 async def _rule(request: Request) -> dict[str, object]:
     return await push_rules.get_push_rule(
         request.services, request.requester.user_id, request.path["kind"], request.path["ruleId"]
     )
+
+
+async def _edit(
+    request: Request, edit: Callable[..., push_rule_edits.Stored], **change: object
+) -> object:
+    kind, rule_id = request.path["kind"], request.path["ruleId"]
+    await push_rules.edit_push_rules(
+        request.services,
+        request.requester.user_id,
+        partial(edit, kind=kind, rule_id=rule_id, **change),
+    )
+    return {}
 
 
 async def _required(request: Request, name: str) -> object:

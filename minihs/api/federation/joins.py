@@ -6,6 +6,7 @@ Spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,8 @@ from minihs.base.errors import MissingParam
 from minihs.services.federation import resident
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from minihs.api.requests import Request
 
 
@@ -64,19 +67,23 @@ async def _make(request: Request, membership: str, versions: list[str] | None) -
     )
 
 
-async def send_join_v2(request: Request) -> object:
-    """PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}.
-
-    Spec: server-server-api#put_matrixfederationv2send_joinroomideventid
-    """
-    return await resident.send_join(
+async def _send(request: Request, take: Callable[..., Awaitable[object]]) -> object:
+    return await take(
         request.services,
         request.origin,
         request.room_id(),
         request.path["eventId"],
         await request.json_object(),
-        omit_members=request.query_flag("omit_members"),
     )
+
+
+async def send_join_v2(request: Request) -> object:
+    """PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}.
+
+    Spec: server-server-api#put_matrixfederationv2send_joinroomideventid
+    """
+    omit_members = request.query_flag("omit_members")
+    return await _send(request, partial(resident.send_join, omit_members=omit_members))
 
 
 async def send_join_v1(request: Request) -> object:
@@ -92,13 +99,7 @@ async def send_leave_v2(request: Request) -> object:
 
     Spec: server-server-api#put_matrixfederationv2send_leaveroomideventid
     """
-    return await resident.send_leave(
-        request.services,
-        request.origin,
-        request.room_id(),
-        request.path["eventId"],
-        await request.json_object(),
-    )
+    return await _send(request, resident.send_leave)
 
 
 async def send_leave_v1(request: Request) -> object:
@@ -114,13 +115,7 @@ async def send_knock(request: Request) -> object:
 
     Spec: server-server-api#put_matrixfederationv1send_knockroomideventid
     """
-    return await resident.send_knock(
-        request.services,
-        request.origin,
-        request.room_id(),
-        request.path["eventId"],
-        await request.json_object(),
-    )
+    return await _send(request, resident.send_knock)
 
 
 async def send_invite_v2(request: Request) -> object:

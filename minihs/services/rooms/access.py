@@ -82,7 +82,7 @@ async def open_room(services: Services, reader: Reader, room_id: RoomId) -> Acce
 
 
 async def _is_world_readable(services: Services, state_id: int) -> bool:
-    states = await reader_states(services, services.db, "", [state_id])
+    states = await reader_states(services, "", [state_id])
     return states[state_id].visibility is HistoryVisibility.WORLD_READABLE
 
 

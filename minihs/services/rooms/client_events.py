@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import EventId, UserId
     from minihs.services.context import Services
-    from minihs.storage.database import Queries
     from minihs.storage.event_store import StoredEvent
 
 _TRANSACTION_ID_NAMES = [b"transaction_id"]
@@ -43,9 +42,7 @@ class Reader(Protocol):
     def device_nid(self) -> int: ...  # noqa: D102
 
 
-async def prepare(
-    services: Services, events: Iterable[StoredEvent], queries: Queries | None = None
-) -> None:
+async def prepare(services: Services, events: Iterable[StoredEvent]) -> None:
     """Make ready whatever `client_event` needs for these events."""
     raw = [
         stored
@@ -55,10 +52,10 @@ async def prepare(
     ]
     if not raw:
         return
-    replaced = await _replaced_events(services, raw, queries)
+    replaced = await _replaced_events(services, raw)
     wanted: set[EventId] = {stored.redacted_by for stored in raw if stored.redacted_by is not None}
     wanted.update(replaced.values())
-    known = await services.events.get_many(wanted, queries) if wanted else {}
+    known = await services.events.get_many(wanted) if wanted else {}
     for stored in raw:
         event, unsigned, quoted = stored.event, [], []
         redaction = known.get(stored.redacted_by) if stored.redacted_by is not None else None
@@ -73,14 +70,14 @@ async def prepare(
             unsigned.append(client_format.unsigned_part("prev_content", content))
             unsigned.append(client_format.unsigned_part("prev_sender", old.event.sender))
             quoted.append(old)
-        head = client_format.client_event_head(as_shown(stored), with_room_id=False)
+        head = client_format.client_event_head(as_shown(stored))
         stored.client_unsigned = client_format.join_parts(unsigned)
         stored.client_quotes = tuple(q.event_id for q in quoted if q.redacted_by is None)
         stored.client_head = head
 
 
 async def _replaced_events(
-    services: Services, events: Sequence[StoredEvent], queries: Queries | None
+    services: Services, events: Sequence[StoredEvent]
 ) -> dict[EventId, EventId]:
     """Return, for state events, the event that held their key before.
 
@@ -97,7 +94,7 @@ async def _replaced_events(
             elif (old := state.entries.get(stored.event.key)) is not None:
                 found[stored.event_id] = old
     if others:
-        found |= await event_reads.list_replaced(queries or services.db, others)
+        found |= await event_reads.list_replaced(services.db, others)
     return found
 
 
@@ -167,7 +164,6 @@ async def shown(
     services: Services,
     events: Sequence[StoredEvent],
     *,
-    with_room_id: bool = True,
     reader: Reader | None = None,
     memberships: Sequence[str] | None = None,
 ) -> list[orjson.Fragment]:
@@ -179,7 +175,7 @@ async def shown(
             client_event(
                 stored,
                 now_ms,
-                with_room_id=with_room_id,
+                with_room_id=True,
                 reader=reader,
                 membership=memberships[n] if memberships is not None else None,
             )

@@ -38,8 +38,9 @@ from minihs.services.rooms.predecessors import follow_to_replacement, predecesso
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.remote_membership import Elsewhere
 from minihs.services.rooms.restricted_joins import find_authorising_user
-from minihs.services.rooms.send import load_state_events, send_decided
+from minihs.services.rooms.send import send_decided
 from minihs.services.rooms.standing import current_events, load_known_room, text_of
+from minihs.services.rooms.state import load_state_events
 from minihs.services.rooms.templates import RemoteChange
 from minihs.storage import membership as memberships
 from minihs.storage.account_data import fetch_account_data

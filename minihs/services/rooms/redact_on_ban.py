@@ -298,7 +298,7 @@ async def _purge_step(services: Services, purge: Purge) -> Purge | None:
         done = len(found) < EVENTS_AT_ONCE
         if found:
             next_nid = found[-1].event_nid
-    redacted = await _redacted(services, purge, found)
+    redacted = await _redacted(purge, found)
     async with services.db.transaction() as tx:
         if redacted:
             await redacted_stays.purge_events(tx, purge, redacted)
@@ -310,9 +310,7 @@ async def _purge_step(services: Services, purge: Purge) -> Purge | None:
     return replace(purge, next_major=place[0], next_minor=place[1], next_nid=next_nid)
 
 
-async def _redacted(
-    services: Services, purge: Purge, found: Sequence[Purgeable]
-) -> list[tuple[Purgeable, str]]:
+async def _redacted(purge: Purge, found: Sequence[Purgeable]) -> list[tuple[Purgeable, str]]:
     """Return those events that lose their content, and what is left of each."""
     version, stay = ROOM_VERSIONS[purge.room_version], purge.stay
     left: list[tuple[Purgeable, str]] = []

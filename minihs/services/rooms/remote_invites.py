@@ -17,7 +17,8 @@ from minihs.services.rooms import commit, origins, outsiders
 from minihs.services.rooms.candidates import refusal_of
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import building
-from minihs.services.rooms.send import Decision, build_upon, load_state_events
+from minihs.services.rooms.send import Decision, build_upon
+from minihs.services.rooms.state import load_state_events
 from minihs.services.rooms.templates import BadTemplateError, countersigned
 from minihs.storage.group_commit import Conflict
 

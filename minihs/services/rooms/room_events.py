@@ -14,8 +14,9 @@ from minihs.protocol.power_levels import creators_of
 from minihs.protocol.state_keys import CREATE, GUEST_ACCESS
 from minihs.protocol.stickiness import sticky_members
 from minihs.services.rooms.membership import remove_guests, set_member_event
-from minihs.services.rooms.send import load_state_events, send_decided, send_event
+from minihs.services.rooms.send import send_decided, send_event
 from minihs.services.rooms.standing import current_events, standing_of
+from minihs.services.rooms.state import load_state_events
 from minihs.storage.directory import list_taken_aliases
 
 if TYPE_CHECKING:

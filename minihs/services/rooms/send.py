@@ -26,7 +26,7 @@ from minihs.protocol.state_keys import CREATE
 from minihs.services.rooms import commit, early_redactions, origins, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, building, is_confirmed
-from minihs.services.rooms.state import load_state_events as load_state_events
+from minihs.services.rooms.state import load_state_events
 from minihs.storage.group_commit import Conflict
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from minihs.protocol.membership import membership_of
 from minihs.protocol.power_levels import PowerLevels
 from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.heads import load_head
-from minihs.services.rooms.send import load_state_events
+from minihs.services.rooms.state import load_state_events
 
 if TYPE_CHECKING:
     from minihs.protocol.events import Event

@@ -15,7 +15,7 @@ from minihs.protocol.event_auth import EventAuthError, check_state_dependent, se
 from minihs.protocol.state_keys import CREATE
 from minihs.services.rooms import early_redactions
 from minihs.services.rooms.heads import load_head
-from minihs.services.rooms.send import load_state_events
+from minihs.services.rooms.state import load_state_events
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent
 

@@ -20,8 +20,8 @@ from minihs.services.rooms.aliases import without_aliases
 from minihs.services.rooms.create import RoomPlan, StateEvent, make_room
 from minihs.services.rooms.profile import member_profile
 from minihs.services.rooms.room_events import CANONICAL_ALIAS, aliases_of, set_room_state
-from minihs.services.rooms.send import load_state_events
 from minihs.services.rooms.standing import load_known_room, standing_of
+from minihs.services.rooms.state import load_state_events
 from minihs.storage import directory
 
 if TYPE_CHECKING:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from minihs.services.context import Services
-    from minihs.storage.database import Queries
 
 Seen = tuple[StoredEvent, str]
 """An event that may be shown, and the reader's membership when it was sent."""
@@ -65,7 +64,6 @@ async def visible(
     joined_at: Mapping[str, int] | None = None,
     ignored: Collection[str] = (),
     sticky: bool = False,
-    queries: Queries | None = None,
 ) -> list[Seen]:
     """Return those of the events that `reader` may see, in the order given, with the membership.
 
@@ -76,7 +74,7 @@ async def visible(
     a break until now (as a view of /sync knows): events since then cost no look-up, and nothing is
     read for such a room's membership. `ignored` are the users whose messages the reader ignores.
     `sticky`: what is sticky now is shown to whoever is joined now, whatever the history visibility
-    (MSC4354#proposal). `queries` is where to read (the database unless given). An event of an
+    (MSC4354#proposal). An event of an
     erased sender may be replaced by its redacted copy.
 
     Spec: client-server-api#room-history-visibility
@@ -107,9 +105,7 @@ async def visible(
             decided.append(None)
         chosen.append(stored)
     if undecided:
-        found = await _decide(
-            services, queries or services.db, reader, [chosen[n] for n in undecided], since, now_ms
-        )
+        found = await _decide(services, reader, [chosen[n] for n in undecided], since, now_ms)
         for n, seen in zip(undecided, found, strict=True):
             decided[n] = seen
     return [seen for seen in decided if seen is not None]
@@ -117,7 +113,6 @@ async def visible(
 
 async def _decide(
     services: Services,
-    queries: Queries,
     reader: str,
     events: Sequence[StoredEvent],
     since: Mapping[str, int],
@@ -125,9 +120,9 @@ async def _decide(
 ) -> list[Seen | None]:
     """Return, for each event, what the reader gets of it; `now_ms` only where stickiness counts."""
     state_ids = {stored.state_before for stored in events if stored.state_before is not None}
-    states = await reader_states(services, queries, reader, state_ids)
+    states = await reader_states(services, reader, state_ids)
     states.setdefault(0, UNPLACED)
-    ends = await _stays(services, queries, reader, events, states, since, now_ms)
+    ends = await _stays(services, reader, events, states, since, now_ms)
     decided: list[Seen | None] = []
     strangers: set[str] = set()
     for stored in events:
@@ -145,7 +140,7 @@ async def _decide(
         decided.append((stored, after))
         if not may_see_erased(before.membership, after) and services.is_local(event.sender):
             strangers.add(event.sender)
-    if strangers and (erased := await event_reads.list_erased(queries, strangers)):
+    if strangers and (erased := await event_reads.list_erased(services.db, strangers)):
         for n, seen in enumerate(decided):
             if seen is not None and seen[0].event.sender in erased:
                 before = states[seen[0].state_before or 0]
@@ -155,15 +150,15 @@ async def _decide(
 
 
 async def reader_states(
-    services: Services, queries: Queries, reader: str, state_ids: Collection[int]
+    services: Services, reader: str, state_ids: Collection[int]
 ) -> dict[int, ReaderState]:
     """Return what matters of each state to a reader."""
     member_key = ("m.room.member", reader)
     entries = await state_reads.load_entries(
-        services.states, queries, state_ids, (HISTORY_VISIBILITY, member_key)
+        services.states, services.db, state_ids, (HISTORY_VISIBILITY, member_key)
     )
     wanted = {event_id for entry in entries.values() for event_id in entry.values()}
-    known = await services.events.get_many(wanted, queries)
+    known = await services.events.get_many(wanted)
     made: dict[tuple[str | None, str | None], ReaderState] = {}
     found: dict[int, ReaderState] = {}
     for state_id, entry in entries.items():
@@ -186,7 +181,6 @@ _EVER = (2**63, 0)  # The end of a stay that has not ended.
 
 async def _stays(
     services: Services,
-    queries: Queries,
     reader: str,
     events: Sequence[StoredEvent],
     states: Mapping[int, ReaderState],
@@ -204,10 +198,10 @@ async def _stays(
     unknown = rooms - ends.keys()
     if not unknown:
         return ends
-    for room_id in await event_reads.list_joined_among(queries, unknown, reader):
+    for room_id in await event_reads.list_joined_among(services.db, unknown, reader):
         ends[room_id] = _EVER
     for room_id in unknown - ends.keys():
-        left = await end_of_last_stay(services, room_id, reader, queries)
+        left = await end_of_last_stay(services, room_id, reader)
         if left is not None and left.order is not None:
             ends[room_id] = left.order
     return ends
@@ -231,15 +225,13 @@ def _depends_on_stay(event: Event, reader: str, before: ReaderState) -> bool:
     )
 
 
-async def end_of_last_stay(
-    services: Services, room_id: str, user_id: str, queries: Queries | None = None
-) -> StoredEvent | None:
+async def end_of_last_stay(services: Services, room_id: str, user_id: str) -> StoredEvent | None:
     """Return the event by which a user who is not joined left the room.
 
     None when they never were in it. A later invite, ban or knock changes nothing.
     """
     newest_first = await event_reads.list_member_events(
-        queries or services.db, services.events, room_id, user_id, MEMBER_EVENTS_MAX
+        services.db, services.events, room_id, user_id, MEMBER_EVENTS_MAX
     )
     left: StoredEvent | None = None
     for stored in newest_first:

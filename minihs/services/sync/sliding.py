@@ -20,8 +20,9 @@ from minihs.services.sync.positions import format_token
 from minihs.services.sync.sliding_connections import Connection, SentRoom
 from minihs.services.sync.sliding_extensions import TO_DEVICE, extensions
 from minihs.services.sync.sliding_lists import load_rooms, match_rooms
+from minihs.services.sync.sliding_plans import plan_rooms
 from minihs.services.sync.sliding_request import Position
-from minihs.services.sync.sliding_rooms import plan_rooms, room_parts
+from minihs.services.sync.sliding_rooms import room_parts
 from minihs.services.sync.sliding_sticky import sticky
 from minihs.services.sync.streams import to_device
 from minihs.services.sync.v3 import wait
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
     from minihs.services.sync.sliding_lists import Matches, Rooms
+    from minihs.services.sync.sliding_plans import Plan
     from minihs.services.sync.sliding_request import SlidingRequest
-    from minihs.services.sync.sliding_rooms import Plan, RoomPart
+    from minihs.services.sync.sliding_rooms import RoomPart
     from minihs.services.sync.views import UserView
 
 

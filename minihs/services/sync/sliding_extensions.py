@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.unstable import FORGOTTEN_EXTENSION
 from minihs.services.sync.positions import format_token
-from minihs.services.sync.sliding_rooms import timeline_request
+from minihs.services.sync.sliding_plans import timeline_request
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import account_data, device_lists, ephemeral, to_device
 from minihs.services.sync.streams.device_lists import RoomsThen

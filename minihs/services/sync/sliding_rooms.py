@@ -9,18 +9,17 @@ MSC4186#room-results
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from minihs.protocol import unstable
-from minihs.protocol.filters import EventFilter, Filter, RoomFilter
 from minihs.protocol.state_keys import AVATAR, NAME
 from minihs.services.rooms import client_events
 from minihs.services.rooms.tokens import Place, format_place
 from minihs.services.sync import assemble
 from minihs.services.sync.sliding_memory import Changes
+from minihs.services.sync.sliding_plans import NO_FILTER, Plan, timeline_request
 from minihs.services.sync.sliding_request import MEMBER
-from minihs.services.sync.spans import STATE, Span, SyncRequest
+from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import timeline as timelines_of
 from minihs.services.sync.streams.summary import HEROES_MAX
 from minihs.storage import sliding, timelines
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, StateKey
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
-    from minihs.services.sync.sliding_connections import Connection, SentRoom
-    from minihs.services.sync.sliding_lists import Matches, Rooms, Rule, UserRoom
+    from minihs.services.sync.sliding_lists import Rooms
     from minihs.services.sync.sliding_request import SlidingRequest
     from minihs.services.sync.streams.timeline import Timeline
     from minihs.storage.event_store import StoredEvent
@@ -44,29 +42,6 @@ BUMPING = frozenset(
      "m.beacon_info", *unstable.POLL_START.spellings)
 )  # fmt: skip
 BUMPS_SCANNED = 20  # Rooms whose last events do not bump them are looked at this far back.
-NO_FILTER = Filter()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A room that may have news for the connection, which has had it up to `after`.
-
-    `is_new`: the client is to replace whatever it knows of the room. `is_expanded`: it wants more
-    of the timeline than it was sent.
-    """
-
-    room: UserRoom
-    rule: Rule
-    sent: SentRoom | None
-    after: int
-    is_new: bool
-    is_expanded: bool
-    is_dm: bool
-
-    @property
-    def room_id(self) -> str:
-        """The room."""
-        return self.room.room_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,46 +65,6 @@ class _Read:
     timeline: Timeline | None
     changes: Changes
     state: State
-
-
-def plan_rooms(
-    request: SlidingRequest,
-    connection: Connection,
-    rooms: Rooms,
-    matches: Matches,
-    changed: Collection[str],
-) -> list[Plan]:
-    """Return the rooms to look at; `changed` are those in which something happened."""
-    plans: list[Plan] = []
-    for room_id, rule in matches.rules.items():
-        room = rooms.rooms[room_id]
-        sent = connection.rooms.get(room_id)
-        after = 0
-        if sent is not None:
-            after = (request.since or 0) if sent.upto is None else sent.upto
-        is_dm = room_id in rooms.personal.direct
-        is_new = (
-            sent is None
-            or sent.kind != "join"
-            or room.kind == "outside"
-            or (room.joined_at is not None and room.joined_at > after)
-        )
-        if (
-            sent is None
-            or sent.upto is not None
-            or room.position > after
-            or room_id in changed
-            or sent.config.required != rule.config.required
-            or sent.config.timeline_limit < rule.config.timeline_limit
-            or sent.is_dm != is_dm
-        ):
-            is_expanded = (
-                not is_new
-                and sent is not None
-                and sent.config.timeline_limit < rule.config.timeline_limit
-            )
-            plans.append(Plan(room, rule, sent, after, is_new, is_expanded, is_dm))
-    return plans
 
 
 async def room_parts(
@@ -193,21 +128,6 @@ async def room_parts(
             if plan.is_new or plan.room.position > plan.after:
                 part.json["membership"] = plan.room.membership
     return parts
-
-
-@lru_cache(maxsize=256)
-def _filter(limit: int) -> Filter:
-    return Filter(room=RoomFilter(timeline=EventFilter(limit=limit)))
-
-
-def timeline_request(
-    request: SlidingRequest, ignored: frozenset[str], limit: int, since: int | None = None
-) -> SyncRequest:
-    """Return the request to the streams of /sync that asks for the same."""
-    return SyncRequest(
-        request.requester, _filter(limit), since,
-        full_state=False, state_section=STATE, timeout_ms=0, ignored=ignored,
-    )  # fmt: skip
 
 
 async def _read(

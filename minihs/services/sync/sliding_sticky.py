@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from minihs.services.rooms import client_events, visibility
 from minihs.services.sync import assemble
 from minihs.services.sync.positions import StickyBacklog, format_token
-from minihs.services.sync.sliding_rooms import NO_FILTER, timeline_request
+from minihs.services.sync.sliding_plans import NO_FILTER, timeline_request
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import sticky_events as stream
 from minihs.services.sync.streams.sticky_events import Shown

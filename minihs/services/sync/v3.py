@@ -306,7 +306,7 @@ async def _ends_of_stays(
     """
     placed = [stored for stored in events if stored.order is not None]
     state_ids = {stored.room_state_before or EMPTY_STATE_ID for stored in placed}
-    states = await visibility.reader_states(services, services.db, user_id, state_ids)
+    states = await visibility.reader_states(services, user_id, state_ids)
     ends: dict[EventId, StoredEvent | None] = {}
     for stored in placed:
         if states[stored.room_state_before or EMPTY_STATE_ID].membership == "join":
