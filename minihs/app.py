@@ -78,7 +78,7 @@ EVENT_CACHE_BYTES = 32 * 1_048_576
 PARSED_FILTERS_MAX = 10_000
 REMOTE_SUMMARIES_MAX = 50_000  # Rooms, and links of spaces.
 SERVER_ACLS_MAX = 1_000
-SHUTDOWN_S = 5
+SHUTDOWN_S = 4  # For the requests that have begun; aiohttp waits as long for cancelled ones.
 
 
 def check_config(config: Config) -> None:
@@ -136,21 +136,35 @@ def _check_readable(option: str, path: str) -> None:
         raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from error
 
 
-async def _check_database(db: Database, config: Config) -> None:
-    """Refuse a database that is not ours, and warn about one that may forget."""
-    unsafe = await inspection.check_usable(db)
+async def check_database(config: Config, dsn: str) -> None:
+    """Refuse a database that is not ours, and warn about one that may forget.
+
+    Raises:
+        ConfigError: the configuration cannot be used with it.
+    """
+    db = await Database.connect(dsn, connections=2)
+    try:
+        unsafe = await _check_database(db, config)
+    finally:
+        await db.close()
     if unsafe:
         logger.warning(
             "PostgreSQL runs with %s: A CRASH CAN LOSE WHAT USERS WERE TOLD IS SENT. "
             "Only for tests; see `minihs doctor`.",
             ", ".join(unsafe),
         )
+
+
+async def _check_database(db: Database, config: Config) -> list[str]:
+    """Refuse a database that is not ours; return settings under which it may forget."""
+    unsafe = await inspection.check_usable(db)
     await facts.check_server_name(db, config.server_name)
     if not config.signing_key_file.exists() and await inspection.has_events(db):
         raise ConfigError(
             f"the signing key {config.signing_key_file} is missing, but there are events that it "
             "signed: restore it from a backup. If it is lost for good: minihs new-signing-key"
         )
+    return unsafe
 
 
 @contextlib.asynccontextmanager
@@ -174,16 +188,16 @@ async def build_services(
     randomness = randomness or Randomness()
     transport = transport or HttpTransport(config, clock, randomness)
     db = await Database.connect(dsn, connections=config.database_connections)
-    tasks = TaskOwner()
+    tasks = TaskOwner(clock)
+    events = EventStore(db, EVENT_CACHE_BYTES)
+    follower = StreamFollower(db, events, clock, tasks)
     key_ring = KeyRing(clock)
     transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
     appservice_remote = AppserviceRemote(clock, is_transaction_open=is_transaction_open)
     try:
         await _check_database(db, config)
-        events = EventStore(db, EVENT_CACHE_BYTES)
         states = StateStore(db, Numbers(db, "state_numbers"))
-        follower = StreamFollower(db, events, clock, tasks)
         rulesets = Rulesets(db)
         signing_key = own_keys.load_signing_key(config, randomness)
         server_name = ServerName(config.server_name)
@@ -256,6 +270,7 @@ async def build_services(
     finally:
         await handshakes.close()
         await tasks.close()
+        await follower.close()
         await transactions.close()
         await key_ring.close()
         await transport.close()
@@ -306,6 +321,11 @@ def _server_tls(config: Config) -> ssl.SSLContext:
 async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> AsyncIterator[None]:
     """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
     application = build_application(services)
+
+    async def answer_polls(_application: web.Application) -> None:
+        services.views.close()
+
+    application.on_shutdown.append(answer_polls)  # When nobody can connect any more.
     runner = web.AppRunner(
         application, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
     )
@@ -318,7 +338,7 @@ async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> 
         if plain is not None:
             await web.SockSite(runner, plain).start()
         if services.metrics.shared is not None:
-            services.tasks.spawn("publish metrics", metrics.publish(services))
+            services.tasks.keep("publish metrics", functools.partial(metrics.publish, services))
         yield
     finally:
         await runner.cleanup()

@@ -36,7 +36,7 @@ INHERITED = "MINIHS_INHERITED_SOCKETS"
 PARENT = "MINIHS_PARENT_PIPE"
 FIGURES = "MINIHS_SHARED_FIGURES"
 RESTART_PAUSE_S = 1
-END_S_MAX = 15
+END_S_MAX = 20
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -50,6 +50,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     if inherited is None:
         if config.registration == "open":
             logger.warning("registration is open: anybody who reaches this server can register")
+        await app.check_database(config, dsn)
         sockets = list(app.listen_sockets(config))
         if workers > 1:
             logger.info("%s answers at http://%s", config.server_name, config.listen)

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 READY_S_MAX = 2
 
 
-async def get_health(_request: Request) -> object:
+async def get_health(request: Request) -> object:
     """GET /health.
 
-    200 as long as the process answers at all: whoever restarts processes should ask this.
+    200 as long as the process works, whatever its database does; 503 while something in it has
+    failed and has not begun again. Whoever restarts processes should ask this, and restart one that
+    says so several times in a row.
     """
+    down = request.services.tasks.down
+    if down:
+        return Answer({"status": "failing", "tasks": down}, 503)
     return {"status": "ok"}
 
 
@@ -40,17 +45,19 @@ async def get_ready(request: Request) -> object:
 
 async def reasons_against(services: Services) -> list[str]:
     """Return why this process should get no requests at the moment."""
-    reasons: list[str] = []
-    if not services.committer.is_running:
-        reasons.append("nothing is committed any more")
+    reasons = [f"the task {name!r} has failed and begins again" for name in services.tasks.down]
     try:
         async with asyncio.timeout(READY_S_MAX):
-            position = await services.follower.fetch_position()
+            position, is_read_only = await services.follower.probe()
     except (Unavailable, TimeoutError):
         return [*reasons, "the database does not answer"]
+    if is_read_only:
+        reasons.append("the database can only be read")
+    elif services.committer.refuses:
+        reasons.append("the database takes no commits")
     try:
         async with asyncio.timeout(READY_S_MAX):
             await services.follower.wait_for(position)
-    except TimeoutError:
+    except (Unavailable, TimeoutError):
         reasons.append("what others have committed is not seen")
     return reasons

@@ -91,6 +91,10 @@ def families(services: Services) -> list[Family]:
             counts.seconds.samples(),
         )
     )
+    failures = {labels(task=name): float(n) for name, n in services.tasks.failures.items()}
+    found.append(
+        Family("minihs_task_failures_total", "counter", "Unexpected ends of tasks", failures)
+    )
     return [
         *found,
         *services.metrics.families(),

@@ -28,6 +28,7 @@ from minihs.base.errors import (
     MissingToken,
     NotJson,
     TooLarge,
+    Unavailable,
     Unrecognized,
     UserInteractiveAuthRequired,
 )
@@ -100,6 +101,7 @@ class _OfNoHttp(logging.Filter):
 
 
 _OF_NO_HTTP = _OfNoHttp()
+RETRY_AFTER_S = 1  # What is unavailable comes back by itself.
 
 
 class _Server:
@@ -120,6 +122,8 @@ class _Server:
             headers = {}
             if (retry_ms := error.fields.get("retry_after_ms")) is not None:
                 headers["Retry-After"] = str(-(-int(str(retry_ms)) // 1000))
+            elif error.http_status == Unavailable.status:
+                headers["Retry-After"] = str(RETRY_AFTER_S)
             response = _respond(Answer(error.body(), error.http_status, headers))
         except UserInteractiveAuthRequired as required:
             response = _respond(Answer(required.body, 401))

@@ -66,6 +66,7 @@ class Batcher(Generic[K, V]):
             for key in keys:
                 if not waiting[key].done():
                     waiting[key].set_exception(error)
+                    waiting[key].exception()  # Seen, also when who asked has gone.
             return
         for key in keys:
             if not waiting[key].done():

@@ -212,6 +212,20 @@ class Unavailable(MatrixError):
     status, errcode = 503, "M_UNKNOWN"
 
 
+class DatabaseAway(Unavailable):
+    """The database does not answer, or refuses what it takes at other times."""
+
+    def __init__(self) -> None:
+        super().__init__("The database is not available now.")
+
+
+class DatabaseBusy(Unavailable):
+    """The database gave up one of several transactions that stood in each other's way."""
+
+    def __init__(self) -> None:
+        super().__init__("The database is too busy.")
+
+
 class UserInteractiveAuthRequired(Exception):
     """The 401 that lists flows; not a standard error body.
 

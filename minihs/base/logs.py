@@ -75,3 +75,4 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # Its own inventory.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # `Database` says what it would say.

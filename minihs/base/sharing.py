@@ -12,6 +12,9 @@ K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 
+CLOSE_S_MAX = 1
+
+
 class SharedWork(Generic[K, V]):
     """Runs at most one piece of work for each key; whoever comes meanwhile waits for its result.
 
@@ -43,8 +46,9 @@ class SharedWork(Generic[K, V]):
             task.exception()  # Seen, also when everybody who waited has gone.
 
     async def close(self) -> None:
-        """Cancel what is under way."""
+        """Cancel what is under way; what hangs ends when the connections do."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S_MAX)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from minihs.base.errors import Unavailable
+from minihs.base.errors import DatabaseAway, DatabaseBusy, Unavailable
 from minihs.base.metrics import Histogram, stopwatch
 from minihs.storage import directory, event_writes, stream_writes
 from minihs.storage.database import close, is_away
@@ -41,12 +42,16 @@ if TYPE_CHECKING:
     from minihs.storage.streams import StreamFollower
 
 
+logger = logging.getLogger(__name__)
+
+
 class Conflict(Exception):
     """What a unit was built upon has changed: read again and decide again."""
 
 
 UNITS_PER_BATCH = 256
 DEADLOCKS_MAX = 5
+REFUSED_S = 10
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
 EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
@@ -110,17 +115,18 @@ class GroupCommitter:
         self._connection: asyncpg.Connection | None = None
         self._waiting: list[_Unit] = []
         self._ready = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._is_down = False
+        self._refused_at: float | None = None
         self.counts = CommitCounts()
 
     def start(self) -> None:
         """Begin to commit."""
-        self._task = self._tasks.spawn("group-committer", self._run())
+        self._tasks.keep("group committer", self._run)
 
     @property
-    def is_running(self) -> bool:
-        """Whether what is handed in will be committed, or fail."""
-        return self._task is not None and not self._task.done()
+    def refuses(self) -> bool:
+        """Whether the database has just taken no commit, and has taken none since."""
+        return self._refused_at is not None and stopwatch() - self._refused_at < REFUSED_S
 
     @property
     def waiting(self) -> int:
@@ -163,6 +169,9 @@ class GroupCommitter:
         rows: Sequence[StreamRow],
     ) -> asyncio.Future[int]:
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self._is_down:
+            done.set_exception(Unavailable("Nothing can be committed now."))
+            return done
         self._waiting.append(_Unit(events, room, cursor, generation, rows, done))
         if cursor is not None:
             cursor.last = done
@@ -170,6 +179,7 @@ class GroupCommitter:
         return done
 
     async def _run(self) -> None:
+        self._is_down = False
         try:
             while True:
                 await self._ready.wait()
@@ -178,10 +188,23 @@ class GroupCommitter:
                 del self._waiting[: len(units)]
                 if not self._waiting:
                     self._ready.clear()
-                await self._commit(units)
-        finally:
+                try:
+                    await self._commit(units)
+                except Exception:
+                    # It may be in the database, and what is in memory may be half true.
+                    logger.exception("a commit could not be followed up; it will be read anew")
+                    self._disconnect()
+                    self._fail(units, Unavailable("Whether it was committed is not known."), None)
+                    self._follower.begin_anew()
+        except asyncio.CancelledError:
             for unit in self._waiting:
                 unit.done.cancel()
+            raise
+        finally:
+            self._is_down = True
+            self._fail(self._waiting, Unavailable("Nothing can be committed now."), None)
+            self._waiting.clear()
+            self._ready.clear()
             if self._connection is not None:
                 await close(self._connection)
 
@@ -202,13 +225,19 @@ class GroupCommitter:
         except Exception as error:
             if is_away(error) or isinstance(error, Unavailable):
                 self._disconnect()
-                self._fail(units, Unavailable("The database is not available now."), error)
+                self._refused_at = stopwatch()
+                if isinstance(error, Unavailable):
+                    self._fail(units, error, error.__cause__)
+                else:
+                    self._db.note_away(error)
+                    self._fail(units, DatabaseAway(), error)
             elif len(units) == 1:
                 self._fail(units, Conflict() if isinstance(error, RENUMBERED) else error, None)
             else:  # Whoever is to blame for it shall suffer alone.
                 apart = True
         else:
             self.counts.seconds.observe(stopwatch() - began)
+            self._refused_at = None
             self._succeed(winners, base)
             self._fail([unit for unit in units if unit not in winners], Conflict(), None)
         finally:
@@ -246,6 +275,7 @@ class GroupCommitter:
                 self._events.forget(write.stored.event_id)
             if not unit.done.done():
                 unit.done.set_exception(error)
+                unit.done.exception()  # Seen, also when who waited has gone.
 
     async def _write(self, units: Sequence[_Unit]) -> tuple[Sequence[_Unit], int]:
         """Write what can be written; return it, and the position before its first event."""
@@ -269,7 +299,7 @@ class GroupCommitter:
         for _ in range(DEADLOCKS_MAX):
             with contextlib.suppress(asyncpg.DeadlockDetectedError):
                 return await _write_without_losers(connection, units, key_nids)
-        raise Unavailable("The database is too busy.")
+        raise DatabaseBusy
 
     def _succeed(self, units: Sequence[_Unit], base: int) -> None:
         """Note what has been committed, let readers know, and answer the writers."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from minihs.base.errors import Unavailable
+from minihs.base.errors import DatabaseBusy
 from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
@@ -172,16 +172,16 @@ async def write_history(
     its number afterwards.
 
     Raises:
-        Unavailable: other processes write the same events, time after time.
+        DatabaseBusy: other processes write the same events, time after time.
     """
     for _ in range(ATTEMPTS):
         try:
             return await _write_once(db, room_nid, writes, key_nids, more_states)
-        except asyncpg.DeadlockDetectedError:
+        except DatabaseBusy:
             continue
         except asyncpg.DivisionByZeroError:
             writes = await _renumbered(db, writes)
-    raise Unavailable("The database is too busy.")
+    raise DatabaseBusy
 
 
 async def _renumbered(db: Database, writes: Sequence[HistoryWrite]) -> list[HistoryWrite]:

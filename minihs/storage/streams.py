@@ -17,6 +17,8 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import Unavailable
+from minihs.base.sharing import SharedWork
 from minihs.storage.database import close
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.sessions import LOGOUT_CHANNEL
@@ -34,8 +36,6 @@ from minihs.storage.stream_rows import PurgedRoom, StayRedaction, StickyEvent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import asyncpg
-
     from minihs.base.clock import Clock
     from minihs.base.tasks import TaskOwner
     from minihs.storage.database import Database
@@ -48,8 +48,14 @@ CHANNEL = "minihs"
 WINDOW_ITEMS_MAX = 6_000
 POLL_MS = 2_000
 RECONNECT_MS = 500
+SEEN_S_MAX = 30
 
 FETCH_POSITION = statement("streams.fetch_position", "SELECT position FROM stream")
+
+PROBE = statement(
+    "streams.probe",
+    "SELECT position, current_setting('transaction_read_only') = 'on' FROM stream",
+)
 
 
 class StreamFollower:
@@ -70,6 +76,8 @@ class StreamFollower:
         self._on_logout: Callable[[str], None] | None = None
         self._announced = 0
         self._committing = False
+        self._begins_anew = False
+        self._probes: SharedWork[str, tuple[int, bool]] = SharedWork("probe the database")
         self._behind = asyncio.Event()
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -78,8 +86,8 @@ class StreamFollower:
         self.head = self.floor = await self.fetch_position()
         for stay in await list_unpurged_stays(self._db):
             self._events.note_stay(stay)
-        self._tasks.spawn("stream-listener", self._listen())
-        self._tasks.spawn("stream-follower", self._follow())
+        self._tasks.keep("stream listener", self._listen)
+        self._tasks.keep("stream follower", self._follow)
 
     def subscribe(
         self, on_items: Callable[[Sequence[Positioned]], None], on_reset: Callable[[], None]
@@ -138,14 +146,42 @@ class StreamFollower:
         """Return the last position committed by any process."""
         return int(str(await self._db.fetchval(FETCH_POSITION)))
 
+    async def probe(self) -> tuple[int, bool]:
+        """Return the last position committed by any process, and whether nothing can be written.
+
+        Who comes while the database is being asked waits for the same answer.
+        """
+        return await self._probes.run("", self._probe)
+
+    async def _probe(self) -> tuple[int, bool]:
+        row = await self._db.fetchrow(PROBE)
+        return (0, True) if row is None else (row[0], row[1])
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        await self._probes.close()
+
     async def wait_for(self, position: int) -> None:
-        """Return once everything up to `position` has been seen."""
+        """Return once everything up to `position` has been seen.
+
+        Raises:
+            Unavailable: it is not in a long while.
+        """
         if self.head >= position:
             return
         self._announce(position)
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reached.append((position, reached))
-        await reached
+        try:
+            async with asyncio.timeout(SEEN_S_MAX):
+                await reached
+        except TimeoutError as error:
+            raise Unavailable("What was committed before cannot be seen now.") from error
+
+    def begin_anew(self) -> None:
+        """Forget what is in memory, and begin at the stream's end: it may be half true."""
+        self._begins_anew = True
+        self._behind.set()
 
     def commit_begins(self) -> None:
         """Note that this process is committing: what is announced meanwhile may be its own."""
@@ -159,7 +195,7 @@ class StreamFollower:
 
     def offer(self, base: int, last: int, items: Sequence[Positioned]) -> None:
         """Take a commit of this process: positions after `base`, up to `last`."""
-        if base == self.head:
+        if base == self.head and not self._begins_anew:
             self._append(items, last)
         else:
             self._announced = max(self._announced, last)
@@ -224,19 +260,23 @@ class StreamFollower:
             self._behind.clear()
             try:
                 await self._catch_up()
-            except Exception:
-                logger.warning("cannot follow the stream; trying again", exc_info=True)
+            except Unavailable:
                 await self._clock.sleep_ms(RECONNECT_MS)
                 self._behind.set()
+            except Exception:  # Something in it cannot be read: whoever needs it asks for it.
+                logger.exception("cannot follow the stream; beginning anew at its end")
+                self.begin_anew()
+                await self._clock.sleep_ms(RECONNECT_MS)
 
     async def _catch_up(self) -> None:
         upto = await self.fetch_position()
         after = self.head
-        if upto <= after:
+        if upto <= after and not self._begins_anew:
             return
-        if upto - after > WINDOW_ITEMS_MAX:
+        if upto - after > WINDOW_ITEMS_MAX or self._begins_anew:
             stays = await list_unpurged_stays(self._db)
             if self.head == after:
+                self._begins_anew = False
                 self._reset(upto)
                 for stay in stays:  # Before anybody reads an event of theirs.
                     self._events.note_stay(stay)
@@ -275,22 +315,17 @@ class StreamFollower:
         self._append((), position)
 
     async def _listen(self) -> None:
-        """Keep a connection that hears notifications, and poll in case one was lost."""
-        while True:
-            connection: asyncpg.Connection | None = None
-            try:
-                connection = await self._db.dedicated()
+        """Hear notifications, on a connection of its own, and poll in case one was lost."""
+        connection = await self._db.dedicated()
+        try:
+            with self._db.errors_told():
                 await connection.add_listener(CHANNEL, self._heard)
                 await connection.add_listener(LOGOUT_CHANNEL, self._heard_logout)
-                while not connection.is_closed():
+                while True:
                     self._announce(int(await connection.fetchval(FETCH_POSITION)))
                     await self._clock.sleep_ms(POLL_MS)
-            except Exception:
-                logger.warning("lost the connection that listens; trying again", exc_info=True)
-                await self._clock.sleep_ms(RECONNECT_MS)
-            finally:
-                if connection is not None:
-                    await close(connection)
+        finally:
+            await close(connection)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._announce(int(str(payload)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from minihs.services.appservices.delivery import AppserviceDelivery
@@ -18,6 +19,7 @@ def start(services: Services) -> None:
     what = "delivery to application services"
     delivery = AppserviceDelivery(services, services.randomness.token(runner.HOLDER_LENGTH))
     services.follower.subscribe(delivery.follow, delivery.reset)
-    services.tasks.spawn(
-        f"lease of {what}", runner.hold(services, what, delivery.hold, delivery.give_back)
+    services.tasks.keep(
+        f"lease of {what}",
+        partial(runner.hold, services, what, delivery.hold, delivery.give_back),
     )

@@ -7,6 +7,7 @@ somebody should know why events ended together.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ STEP_MS_MAX = 60_000
 
 def start(services: Services) -> None:
     """Begin to watch; it ends with the services' tasks."""
-    services.tasks.spawn("clock watch", _watch(services))
+    services.tasks.keep("clock watch", partial(_watch, services))
 
 
 async def _watch(services: Services) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from minihs.services.rooms import delayed_sending
@@ -46,7 +47,7 @@ STEPS_MAX = 100
 
 def start(services: Services) -> None:
     """Begin to take part in sending; it ends with the services' tasks."""
-    services.tasks.spawn(f"loop {NAME}", _run(services))
+    services.tasks.keep(f"loop {NAME}", partial(_run, services))
 
 
 async def _run(services: Services) -> None:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 def start(services: Services) -> None:
     """Begin to deliver; it ends with the services' tasks."""
     holder = services.randomness.token(runner.HOLDER_LENGTH)
-    services.tasks.spawn("delivery", services.delivery.run(services))
-    services.tasks.spawn(
+    services.tasks.keep("delivery", partial(services.delivery.run, services))
+    services.tasks.keep(
         "delivery leases",
-        runner.hold(
+        partial(
+            runner.hold,
             services,
             "destinations",
             partial(services.delivery.hold_shards, services, holder),

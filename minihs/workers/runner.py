@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import DatabaseAway
 from minihs.storage import jobs
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def start(services: Services, loops: Iterable[LeasedLoop]) -> None:
     """Begin to take part in the loops; they end with the services' tasks."""
     holder = services.randomness.token(HOLDER_LENGTH)
     for loop in loops:
-        services.tasks.spawn(f"loop {loop.name}", _run(services, loop, holder))
+        services.tasks.keep(f"loop {loop.name}", partial(_run, services, loop, holder))
 
 
 async def _run(services: Services, loop: LeasedLoop, holder: str) -> None:
@@ -55,7 +57,7 @@ async def _run(services: Services, loop: LeasedLoop, holder: str) -> None:
 async def run_once(services: Services, loop: LeasedLoop, holder: str) -> bool:
     """Do a loop's work once if the lease can be had; return whether it was.
 
-    Failures are logged: the next round tries again.
+    Failures are logged: the next round tries again. (That the database is away it tells itself.)
     """
     now_ms = services.clock.now_ms()
     until_ms = now_ms + LEASE_INTERVALS * loop.interval_ms
@@ -63,6 +65,8 @@ async def run_once(services: Services, loop: LeasedLoop, holder: str) -> bool:
         if not await jobs.take_lease(services.db, loop.name, holder, now_ms, until_ms):
             return False
         await loop.work(services)
+    except DatabaseAway:
+        logger.debug("a round of %s waits for the database", loop.name)
     except Exception:
         logger.exception("a round of %s failed", loop.name)
     return True
@@ -87,6 +91,8 @@ async def hold(
         while True:
             try:
                 await renew()
+            except DatabaseAway:
+                logger.debug("the lease of %s waits for the database", what)
             except Exception:
                 logger.exception("cannot renew the lease of %s; trying again", what)
             await services.clock.sleep_ms(RENEWAL_MS)

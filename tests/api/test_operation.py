@@ -6,12 +6,23 @@ import asyncio
 import re
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
+from minihs.api import health as health_module
 from minihs.api.health import reasons_against
+from minihs.base.clock import ManualClock
+from minihs.base.errors import Unavailable
+from minihs.base.tasks import PAUSE_MS
+from minihs.protocol.identifiers import UserId
+from minihs.storage import group_commit
+from minihs.storage.stream_rows import AccountDataWrite
+from tests.helpers.homeserver import running_homeserver
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.helpers.homeserver import Homeserver, User
 
 SAMPLE = re.compile(r'(?P<name>[a-z_]+)(?P<labels>\{([a-z]+="[^"]*",?)+\})? (?P<value>[-+0-9.e]+)')
@@ -99,32 +110,135 @@ async def test_metrics_are_not_published_through_a_proxy(homeserver: Homeserver)
         assert b"minihs_" not in await answer.read()
 
 
-async def test_a_server_whose_committer_has_ended_is_not_ready(homeserver: Homeserver):
-    services = homeserver.services
-    assert await reasons_against(services) == []
-    task = services.committer._task
-    assert task is not None
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert await reasons_against(services) == ["nothing is committed any more"]
+async def test_a_server_whose_committer_has_ended_says_so_until_it_begins_again(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock = ManualClock()
+    async with running_homeserver(database_url, tmp_path, clock=clock, workers=1) as homeserver:
+        services = homeserver.services
+        alice = await homeserver.register("alice")
+        assert await health(homeserver, "ready") == (200, {"status": "ready"})
+
+        def fail(_units: object) -> int:
+            raise RuntimeError("a mistake of ours")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(group_commit, "_batch_length", fail)
+            refused = await alice.request(*NOTE, {})
+        assert (refused.status, refused.json["errcode"]) == (503, "M_UNKNOWN")
+        assert refused.headers["Retry-After"] == "1"
+        assert await health(homeserver, "health") == (
+            503,
+            {"status": "failing", "tasks": ["group committer"]},
+        )
+        status, said = await health(homeserver, "ready")
+        assert (status, said["reasons"]) == (
+            503,
+            ["the task 'group committer' has failed and begins again"],
+        )
+        assert (await alice.request(*NOTE, {})).status == 503, "at once: nobody waits for it"
+        failures = 'minihs_task_failures_total{task="group committer"}'
+        assert (await metrics(homeserver))[failures] == 1
+
+        clock.advance_ms(PAUSE_MS)
+        await until(lambda: services.tasks.down == [])
+        await alice.call(*NOTE, {})
+        assert await health(homeserver, "health") == (200, {"status": "ok"})
+        assert await health(homeserver, "ready") == (200, {"status": "ready"})
+
+
+NOTE = ("PUT", "/user/@alice:hs1/account_data/com.example.note")
+
+
+async def health(homeserver: Homeserver, path: str) -> tuple[int, dict]:
+    """Return what an operator is told."""
+    async with homeserver.client.get(f"/{path}") as answer:
+        return answer.status, await answer.json()
 
 
 async def test_a_server_that_does_not_see_the_stream_is_not_ready(
     homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
 ):
-    from minihs.api import health
-
     services = homeserver.services
-    monkeypatch.setattr(health, "READY_S_MAX", 0.2)
+    monkeypatch.setattr(health_module, "READY_S_MAX", 0.2)
     position = await services.follower.fetch_position()
 
-    async def ahead() -> int:
-        return position + 1
+    async def ahead(_self: object) -> tuple[int, bool]:
+        return position + 1, False
 
-    monkeypatch.setattr(type(services.follower), "fetch_position", lambda _self: ahead())
+    monkeypatch.setattr(type(services.follower), "probe", ahead)
     monkeypatch.setattr(type(services.follower), "_catch_up", lambda _self: _nothing())
     assert await reasons_against(services) == ["what others have committed is not seen"]
 
 
 async def _nothing() -> None:
     """See nothing."""
+
+
+async def test_a_database_that_hangs_is_asked_once_however_often_somebody_asks(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    services = homeserver.services
+    monkeypatch.setattr(health_module, "READY_S_MAX", 0.05)
+    asked = []
+    answers: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def hang(_query: str) -> list[object]:
+        asked.append(1)
+        await answers
+        return [services.follower.head, False]
+
+    monkeypatch.setattr(services.db, "fetchrow", hang)
+    for _ in range(3):
+        assert await reasons_against(services) == ["the database does not answer"]
+    assert len(asked) == 1
+    answers.set_result(None)
+    assert await reasons_against(services) == []
+
+
+async def test_a_database_that_takes_no_commits_is_told(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    alice = await homeserver.register("alice")
+    services = homeserver.services
+
+    async def full(*_given: object) -> int:
+        raise asyncpg.DiskFullError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group_commit, "_write_all", full)
+        for worker in homeserver.workers:
+            with pytest.raises(Unavailable):
+                await worker.committer.commit_rows([_note(alice.user_id)])
+    assert await reasons_against(services) == ["the database takes no commits"]
+    await services.committer.commit_rows([_note(alice.user_id)])
+    assert await reasons_against(services) == []
+
+
+def _note(user_id: str) -> AccountDataWrite:
+    return AccountDataWrite(UserId(user_id), "", "com.example.note", "{}")
+
+
+async def test_a_database_that_can_only_be_read_is_told(homeserver: Homeserver, database_url: str):
+    connection = await asyncpg.connect(database_url)
+    try:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        said = ["the database can only be read"]
+        await until(lambda: _reasons_are(homeserver, said))
+        await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        await until(lambda: _reasons_are(homeserver, []))
+    finally:
+        await connection.close()
+
+
+async def _reasons_are(homeserver: Homeserver, said: list[str]) -> bool:
+    return await reasons_against(homeserver.services) == said

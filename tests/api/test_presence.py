@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from minihs.base.clock import ManualClock
+from minihs.base.errors import DatabaseAway
 from minihs.services.ephemeral import presence
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.waiting import until
@@ -327,3 +328,39 @@ async def test_polls_of_somebody_who_is_there_write_nothing(homeserver: Homeserv
         await polls(alice)
     assert [services.committer.counts.rows for services in homeserver.workers] == before
     assert told(await bob.sync()) == {}
+
+
+async def test_what_the_database_did_not_take_is_told_when_it_does(
+    timed: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob, _ = await pair(timed)
+    clock = timed.clock
+    assert isinstance(clock, ManualClock)
+
+    tried: list[bool] = []
+
+    async def away(*_given: object) -> None:
+        tried.append(True)
+        raise DatabaseAway
+
+    with monkeypatch.context() as patch:
+        for services in timed.workers:
+            patch.setattr(services.committer, "commit_rows", away)
+        since = (await bob.sync(set_presence="offline"))["next_batch"]
+        await polls(alice)
+        await until(lambda: bool(tried))
+    clock.advance_ms(presence.GATHER_MS)
+    await until(lambda: any(alice.user_id in s.presence.known for s in timed.workers))
+    news = told(await bob.sync(since=since, set_presence="offline"))
+    assert news[alice.user_id]["presence"] == "online"
+
+    clock.advance_ms(40_000)
+    await polls(alice)  # A sign of life that the database does not take at first.
+    with monkeypatch.context() as patch:
+        patch.setattr("minihs.storage.presence.renew", away)
+        for services in timed.workers:
+            await services.presence.renew(services)
+    for services in timed.workers:
+        await services.presence.renew(services)
+    await presence.expire(timed.services)
+    assert alice.user_id not in told(await bob.sync(set_presence="offline"))

@@ -11,7 +11,7 @@ import pytest
 from minihs.api.rate_limits import LIMITS
 from minihs.base import logs
 from minihs.base.clock import ManualClock
-from minihs.base.errors import Unavailable
+from minihs.base.errors import DatabaseAway, Unavailable
 from minihs.protocol import unstable
 from minihs.services.rooms import delayed_events, delayed_sending
 from minihs.services.rooms.heads import building
@@ -1465,6 +1465,28 @@ async def test_trouble_of_the_server_itself_is_tried_again_for_a_minute(
     await sender.begin()
     await sender.finish()
     assert [event["content"]["n"] for event in await sent(bob, room_id)] == [2]
+
+
+async def test_no_event_is_given_up_because_the_database_was_away_for_long(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    delay_id = await delay(alice, room_id, 1_000)
+    sender = worker.Sender(homeserver.services)
+
+    def away(*_args: object, **_more: object) -> asyncio.Future[int]:
+        raise DatabaseAway
+
+    with monkeypatch.context() as patch:
+        patch.setattr(homeserver.services.committer, "commit_events", away)
+        for _ in range(3):
+            advance_ms(homeserver, 120_000)
+            await sender.begin()
+            await sender.finish()
+    assert await outcome(alice, delay_id) is None
+    await sender.begin()
+    await sender.finish()
+    assert len(await sent(bob, room_id)) == 1
 
 
 async def test_a_fault_of_ours_ends_one_event_and_no_other(

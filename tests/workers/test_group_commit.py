@@ -243,3 +243,31 @@ async def test_nothing_is_committed_over_a_connection_that_somebody_may_hold_mea
         committed.set_result(position)
         await sending
         assert await alice.call("GET", path) == {}
+
+
+async def test_what_fails_after_a_commit_loses_nothing_and_stops_nobody(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The events are in the database, but not all that is in memory knows: it is read anew."""
+    async with running_homeserver(database_url, tmp_path, workers=1) as homeserver:
+        alice = await homeserver.register("alice")
+        room_id = await alice.create_room()
+        since = (await alice.sync())["next_batch"]
+        path = f"/rooms/{quote(room_id)}/send/m.room.message/txn"
+        message = {"msgtype": "m.text", "body": "hello"}
+
+        def fail(*_given: object) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(homeserver.services.committer, "_take_place", fail)
+            answer = await asyncio.wait_for(alice.request("PUT", path, message), 20)
+        assert (answer.status, answer.json["errcode"]) == (503, "M_UNKNOWN")
+
+        again = await alice.call("PUT", path, message)
+        second = await alice.say(room_id, "world")
+
+        assert homeserver.services.tasks.failures["group committer"] == 0
+        assert await texts(alice, room_id) == ["hello", "world"]
+        news = (await alice.sync(since=since))["rooms"]["join"][room_id]["timeline"]["events"]
+        assert [e["event_id"] for e in news] == [again["event_id"], second]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import aiohttp
 import asyncpg
 import pytest
 
@@ -27,6 +29,7 @@ from tests.helpers.processes import (
     kill_postgres,
     running_server,
 )
+from tests.helpers.proxy import proxied
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ async def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(
         unseen = {"set_presence": "offline"}  # Else the poll has news: that Alice is there.
         sync = (await server.request("GET", "/sync", token=token, **unseen)).json["next_batch"]
         waiting = asyncio.create_task(
-            server.request("GET", "/sync", token=token, since=sync, timeout="5000", **unseen)
+            server.request("GET", "/sync", token=token, since=sync, timeout="25000", **unseen)
         )
 
         async def is_waiting() -> bool:
@@ -93,7 +96,31 @@ async def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(
 
         await until(is_waiting)
         assert await server.stop() == 0
-        assert (await waiting).status == 200
+        answer = await waiting
+        assert (answer.status, answer.json) == (200, {"next_batch": sync}), "at once, not when due"
+
+
+async def test_a_database_that_hangs_does_not_keep_a_server_from_stopping(
+    database_url: str, tmp_path: Path
+):
+    async with (
+        proxied(database_url) as proxy,
+        running_server(proxy.dsn, tmp_path) as server,
+    ):
+        _, token = await server.register("alice")
+        proxy.freeze()
+        asking = asyncio.create_task(server.request("GET", "/joined_rooms", token=token))
+        await until(lambda: _is_asking(server))
+        assert await server.stop() == 0
+        assert "cutting the connections" in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+        with contextlib.suppress(aiohttp.ClientError):
+            assert (await asking).status == 503
+
+
+async def _is_asking(server: Server) -> bool:
+    """Return whether the server waits for the database."""
+    return (await server.request("GET", "/ready")).status == 503
 
 
 async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
@@ -126,6 +153,7 @@ async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
                     await cluster.start()
                     await server.until_ready()
                     await until(lambda n=number: _sends(server, say + f"{n}", message, token))
+                    assert "Traceback" not in server.log.read_text()
 
                 assert server.workers == processes  # Nobody was restarted.
                 sync = await server.request("GET", "/sync", token=token, since=since)
@@ -207,7 +235,9 @@ async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: st
         assert "LOSE" in server.log.read_text()  # The database of tests does not flush.
 
         server.environment["MINIHS_SERVER_NAME"] = "other"
-        assert await _refusal(server) == "this database belongs to 'hs1', not to 'other'"
+        for workers in ("1", "2"):
+            refusal = await _refusal(server, "--workers", workers)
+            assert refusal == "this database belongs to 'hs1', not to 'other'"
         server.environment["MINIHS_SERVER_NAME"] = "hs1"
 
         key = tmp_path / "signing.key"
@@ -243,9 +273,9 @@ async def test_a_key_that_is_replaced_is_published_as_an_old_one(database_url: s
         assert "run the newer minihs" in await _refusal(server)
 
 
-async def _refusal(server: Server) -> str:
+async def _refusal(server: Server, *options: str) -> str:
     """Return why `minihs run` would not start."""
-    status, said = await minihs(server, "run")
+    status, said = await minihs(server, "run", *options)
     assert status == 2, said
     return said.strip().splitlines()[-1].removeprefix("minihs: ")
 

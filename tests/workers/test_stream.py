@@ -15,9 +15,10 @@ import asyncpg
 import pytest
 
 from minihs.base.clock import ManualClock
+from minihs.base.errors import Unavailable
 from minihs.protocol.identifiers import EventId, RoomId, UserId
 from minihs.services.rooms.membership import MembershipChange, change_membership
-from minihs.storage import missing_events
+from minihs.storage import missing_events, streams
 from minihs.storage import rooms as room_reads
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.events import list_range
@@ -338,7 +339,7 @@ async def test_a_reader_who_fails_begins_anew_and_stops_nobody(homeserver: Homes
     await alice.say(room_id, "two")
 
     assert len(began_anew) == 2
-    assert services.committer.is_running
+    assert services.tasks.down == []
     record.assert_complete(await services.follower.fetch_position())
 
 
@@ -363,3 +364,34 @@ async def test_what_history_redacts_that_one_worker_has_fetched_is_redacted_for_
     )
 
     assert theirs.redacted_by == redaction_id
+
+
+async def test_what_cannot_be_read_of_the_stream_holds_up_nobody(
+    pair: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = pair.workers
+    alice = await pair.register("alice")
+    room_id = await alice.create_room()
+    await second.follower.wait_for(await first.follower.fetch_position())
+    record = Record(second)
+    read = second.follower._read
+
+    async def fail(after: int, upto: int) -> list:
+        raise ValueError("a row that nobody understands")
+
+    monkeypatch.setattr(second.follower, "_read", fail)
+    await put_note(first, alice.user_id, 1)
+    await until(lambda: record.resets > 0)
+    monkeypatch.setattr(second.follower, "_read", read)
+    event_id = await send_at(first, room_id, alice.user_id, "hello")
+    await second.follower.wait_for(await first.follower.fetch_position())
+    assert record.event_ids[-1] == event_id
+    assert second.tasks.down == []
+
+
+async def test_who_waits_for_what_is_never_seen_is_told_so(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(streams, "SEEN_S_MAX", 0.01)
+    with pytest.raises(Unavailable):
+        await homeserver.services.follower.wait_for(2**62)

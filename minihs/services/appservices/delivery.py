@@ -17,6 +17,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import DatabaseAway
 from minihs.base.limits import APPSERVICE_TRANSACTION_TIMEOUT_MS
 from minihs.remote.appservices import V1
 from minihs.remote.transport import RemoteError
@@ -158,8 +159,9 @@ class AppserviceDelivery:
             try:
                 while await self._send_next(queue):
                     pass
-            except Exception:
-                logger.exception("cannot serve %s; trying again", queue.service.id)
+            except Exception as error:
+                if not isinstance(error, DatabaseAway):
+                    logger.exception("cannot serve %s; trying again", queue.service.id)
                 await clock.sleep_ms(PAUSE_AFTER_ERROR_MS)
                 queue.news.set()
             await queue.news.wait()

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from minihs.base.errors import Forbidden, InvalidParam
+from minihs.base.errors import Forbidden, InvalidParam, Unavailable
 from minihs.base.limits import STATUS_CHARS_MAX
 from minihs.storage import presence as presence_store
 from minihs.storage.stream_rows import Membership, PresenceWrite
@@ -56,6 +56,11 @@ class _Sign:
 
     until_ms: int = 0
     active_ms: int = 0
+
+    def take(self, other: _Sign) -> None:
+        """Say what another one says, too."""
+        self.until_ms = max(self.until_ms, other.until_ms)
+        self.active_ms = max(self.active_ms, other.active_ms)
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +163,12 @@ class PresenceBoard:
                 if wait_ms > 0:
                     await services.clock.sleep_ms(wait_ms)
                 self._gathered_ms = services.clock.monotonic_ms()
-                await self.write_gathered(services)
+                wanted, again = self._wanted, self._again
+                try:
+                    await self.write_gathered(services)
+                except Unavailable:  # It is tried again, unless they have become something else.
+                    self._wanted = wanted | self._wanted
+                    self._again |= again
         finally:
             self._is_gathering = False
 
@@ -230,9 +240,14 @@ class PresenceBoard:
         signs, self._signs = self._signs, {}
         if signs:
             known = dict(self.known)
-            offline = await presence_store.renew(
-                services.db, {u: (sign.until_ms, sign.active_ms) for u, sign in signs.items()}
-            )
+            try:
+                offline = await presence_store.renew(
+                    services.db, {u: (sign.until_ms, sign.active_ms) for u, sign in signs.items()}
+                )
+            except Unavailable:  # Who is still there is told the next time.
+                for user_id, sign in signs.items():
+                    self._sign(services, user_id).take(sign)
+                return
             for user_id in offline:  # A crash of the database: their next poll tells it again.
                 if self.known.get(user_id) is known.get(user_id):
                     self.known.pop(user_id, None)
@@ -257,7 +272,14 @@ class PresenceBoard:
 
     def reset(self, services: Services) -> None:
         """Learn it anew: part of the stream was skipped."""
-        services.tasks.spawn("load presence", self.load(services))
+        services.tasks.spawn("load presence", self._load_again(services))
+
+    async def _load_again(self, services: Services) -> None:
+        while True:
+            try:
+                return await self.load(services)
+            except Unavailable:
+                await services.clock.sleep_ms(GATHER_MS)
 
 
 async def _load(

@@ -25,6 +25,7 @@ import logging
 import zlib
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import DatabaseAway
 from minihs.base.metrics import Family, labels
 from minihs.services.federation.destination import (
     SHARDS,
@@ -129,6 +130,9 @@ class Delivery:
             self._news.clear()
             try:
                 await self.distribute(services)
+            except DatabaseAway:
+                await self._clock.sleep_ms(PAUSE_AFTER_ERROR_MS)
+                self._news.set()
             except Exception:
                 logger.exception("cannot read what is owed to whom; trying again")
                 await self._clock.sleep_ms(PAUSE_AFTER_ERROR_MS)

@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import DatabaseAway
 from minihs.base.metrics import Family, labels
 from minihs.remote.transport import RemoteError
 from minihs.services.federation.catch_up import messages_owed, missed_by, to_repeat
@@ -147,8 +148,9 @@ class Sender:
         timer = self._clock.call_later_ms(SLOW_MS, slow)
         try:
             await self._send_next(services, destination)
-        except Exception:
-            logger.exception("cannot deliver to %s; trying again", destination.name)
+        except Exception as error:
+            if not isinstance(error, DatabaseAway):
+                logger.exception("cannot deliver to %s; trying again", destination.name)
             destination.put_back()
             destination.retry_at_ms = self._clock.now_ms() + BACK_OFF_MS
             self._clock.call_later_ms(BACK_OFF_MS, lambda: self.wake(services, destination))

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from minihs.base.errors import Forbidden, LimitExceeded, MatrixError, Unavailable, UserDeactivated
+from minihs.base.errors import (
+    DatabaseAway,
+    Forbidden,
+    LimitExceeded,
+    MatrixError,
+    Unavailable,
+    UserDeactivated,
+)
 from minihs.protocol.canonical_json import decode
 from minihs.services.rooms.origins import DelayedSending, Superseded
 from minihs.services.rooms.room_events import send_message, set_room_state
@@ -53,7 +60,8 @@ async def send_due(services: Services, event: DelayedEvent, began_ms: int) -> bo
     """Send an event that is due, or note why it cannot be sent; return whether it is done with.
 
     It is not where the trouble is the server's own: that passes, and the event is tried again, for
-    a minute after it was due (or after this process began to send, at `began_ms`).
+    a minute after it was due (or after this process began to send, at `began_ms`); for a database
+    that is away it waits without end.
 
     MSC4140#rate-limiting-at-the-point-of-sending
     """
@@ -62,6 +70,8 @@ async def send_due(services: Services, event: DelayedEvent, began_ms: int) -> bo
         await send(services, event)
     except Superseded:
         return True
+    except DatabaseAway:  # However long that takes.
+        return False
     except UnknownRoom:  # It has been deleted, or never was one of this server's.
         await _note_failed(services, event, Forbidden("You are not in this room."))
     except MatrixError as error:

@@ -95,7 +95,7 @@ async def sliding_sync(services: Services, request: SlidingRequest) -> Json:
             if found.has_news or position is None:
                 break
         left_ms = deadline_ms - services.clock.monotonic_ms()
-        if left_ms <= 0:
+        if left_ms <= 0 or services.views.is_closing:
             break
         await wait(services, request.requester, upto, left_ms)
     if found is None:

@@ -65,7 +65,7 @@ async def sync(services: Services, request: SyncRequest) -> Json:
             if has_news or since is None or request.full_state:
                 return answer
         left_ms = deadline_ms - services.clock.monotonic_ms()
-        if left_ms <= 0:
+        if left_ms <= 0 or services.views.is_closing:
             return {"next_batch": format_token(upto)}
         await wait(services, request.requester, upto, left_ms)
 

@@ -93,6 +93,13 @@ class Views:
         self._views: dict[str, UserView] = {}
         self._loading: dict[str, asyncio.Future[UserView]] = {}
         self._by_room: dict[str, set[UserView]] = {}
+        self.is_closing = False
+
+    def close(self) -> None:
+        """Let those who wait for news be answered now: the server stops."""
+        self.is_closing = True
+        for view in self._views.values():
+            view.wake()
 
     @property
     def waiting(self) -> int:
