@@ -51,13 +51,15 @@ STAY_JOINS_COUNT_MAX: Final = 10_000
 class RedactedStay:
     """The stay of one user that a kick or ban redacts.
 
-    `first_join_id` is the join that began it. `because_id` is the kick or ban, which clients see
-    in `unsigned.redacted_because` of each redacted event.
+    `first_join_id` is the join that began it, and `led_by` are the joins from that to the one which
+    was ended. `because_id` is the kick or ban, which clients see in `unsigned.redacted_because` of
+    each redacted event.
     """
 
     user_id: str
     first_join_id: str
     because_id: str
+    led_by: frozenset[str]
 
 
 def redacted_stay(
@@ -71,16 +73,17 @@ def redacted_stay(
     `member_before` is the target's membership event, and `levels` are the power levels, in the
     state before `event`. Only a stay that the event itself ends is redacted: nothing of somebody
     who was not joined. So an unban, a retracted invite and a refused knock, which look like a
-    kick, redact nothing; nor does a ban of somebody who had left. `find` as in `first_join_of`.
+    kick, redact nothing; nor does a ban of somebody who had left. `find` as in `joins_leading_to`.
 
     MSC4293#proposal
     """
     if not asks_to_redact(event) or not may_redact(event.sender, levels):
         return None
-    first_join = None if member_before is None else first_join_of(member_before, find)
-    if first_join is None or event.state_key is None:
+    joins = [] if member_before is None else joins_leading_to(member_before, find)
+    if not joins or event.state_key is None:
         return None
-    return RedactedStay(event.state_key, first_join.event_id, event.event_id)
+    led_by = frozenset(join.event_id for join in joins)
+    return RedactedStay(event.state_key, joins[-1].event_id, event.event_id, led_by)
 
 
 def asks_to_redact(event: Event) -> bool:
@@ -115,23 +118,21 @@ def may_redact(sender: str, levels: PowerLevels) -> bool:
     return level >= levels.event_level("m.room.redaction", is_state=False)
 
 
-def first_join_of(member: Event, find: Callable[[str], Event | None]) -> Event | None:
-    """Return the join with which the stay of a join event began; None if it is no join.
+def joins_leading_to(member: Event, find: Callable[[str], Event | None]) -> list[Event]:
+    """Return the joins from a join event back to the one with which its stay began.
 
-    Follows the chain of joins by which the user changed their own profile: each cites the one
-    before it. `find` returns an event by its ID, or None if we lack it; the stay then begins
-    where our knowledge does. Costs a look-up for each auth event of each join of the stay.
+    Empty if it is no join. Follows the chain of joins by which the user changed their own profile:
+    each cites the one before it. `find` returns an event by its ID, or None if we lack it; the stay
+    then begins where our knowledge does. Costs a look-up for each auth event of each join.
 
     MSC4293#proposal
     """
-    if not is_own_join(member):
-        return None
-    for _ in range(STAY_JOINS_COUNT_MAX):
-        before = _cited_member(member, member.sender, find)
-        if before is None or not is_own_join(before):
-            break
-        member = before
-    return member
+    joins: list[Event] = []
+    before: Event | None = member
+    while before is not None and is_own_join(before) and len(joins) <= STAY_JOINS_COUNT_MAX:
+        joins.append(before)
+        before = _cited_member(before, member.sender, find)
+    return joins
 
 
 def is_own_join(event: Event) -> bool:

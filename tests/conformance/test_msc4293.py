@@ -458,6 +458,41 @@ async def test_r_14_a_ban_that_state_resolution_takes_back_undoes_nothing(
     assert not by_ban(await shown_to(alice, room, after))
 
 
+@pytest.mark.parametrize("order", ["kick first", "rename first", "together"])
+async def test_r_14_a_kick_beside_a_change_of_name_is_the_same_in_any_order(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, order: str
+):
+    """State resolution lets Mallory go on under the new name. What came before is redacted."""
+    moderator = "@moderator:evil"
+    await push(evil, hs1, [room.join(moderator)])
+    levels = await alice.call("GET", f"/rooms/{quote(room.room_id)}/state/m.room.power_levels")
+    levels["users"][moderator] = 50
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    await push(evil, hs1, [spam])
+    kicked: dict[str, object] = {"membership": "leave", FLAG: True}
+    renamed: dict[str, object] = {"membership": "join", "displayname": "Eve"}
+    kick = room.send(moderator, "m.room.member", kicked, state_key=MALLORY, prev=[spam])
+    rename = room.send(MALLORY, "m.room.member", renamed, state_key=MALLORY, prev=[spam])
+    said = room.send(MALLORY, "m.room.message", {"body": "on I go"}, prev=[rename])
+    late = room.send(MALLORY, "m.room.message", {"body": "spam"}, prev=[spam])
+    first, second = ([kick], [rename, said])
+    if order == "rename first":
+        first, second = second, first
+    for pushed in [first + second] if order == "together" else [first, second]:
+        await push(evil, hs1, pushed)
+    await push(evil, hs1, [late])
+    members = await alice.call("GET", f"/rooms/{quote(room.room_id)}/joined_members")
+    assert members["joined"][MALLORY]["display_name"] == "Eve"
+    assert by_ban(await shown_to(alice, room, spam))
+    assert not by_ban(await shown_to(alice, room, rename))
+    assert not by_ban(await shown_to(alice, room, said))
+    kept = await hs1.services.events.get(late.event_id)
+    assert kept is not None
+    assert kept.redacted_by == kick.event_id
+
+
 async def test_r_14_three_servers_redact_the_same_though_one_was_away(
     federation: Federation, clock: ManualClock
 ):

@@ -7,7 +7,7 @@ whole or not at all. Nothing is called back afterwards: readers follow the strea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, assert_never
 
 from minihs.base.tasks import give_way
@@ -23,7 +23,13 @@ from minihs.services.rooms.outsiders import stripped_room_state
 from minihs.storage import membership as memberships
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.event_writes import DelayedOutcome, EventWrite, Push, RoomWrite
-from minihs.storage.stream_rows import DelayedEventOutcome, ForgottenRoom, Membership, StickyEvent
+from minihs.storage.stream_rows import (
+    DelayedEventOutcome,
+    ForgottenRoom,
+    Membership,
+    StayRedaction,
+    StickyEvent,
+)
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
     from minihs.services.rooms.heads import RoomHead
     from minihs.storage.state import State, StateRow
-    from minihs.storage.stream_rows import StayRedaction, StreamRow
+    from minihs.storage.stream_rows import StreamRow
 
 MEMBERS_AT_ONCE = 500
 
@@ -143,7 +149,8 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
             became_current.append(event)
     else:
         became_current, lost = await _member_changes(services, room_before, head.state)
-    ended_stays = await _ended_stays(services, plan, became_current, {event.event_id: before})
+    moves = became_current if event in became_current else [*became_current, event]
+    ended_stays = await _ended_stays(services, plan, moves, {event.event_id: before})
     for effect in consequences.effects_of(
         event,
         became_current=became_current,
@@ -192,7 +199,16 @@ async def _redact_late(
     head, event = plan.head, stored.event
     member = planned.auth.get(("m.room.member", event.sender))
     present_id = head.state.entries.get(("m.room.member", event.sender))
-    if member is None or present_id in (member.event_id, event.event_id):
+    if present_id == event.event_id:
+        # By it they go on, whoever has ended what was before in this very plan.
+        plan.rows[:] = [
+            replace(row, spared_ids=row.spared_ids | {event.event_id})
+            if isinstance(row, StayRedaction) and row.user_id == event.sender
+            else row
+            for row in plan.rows
+        ]
+        return False
+    if member is None or present_id == member.event_id:
         return False
     present: dict[str, EventId] = {} if present_id is None else {event.sender: present_id}
     is_in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
@@ -209,14 +225,14 @@ async def _redact_late(
 async def _ended_stays(
     services: Services,
     plan: Plan,
-    became_current: Sequence[Event],
+    events: Sequence[Event],
     states: Mapping[EventId, State],
 ) -> list[StayRedaction]:
-    """Return the stays that kicks and bans redact which are current only now. MSC4293#proposal.
+    """Return the stays that some kicks and bans redact. MSC4293#proposal.
 
     `states` are the states before events that are about to be committed.
     """
-    asking = [event for event in became_current if asks_to_redact(event)]
+    asking = [event for event in events if asks_to_redact(event)]
     if not asking:
         return []
     members: list[tuple[Event, State | None]] = []

@@ -85,6 +85,10 @@ async def find_ended_stays(
     known than what it cites. `current` is the room's state with them, `planned` are events that
     will be committed before them. Events that ask for no redaction cost nothing.
 
+    A kick or ban need not be part of `current`: state resolution may prefer another one, or a join
+    by which the target goes on. What was said before it is redacted all the same, as on servers
+    where it comes first, unless the stay has not ended at all.
+
     MSC4293#proposal
     """
     asking = [(event, before) for event, before in members if asks_to_redact(event)]
@@ -102,9 +106,13 @@ async def find_ended_stays(
     found: list[StayRedaction] = []
     for number, (event, before) in enumerate(asking, 1):
         stay = await _ended_stay(services, event, before, known)
-        if stay is not None:
+        present_id = current.get("m.room.member", event.state_key or "")
+        if stay is not None and present_id not in stay.led_by:
             was_control = () if before is None else await _control_state(services, before)
             joins = joins_of_stay(stay.first_join_id, known.values())
+            forked: Iterable[str] = ()
+            if present_id in joins:  # State resolution lets them go on by a fork of the stay.
+                joins, forked = stay.led_by, joins - stay.led_by
             sticky = await services.events.get_many(
                 await redacted_stays.list_sticky(services.db, room_nid, stay.user_id)
             )
@@ -115,7 +123,7 @@ async def find_ended_stays(
                     first_join_id=stay.first_join_id,  # type: ignore[arg-type]  # an event id
                     because_id=stay.because_id,  # type: ignore[arg-type]  # an event id
                     join_ids=joins,
-                    spared_ids=_of_stay([*control, *was_control], stay, joins),
+                    spared_ids=_of_stay([*control, *was_control], stay, joins).union(forked),
                     created_ms=services.clock.now_ms(),
                     unstuck=tuple(_of_stay(sticky.values(), stay, joins)),
                 )
@@ -208,7 +216,10 @@ async def find_covering(
     changed: list[StayRedaction] = []
     for stay in stays:
         theirs = by_sender[stay.user_id]
-        joins = stay.join_ids | _late_joins(stay, [stored.event for stored in theirs])
+        late_joins = _late_joins(stay, [stored.event for stored in theirs])
+        if current.get(stay.user_id) in late_joins:  # As above: they go on by it.
+            late_joins = frozenset()
+        joins = stay.join_ids | late_joins
         because = await services.events.get(stay.because_id)
         stands = _still_stands(stay, because, current.get(stay.user_id))
         spared: set[EventId] = set()
