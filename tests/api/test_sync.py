@@ -508,6 +508,8 @@ async def test_who_speaks_to_the_whole_room_is_heard_by_everybody(
     await carol.join(room_id)
     deaf = "/pushrules/global/override/.m.rule.is_room_mention/enabled"
     await carol.call("PUT", deaf, {"enabled": False})
+    for services in homeserver.workers:  # Each applies a change of rules once it has heard of it.
+        await services.follower.wait_for(await services.follower.fetch_position())
     await alice.say(room_id, "@room", **{"m.mentions": {"room": True}})
     await bob.say(room_id, "@room", **{"m.mentions": {"room": True}})  # He may not.
 
