@@ -34,6 +34,7 @@ SUMMARY_KEPT_MS = 60_000  # What another server told of a room.
 SYNC_TIMEOUT_MAX_MS = 300_000
 SLIDING_LISTS_MAX = 100  # MSC4186#top-level; as many subscriptions.
 SLIDING_TIMELINE_LIMIT_MAX = 100
+SLIDING_WISHES_MAX = 5_000  # Elements of required state, and names in filters, of a request; ours.
 STICKY_EVENTS_DEFAULT = 100  # MSC4480#proposal.
 PREV_EVENTS_MAX = 10  # Spec allows 20 (server-server-api#pdus); fewer keep the DAG narrow.
 PASSWORD_BYTES_MAX = 512

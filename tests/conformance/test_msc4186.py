@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from minihs.base.caching import BoundedCache
 from minihs.services.sync import sliding_memory
 from tests.helpers.waiting import until
 
@@ -311,7 +312,10 @@ async def test_the_oldest_connections_of_a_device_expire(homeserver: Homeserver)
         await client.sync()
     rows = await homeserver.services.db.fetchval("SELECT count(*) FROM sliding_states")
     assert rows == 40
+    homeserver.services.sliding.connections = BoundedCache(0)  # Memory may know them for longer.
     assert (await clients[44].ask()).status == 200
+    response = await clients[0].ask()
+    assert (response.status, response.json["errcode"]) == (400, "M_UNKNOWN_POS")
 
 
 async def test_a_long_poll_is_woken(homeserver: Homeserver) -> None:
@@ -980,6 +984,11 @@ REFUSED: list[tuple[str, dict]] = [
     ("range", {"lists": {"a": a_list(5, 4)}}),
     ("negative range", {"lists": {"a": a_list(-1, 4)}}),
     ("limit", {"lists": {"a": a_list(limit=-1)}}),
+    (
+        "required state",
+        {"lists": {"a": a_list(required={"include": [{"type": str(n)} for n in range(5_001)]})}},
+    ),
+    ("filter", {"lists": {"a": a_list(tags=[str(n) for n in range(5_001)])}}),
     ("list key", {"lists": {"a b": a_list()}}),
     ("empty list key", {"lists": {"": a_list()}}),
     ("long list key", {"lists": {"a" * 256: a_list()}}),

@@ -15,6 +15,7 @@ from minihs.base.errors import BadJson, InvalidParam
 from minihs.base.limits import (
     SLIDING_LISTS_MAX,
     SLIDING_TIMELINE_LIMIT_MAX,
+    SLIDING_WISHES_MAX,
     STICKY_EVENTS_DEFAULT,
     SYNC_TIMEOUT_MAX_MS,
 )
@@ -182,6 +183,8 @@ async def _sync(
     requester.require_device()
     if len(lists) > SLIDING_LISTS_MAX or len(subscriptions) > SLIDING_LISTS_MAX:
         raise InvalidParam(f"There may be {SLIDING_LISTS_MAX} lists and as many subscriptions.")
+    if _count_wishes(lists.values(), subscriptions.values()) > SLIDING_WISHES_MAX:
+        raise InvalidParam("There is too much required state, or too many names in filters.")
     if any(_LIST_KEY.fullmatch(name) is None for name in lists):
         raise InvalidParam("The key of a list is 1 to 255 letters, digits and any of -._~.")
     conn_id = body.conn_id or ""
@@ -215,6 +218,21 @@ async def _sync(
             _to_device(body.extensions, head),
         ),
     )
+
+
+def _count_wishes(lists: Iterable[RoomList], subscriptions: Iterable[RoomConfig]) -> int:
+    """Return how many elements of required state, names in filters and ranges there are."""
+    lists = list(lists)
+    configs = [*(list_.config for list_ in lists), *subscriptions]
+    elements = sum(len(r.include) + len(r.exclude) for c in configs for r in c.required)
+    return elements + sum(
+        len(names or ())
+        for list_ in lists
+        for names in (
+            list_.ranges, list_.filters.spaces, list_.filters.room_types,
+            list_.filters.not_room_types, list_.filters.tags, list_.filters.not_tags,
+        )
+    )  # fmt: skip
 
 
 def _ranges(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -24,6 +24,30 @@ Element = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
+class _Matcher:
+    """What any of some elements matches, found as quickly for thousands of them as for one."""
+
+    everything: bool
+    types: frozenset[str]
+    keys: frozenset[str]
+    pairs: frozenset[StateKey]
+
+    def has(self, key: StateKey) -> bool:
+        """Return whether any element matches."""
+        return self.everything or key in self.pairs or key[0] in self.types or key[1] in self.keys
+
+
+def _matcher(elements: Iterable[Element]) -> _Matcher:
+    listed = list(elements)
+    return _Matcher(
+        (None, None) in listed,
+        frozenset(t for t, k in listed if t is not None and k is None),
+        frozenset(k for t, k in listed if t is None and k is not None),
+        frozenset((t, k) for t, k in listed if t is not None and k is not None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RequiredState:
     """Which state of a room is wanted.
 
@@ -34,17 +58,18 @@ class RequiredState:
     include: tuple[Element, ...] = ()
     exclude: tuple[Element, ...] = ()
     lazy_members: bool = False
+    _included: _Matcher = field(init=False, repr=False, compare=False)
+    _excluded: _Matcher = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_included", _matcher(self.include))
+        object.__setattr__(self, "_excluded", _matcher(self.exclude))
 
     def has(self, key: StateKey) -> bool:
         """Return whether the entry of a state is wanted."""
-        return any(self._includes(element, key) for element in self.include) and not any(
-            _matches(element, key) for element in self.exclude
-        )
-
-    def _includes(self, element: Element, key: StateKey) -> bool:
-        if self.lazy_members and key[0] == MEMBER and None in element:
-            return False
-        return _matches(element, key)
+        if self.lazy_members and key[0] == MEMBER:
+            return key in self._included.pairs and not self._excluded.has(key)
+        return self._included.has(key) and not self._excluded.has(key)
 
     @property
     def has_all_members(self) -> bool:
@@ -55,15 +80,10 @@ class RequiredState:
 
     def select(self, entries: Mapping[StateKey, EventId]) -> dict[StateKey, EventId]:
         """Return those of the entries that are wanted."""
-        if any(None in element for element in self.include):
+        wanted = self._included
+        if wanted.everything or wanted.types or wanted.keys:
             return {key: event_id for key, event_id in entries.items() if self.has(key)}
-        keys = [(t or "", k or "") for t, k in self.include]
-        return {key: entries[key] for key in keys if key in entries and self.has(key)}
-
-
-def _matches(element: Element, key: StateKey) -> bool:
-    event_type, state_key = element
-    return event_type in (None, key[0]) and state_key in (None, key[1])
+        return {key: entries[key] for key in wanted.pairs if key in entries and self.has(key)}
 
 
 @dataclass(frozen=True, slots=True)
