@@ -304,6 +304,3 @@ def _described(event: DelayedEvent) -> dict[str, object]:
             outcome["error"] = orjson.Fragment(event.error)
         described["finalised"] = outcome
     return described
-
-
-# --- sending -----------------------------------------------------------------------------------

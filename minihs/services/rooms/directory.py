@@ -69,12 +69,6 @@ class DirectoryQuery:
     all_networks: bool = False
 
 
-# --- aliases ---------------------------------------------------------------------------------
-
-
-# --- the directory ---------------------------------------------------------------------------
-
-
 async def get_visibility(services: Services, room_id: str) -> str:
     """Return whether a room is `public` or `private`: in the directory, or not.
 
