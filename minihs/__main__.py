@@ -110,6 +110,8 @@ def _with_database(
     from minihs.storage.database import wait_until_ready  # noqa: PLC0415
 
     check_config(config)
+    if migrated:
+        _make_data_dir(Path(config.data_dir))
 
     async def run() -> int:
         dsn, embedded = config.database_url, None
@@ -135,6 +137,20 @@ def _with_database(
     except ImportError:
         return asyncio.run(run())
     return uvloop.run(run())
+
+
+def _make_data_dir(path: Path) -> None:
+    """Make the data directory if it is not there.
+
+    Raises:
+        StartError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"data_dir {path} cannot be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StartError(f"data_dir {path} cannot be written to")
 
 
 def _with_server(

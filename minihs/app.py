@@ -97,6 +97,7 @@ def check_config(config: Config) -> None:
     if config.database_url and config.database_url.partition("://")[0] not in POSTGRES_SCHEMES:
         shown = without_password(config.database_url)
         raise ConfigError(f"database_url {shown!r} is not postgresql://…")
+    _check_port(config.database_url)
     if config.public_base_url and not _is_base_url(config.public_base_url):
         raise ConfigError(f"public_base_url {config.public_base_url!r} is not http(s)://…")
     _check_listeners(config)
@@ -104,6 +105,17 @@ def check_config(config: Config) -> None:
         if path := getattr(config, option):
             _check_readable(option, path)
     load_registrations(config.registration_files, config.server_name)
+
+
+def _check_port(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    if "," in parts.netloc:  # Several hosts, each with its port.
+        return
+    try:
+        _ = parts.port
+    except ValueError as error:
+        shown = without_password(database_url)
+        raise ConfigError(f"database_url {shown!r}: {error}") from error
 
 
 def _check_listeners(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import orjson
@@ -45,11 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_servers() -> Iterator[TestServers]:
-    """The PostgreSQL servers of this run, started when first asked for."""
+    """The PostgreSQL servers of this run, started when first asked for.
+
+    They are nobody's children: whoever ends the run by SIGTERM ends it as by Ctrl-C.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with cluster_directory(in_memory=True) as fast, cluster_directory() as durable:
         servers = TestServers(fast, durable)
         yield servers
         asyncio.run(servers.stop())
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

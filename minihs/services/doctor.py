@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import shutil
 import socket
 import ssl
@@ -108,6 +109,9 @@ def check_disk(config: Config) -> list[Finding]:
     path = Path(config.data_dir).absolute()
     while not path.exists():
         path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        fix = "make data_dir a directory of the user that minihs runs as"
+        return [Finding("error", "disk", f"{path} cannot be written to", fix)]
     free = shutil.disk_usage(path).free
     message = f"{free / 1024**3:.1f} GiB free at {path}"
     if free < DISK_BYTES_MIN:

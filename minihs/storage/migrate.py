@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from minihs.base.config import ConfigError
+from minihs.base.config import ConfigError, StartError
 
 HEAD = "0001"
 
@@ -59,11 +59,23 @@ async def is_current(dsn: str) -> bool:
 
 
 def upgrade(dsn: str) -> None:
-    """Run the migrations that the database lacks. Blocks; call it before a loop runs."""
+    """Run the migrations that the database lacks. Blocks; call it before a loop runs.
+
+    Raises:
+        StartError: they cannot be run; nothing has been changed.
+    """
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()))
     config.attributes["dsn"] = dsn
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except (CommandError, SQLAlchemyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StartError(
+            f"the database's schema cannot be brought to {HEAD}, and is as it was: {reason}"
+        ) from error

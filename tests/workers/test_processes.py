@@ -273,6 +273,77 @@ async def test_a_key_that_is_replaced_is_published_as_an_old_one(database_url: s
         assert "run the newer minihs" in await _refusal(server)
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("UPDATE alembic_version SET version_num = '0000'", "Can't locate revision"),
+        ("DROP TABLE alembic_version", "already exists"),
+    ],
+)
+async def test_a_schema_that_is_not_ours_is_refused_in_a_sentence(
+    database_url: str, tmp_path: Path, statement: str, told: str
+):
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(statement)
+    await connection.close()
+    server = Server(database_url, tmp_path)
+    await server.session.close()
+    status, said = await minihs(server, "run")
+    assert status == 1
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("minihs: the database's schema cannot be brought to")
+    assert told in last
+    assert "Traceback" not in said
+
+
+async def test_a_data_directory_that_is_none_is_refused_in_a_sentence(
+    database_url: str, tmp_path: Path
+):
+    server = Server(database_url, tmp_path)
+    await server.session.close()
+    file = tmp_path / "file"
+    file.touch()
+    server.environment["MINIHS_DATA_DIR"] = str(file)
+    assert await minihs(server, "run") == (
+        1,
+        f"minihs: data_dir {file} cannot be made: File exists\n",
+    )
+    status, said = await minihs(server, "doctor")
+    assert status == 1
+    assert f"error    disk: {file} cannot be written to" in said
+    server.environment["MINIHS_DATA_DIR"] = str(tmp_path)
+    server.environment["MINIHS_DATABASE_URL"] = "postgresql://minihs:secret@127.0.0.1:port/minihs"
+    status, said = await minihs(server, "check-config")
+    assert status == 2
+    assert "database_url 'postgresql://minihs:(secret)@127.0.0.1:port/minihs'" in said
+
+
+async def test_tests_that_are_terminated_leave_no_database_behind(tmp_path: Path):
+    story = tmp_path / "test_story.py"
+    story.write_text(
+        "import asyncio, pathlib\n"
+        "async def test_long(database_url):\n"
+        f"    pathlib.Path({str(tmp_path / 'dsn')!r}).write_text(database_url)\n"
+        "    await asyncio.Event().wait()\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest",
+        "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), str(story),
+        cwd=ROOT, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await until(lambda: process.returncode is not None or (tmp_path / "dsn").exists())
+        assert process.returncode is None
+        dsn = (tmp_path / "dsn").read_text()
+        process.terminate()
+        assert await process.wait() == 2  # Interrupted.
+        with pytest.raises(OSError, match="No such file"):
+            await asyncpg.connect(dsn)
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def _refusal(server: Server, *options: str) -> str:
     """Return why `minihs run` would not start."""
     status, said = await minihs(server, "run", *options)
