@@ -14,7 +14,7 @@ from minihs.protocol import unstable
 from minihs.services.rooms import sticky_events
 from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
-from tests.helpers.remote_members import put_member
+from tests.helpers.remote_members import put_event, put_member
 from tests.helpers.servers import join, quiet, room_of_two
 from tests.helpers.servers import pass_time as pass_time_for
 from tests.helpers.servers import start as start_servers
@@ -107,6 +107,23 @@ async def test_s_07_what_a_server_was_sent_as_it_left_is_sent_anew_when_it_is_ba
     await settled(hs1.services)
     assert peer.bodies == ["sticky", "sticky"]
     assert len({received.path["txnId"] for received in peer.taken}) == len(peer.taken)
+
+
+async def test_s_07_a_server_that_joins_again_never_knew_that_it_had(
+    hs1: Homeserver, alice: User, peer: Peer
+):
+    """The answer to its join was lost, and what it was sent then was of a room unknown to it."""
+    room_id = await alice.create_room()
+    await stick(alice, room_id, "sticky")
+    renamed = {"membership": "join", "displayname": "Mallory"}
+    for _ in range(2):
+        await put_member(hs1.services, room_id, peer.user)
+    await settled(hs1.services)
+    assert peer.bodies == ["sticky", "sticky"]
+    member = (peer.user, "m.room.member", renamed)
+    await put_event(hs1.services, room_id, *member, state_key=peer.user)
+    await settled(hs1.services)
+    assert peer.bodies == ["sticky", "sticky"]
 
 
 async def test_s_04_a_redacted_one_is_not_pushed(hs1: Homeserver, alice: User, peer: Peer):

@@ -173,11 +173,13 @@ class Recipients:
             unaware = await unknown_to_sender(services, stored, gone - {own})
             if unaware:
                 done.append(Share(unaware, [stored]))
-        if own in room.joined and come - {own}:
-            done += await _sticky_backlog(services, stored, come - {own})
+        newcomers = come | {server_name_of(c.user_id) for c in changes if c.is_again}
+        newcomers.discard(own)
+        if own in room.joined and newcomers:
+            done += await _sticky_backlog(services, stored, newcomers)
             if services.config.presence_enabled:
                 due_ms = services.clock.now_ms() + NEWCOMERS_PAUSE_MS
-                self._newcomers.append(_Newcomers(stored, come - {own}, due_ms))
+                self._newcomers.append(_Newcomers(stored, newcomers, due_ms))
         if ours:
             told = come | {
                 server_name_of(c.user_id)

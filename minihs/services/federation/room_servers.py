@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.protocol.identifiers import server_name_of
-from minihs.protocol.membership import membership_of
+from minihs.protocol.membership import AUTHORISING_USER, membership_of
 from minihs.storage import state_reads
 from minihs.storage.state import EMPTY_STATE_ID
 
@@ -24,11 +24,16 @@ OUT = "leave"  # What somebody is of whom a room's state says nothing.
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an event made of a user's membership."""
+    """What an event made of a user's membership.
+
+    `is_again`: they were joined before, and the event says nothing else of them. So a server joins
+    that does not know that it has, as it never got the answer to its last join.
+    """
 
     user_id: str
     before: str
     after: str
+    is_again: bool = False
 
 
 async def membership_changes(services: Services, stored: StoredEvent) -> Sequence[Change] | None:
@@ -63,6 +68,7 @@ async def membership_changes(services: Services, stored: StoredEvent) -> Sequenc
             key[1],
             _membership(events, old_entries.get(key)),
             _membership(events, new_entries.get(key)),
+            _is_again(events, old_entries.get(key), new_entries.get(key)),
         )
         for key in keys
     ]
@@ -71,6 +77,18 @@ async def membership_changes(services: Services, stored: StoredEvent) -> Sequenc
 def _membership(events: dict[EventId, StoredEvent], event_id: EventId | None) -> str:
     stored = events.get(event_id) if event_id is not None else None
     return (membership_of(stored.event) if stored is not None else None) or OUT
+
+
+def _is_again(
+    events: dict[EventId, StoredEvent], before_id: EventId | None, after_id: EventId | None
+) -> bool:
+    """Return whether a join is like the one before, but for who vouches for it."""
+    if before_id is None or after_id is None or not {before_id, after_id} <= events.keys():
+        return False
+    before, after = events[before_id].event.content, events[after_id].event.content
+    if before.get("membership") != "join":
+        return False
+    return {**before, AUTHORISING_USER: None} == {**after, AUTHORISING_USER: None}
 
 
 def steps_of(changes: Iterable[Change]) -> dict[str, int]:
