@@ -13,6 +13,7 @@ from minihs.protocol.identifiers import RoomId, UserId
 from minihs.services.accounts import deactivation
 from minihs.services.rooms import membership
 from minihs.storage import accounts, devices
+from tests.federation.test_invites import MallorysRoom, invited, send
 from tests.helpers import deliveries
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import PASSWORD, User
@@ -190,6 +191,54 @@ async def test_a_4_nor_by_their_profile(hs1: Homeserver, alice: User, bob: User)
     await bob.call("PUT", f"/profile/{bob.user_id}/displayname", {"displayname": "Robert"})
     assert (await member(alice, room_id, bob))["displayname"] == "Robert"
     assert KEY not in await member(alice, room_id, bob)
+
+
+@pytest.mark.parametrize("generation", ["query parameter", "endpoint"])
+async def test_a_4_nor_by_delayed_events(hs1: Homeserver, alice: User, bob: User, generation: str):
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    content = {"membership": "leave", **FORGED}
+    if generation == "query parameter":
+        path = f"/rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}"
+        delay = {"org.matrix.msc4140.delay": "10000"}
+        made = await bob.call("PUT", path, content, **delay)
+    else:
+        path = f"/rooms/{quote(room_id)}/delayed_event/m.room.member/1"
+        wish = {"delay_ms": 10_000, "state_key": bob.user_id, "content": content}
+        made = await bob.call("PUT", path, wish)
+    await bob.call("POST", f"/_matrix/client/v1/delayed_events/{made['delay_id']}/send", {})
+    assert await member(alice, room_id, bob) == {"membership": "leave"}
+
+
+async def test_a_4_nor_by_knocking(hs1: Homeserver, alice: User, bob: User):
+    room_id = await alice.create_room()
+    await alice.put_state(room_id, "m.room.join_rules", {"join_rule": "knock"})
+    await bob.call("POST", f"/knock/{quote(room_id)}", FORGED)
+    content = await member(alice, room_id, bob)
+    assert content["membership"] == "knock"
+    assert not content.keys() & FORGED.keys()
+
+
+async def test_a_4_nor_does_another_server_say_so_of_them(federation: Federation, hs1: Homeserver):
+    """What it proposes for the leave that rejects its invite is not what is signed."""
+    alice, evil = await hs1.register("alice"), federation.evil()
+    event = invited(MallorysRoom(), alice.user_id)
+    assert await send(evil, event) == (200, "")
+    template = {
+        "type": "m.room.member", "room_id": event.room_id, "sender": alice.user_id,
+        "state_key": alice.user_id, "content": {"membership": "leave", **FORGED}, "depth": 9,
+        "prev_events": [event.event_id], "auth_events": list(event.auth_event_ids),
+        "origin_server_ts": 7,
+    }  # fmt: skip
+    proposal = {"room_version": event.room_version.identifier, "event": template}
+    evil.on("GET", "/_matrix/federation/v1/make_leave/{roomId}/{userId}", proposal)
+    evil.on("PUT", "/_matrix/federation/v2/send_leave/{roomId}/{eventId}", {})
+
+    await alice.leave(event.room_id)
+
+    (sent,) = evil.asked("/send_leave/")
+    assert isinstance(sent.content, dict)
+    assert sent.content["content"] == {"membership": "leave"}
 
 
 async def test_a_2_moderators_cannot_declare_others_dead(hs1: Homeserver, alice: User, bob: User):
