@@ -61,6 +61,7 @@ from minihs.storage import account_data, device_lists, facts, inspection, sessio
 from minihs.storage.database import Database, is_transaction_open
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
+from minihs.storage.join_marks import JoinMarks
 from minihs.storage.numbers import Numbers
 from minihs.storage.state import StateStore
 from minihs.storage.streams import StreamFollower
@@ -206,6 +207,7 @@ async def build_services(
     key_ring = KeyRing(clock)
     transactions: SharedWork[tuple[str, str], bytes] = SharedWork("receive transaction")
     handshakes: SharedWork[str, EventId] = SharedWork("handshake")
+    join_marks = JoinMarks(db)
     appservice_remote = AppserviceRemote(clock, is_transaction_open=is_transaction_open)
     try:
         await _check_database(db, config)
@@ -254,6 +256,7 @@ async def build_services(
             sticky_limits=StickyLimits(clock),
             redactions=LeakyBuckets(clock),
             handshakes=handshakes,
+            join_marks=join_marks,
             server_acls=BoundedCache(SERVER_ACLS_MAX),
             delivery=delivery,
             appservices=registry.Appservices(
@@ -287,6 +290,7 @@ async def build_services(
         await key_ring.close()
         await transport.close()
         await appservice_remote.close()
+        await join_marks.close()
         await db.close()
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from minihs.storage.database import Database
     from minihs.storage.event_store import EventStore
     from minihs.storage.group_commit import GroupCommitter
+    from minihs.storage.join_marks import JoinMarks
     from minihs.storage.numbers import Numbers
     from minihs.storage.sessions import TokenOwner
     from minihs.storage.state import StateStore
@@ -84,6 +85,7 @@ class Services:
     sticky_limits: StickyLimits
     redactions: LeakyBuckets[tuple[str, bool]]
     handshakes: SharedWork[str, EventId]
+    join_marks: JoinMarks
     server_acls: BoundedCache[EventId, ServerAcl]
     delivery: Delivery
     appservices: Appservices

@@ -13,6 +13,7 @@ import pytest
 from minihs.protocol.events import Event
 from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, Room
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
@@ -525,12 +526,18 @@ async def test_a_join_is_asked_for_once_by_whoever_wants_it(bob: User, resident:
     assert len(resident.server.asked("/send_join/")) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_what_is_said_while_the_join_is_on_its_way_back_is_not_lost(
-    bob: User, resident: Resident
+    federation: Federation, resident: Resident, clock: ManualClock, workers: int
 ):
-    """The room has taken the join, and its answer is still under way when somebody speaks."""
+    """The room has taken the join, and its answer is still under way when somebody speaks.
+
+    Each of two processes is told something, and one of them does not wait for the answer.
+    """
     import asyncio
 
+    hs2 = await federation.start("hs2", workers=workers)
+    bob = await hs2.register("bob")
     room, server = resident.room, resident.server
     answered, said = asyncio.Event(), asyncio.Event()
 
@@ -546,20 +553,29 @@ async def test_what_is_said_while_the_join_is_on_its_way_back_is_not_lost(
     server.on("PUT", SEND_JOIN, send_join)
     joining = asyncio.ensure_future(enter(bob, resident.room_id, "hs1"))
     await answered.wait()
-    message = room.send(ALICE, "m.room.message", {"msgtype": "m.text", "body": "Hello!"})
-
-    pushing = asyncio.ensure_future(
-        server.request(
-            "hs2",
-            "PUT",
-            "/_matrix/federation/v1/send/1",
-            {"origin": "hs1", "origin_server_ts": 1, "pdus": [message.pdu]},
+    content = {"msgtype": "m.text", "body": "Hello!"}
+    messages = [room.send(ALICE, "m.room.message", content) for _ in range(2)]
+    pushing = [
+        asyncio.ensure_future(
+            server.request(
+                "hs2",
+                "PUT",
+                f"/_matrix/federation/v1/send/{number}",
+                {"origin": "hs1", "origin_server_ts": 1, "pdus": [message.pdu]},
+            )
         )
-    )
-    await asyncio.sleep(0)
+        for number, message in enumerate(messages)
+    ]
+    await asyncio.wait(pushing, timeout=0.2)  # If one were answered now, it would be lost.
     said.set()
     await joining
 
-    assert await pushing == {"pdus": {message.event_id: {}}}
+    async def are_answered() -> bool:
+        clock.advance_ms(50)
+        return all(push.done() for push in pushing)
+
+    await until(are_answered)
+    answers = await asyncio.gather(*pushing)
+    assert answers == [{"pdus": {message.event_id: {}}} for message in messages]
     events = (await bob.sync())["rooms"]["join"][resident.room_id]["timeline"]["events"]
-    assert [e["event_id"] for e in events][-1] == message.event_id
+    assert [e["event_id"] for e in events][-2:] == [message.event_id for message in messages]

@@ -31,6 +31,7 @@ from minihs.services.rooms.judge import Judge
 from minihs.services.rooms.missing import Room
 from minihs.services.rooms.receipt import Receipt, is_followed, refusal_of_server, why_misplaced
 from minihs.services.rooms.verification import BadPdu, examine_pdus, verify_pdus
+from minihs.storage import join_marks
 from minihs.storage import membership as memberships
 from minihs.storage.event_store import REJECTED
 from minihs.storage.group_commit import Conflict
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 20
 JOIN_TIMEOUT_S = 10
+JOIN_ASKED_EVERY_MS = 50  # Of another process.
 
 
 async def receive_pdus(
@@ -95,13 +97,18 @@ async def receive_pdus(
 
 
 async def _end_of_join(services: Services, room_id: RoomId) -> None:
-    """Wait for the end of a join that is under way.
+    """Wait for the end of a join that is under way, here or in another process.
 
     The room has taken our join before we know: what happens in it then is pushed to us, and would
     be lost until something else follows it.
     """
     prefix = f"join {room_id} "
     await services.handshakes.wait_for(lambda key: key.startswith(prefix), JOIN_TIMEOUT_S)
+    deadline_ms = services.clock.monotonic_ms() + 1_000 * JOIN_TIMEOUT_S
+    while await join_marks.is_marked(services.db, room_id):
+        if services.clock.monotonic_ms() > deadline_ms:
+            return
+        await services.clock.sleep_ms(JOIN_ASKED_EVERY_MS)
 
 
 async def _receive(

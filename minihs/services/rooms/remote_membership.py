@@ -76,10 +76,12 @@ async def join(services: Services, change: RemoteChange) -> EventId:
 
     Spec: server-server-api#joining-rooms
     """
-    return await services.handshakes.run(
-        f"join {change.room_id} {change.user_id}",
-        lambda: through_any(services, change, _join_through),
-    )
+
+    async def handshake() -> EventId:
+        async with services.join_marks.marked(change.room_id):
+            return await through_any(services, change, _join_through)
+
+    return await services.handshakes.run(f"join {change.room_id} {change.user_id}", handshake)
 
 
 async def knock(services: Services, change: RemoteChange) -> EventId:
