@@ -83,6 +83,20 @@ async def test_s_07_a_server_that_joins_is_pushed_what_is_still_sticky(
     assert peer.bodies == ["first", "second", "later"]
 
 
+async def test_s_07_also_when_nothing_is_remembered_of_the_room(
+    hs1: Homeserver, alice: User, peer: Peer
+):
+    """As after a restart; and the server joins through another one than us."""
+    room_id = await alice.create_room()
+    await stick(alice, room_id, "of before")
+    await settled(hs1.services)
+    recipients = hs1.services.delivery.outbox.recipients
+    recipients.begin_at(recipients.position)
+    await put_member(hs1.services, room_id, peer.user)
+    await settled(hs1.services)
+    assert peer.bodies == ["of before"]
+
+
 async def test_s_07_a_second_user_of_a_server_brings_nothing_again(
     hs1: Homeserver, alice: User, peer: Peer
 ):

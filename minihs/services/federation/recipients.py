@@ -294,9 +294,12 @@ def _room_with_news(services: Services, item: object) -> str | None:
     if isinstance(item, StoredEvent):
         if item.status != ACCEPTED:
             return None
+        event = item.event
         resolved = item.state_before != item.room_state_before != item.room_state_after
-        if resolved or passes_on(services.server_name, item.event):
-            return item.event.room_id
+        # Whoever joins, through whatever server, is owed what is sticky of ours.
+        joins = event.type == MEMBER and membership_of(event) == "join"
+        if joins or resolved or passes_on(services.server_name, event):
+            return event.room_id
     elif isinstance(item, ReceiptWrite):
         if item.receipt_type == "m.read" and services.is_local(item.user_id):
             return item.room_id
