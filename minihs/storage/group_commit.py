@@ -23,7 +23,7 @@ import asyncpg
 
 from minihs.base.errors import DatabaseAway, DatabaseBusy, Unavailable
 from minihs.base.metrics import Histogram, stopwatch
-from minihs.storage import directory, event_writes, stream_writes
+from minihs.storage import directory, event_writes, rooms, stream_writes
 from minihs.storage.database import close, is_away
 from minihs.storage.event_writes import EventBatch, EventWrite, RoomWrite
 from minihs.storage.state import needs_rebase
@@ -369,8 +369,7 @@ async def _write_without_losers(
         writes = [w for u in units for w in u.events]
         used = await event_writes.find_transactions(connection, writes)
         used |= await event_writes.find_superseded(connection, writes)
-        aliases = [u.room.alias[0] for u in units if u.room is not None and u.room.alias]
-        taken = set(await directory.list_taken_aliases(connection, aliases)) if aliases else set()
+        taken = await _taken_names(connection, [u.room for u in units if u.room is not None])
         winners = _winners(units, versions, used, taken)
         if not winners:
             return (), 0
@@ -378,10 +377,22 @@ async def _write_without_losers(
         return winners, await _write_all(connection, batch, key_nids, rows)
 
 
+async def _taken_names(connection: asyncpg.Connection, writes: Sequence[RoomWrite]) -> set[str]:
+    """Return which ids and aliases of rooms that are made now belong to other rooms."""
+    made = [room for room in writes if room.expected_version is None]
+    if not made:
+        return set()
+    aliases = [room.alias[0] for room in made if room.alias is not None]
+    return {
+        *await rooms.list_current_states(connection, [room.room_id for room in made]),
+        *await directory.list_taken_aliases(connection, aliases),
+    }
+
+
 def _winners(
     units: Sequence[_Unit], versions: Mapping[int, int], used: set[int], taken: set[str]
 ) -> list[_Unit]:
-    """Return the units whose rooms have not moved and whose transaction ids and aliases are free.
+    """Return the units whose rooms have not moved and whose transaction ids and names are free.
 
     `used` are event_nids of events that were sent already, or must not be sent any more. Where one
     unit of a room loses, those after it were built upon it.
@@ -396,10 +407,12 @@ def _winners(
         nid = unit.room.room_nid
         moved = unit.cursor.version is not None and versions.get(nid) != unit.cursor.version
         alias = unit.room.alias[0] if unit.room.alias is not None else None
+        is_made_twice = unit.room.expected_version is None and unit.room.room_id in taken
         transactions = {t for w in unit.events if (t := w.transaction) is not None}
         if (
             nid in lost
             or moved
+            or is_made_twice
             or alias in taken
             or transactions & begun
             or any(w.stored.event_nid in used for w in unit.events)

@@ -263,3 +263,15 @@ async def test_rooms_made_alike_in_one_millisecond_are_two_rooms(
     ) as server:
         alice = await server.register("alice")
         assert len({await alice.create_room() for _ in range(3)}) == 3
+
+
+async def test_rooms_made_alike_by_two_processes_at_once_are_two_rooms(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running_homeserver(
+        database_url, tmp_path, clock=ManualClock(), workers=2, default_room_version="12"
+    ) as server:
+        alice = await server.register("alice")
+        made = await asyncio.gather(*(alice.create_room() for _ in range(8)))
+        assert len(set(made)) == 8
+        assert set((await alice.call("GET", "/joined_rooms"))["joined_rooms"]) == set(made)

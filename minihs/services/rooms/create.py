@@ -210,12 +210,12 @@ async def make_room(services: Services, room: RoomPlan) -> RoomId:
                 raise
             message = f"You may not send {event.type} in the room as you want it: {error.message}"
             raise InvalidRoomState(message) from error
-    if await rooms.fetch_version(services.db, head.room_id) is not None:
-        return await make_room(services, room)  # Another process has just made one alike.
     predecessor = predecessor_of((await current_events(services, head, [CREATE])).get(CREATE))
     try:
         await plan.submit(services)
     except Conflict:
+        if await rooms.fetch_version(services.db, head.room_id) is not None:
+            return await make_room(services, room)  # Another process has just made one alike.
         raise RoomInUse(f"The alias {room.alias} is taken.") from None
     services.heads.put(head)
     if predecessor is not None:
