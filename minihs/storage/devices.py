@@ -72,7 +72,8 @@ DELETE = statement(
     "devices.delete",
     f"""
     WITH gone AS (
-      DELETE FROM devices WHERE user_id = $1 AND device_id = ANY($2::text[]) RETURNING user_id
+      DELETE FROM devices WHERE user_id = $1 AND device_id = ANY($2::text[])
+      RETURNING device_nid, user_id
     )
     {ANNOUNCE_LOGOUT}
     """,  # noqa: S608  # a constant
@@ -82,7 +83,8 @@ DELETE_OTHERS = statement(
     "devices.delete_others",
     f"""
     WITH gone AS (
-      DELETE FROM devices WHERE user_id = $1 AND device_nid IS DISTINCT FROM $2 RETURNING user_id
+      DELETE FROM devices WHERE user_id = $1 AND device_nid IS DISTINCT FROM $2
+      RETURNING device_nid, user_id
     )
     {ANNOUNCE_LOGOUT}
     """,  # noqa: S608  # a constant

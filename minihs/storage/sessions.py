@@ -34,10 +34,11 @@ class TokenOwner:
 
 LOGOUT_CHANNEL = "minihs_logouts"
 
-# Every process is told, with the commit, of whom some session has ended (rows of `gone`).
+# Every process is told, with the commit, on which devices of whom sessions have ended (rows of
+# `gone`). That an older token makes room for a newer one is no such end.
 ANNOUNCE_LOGOUT = (
-    f"SELECT pg_notify('{LOGOUT_CHANNEL}', user_id) "  # noqa: S608  # a constant
-    "FROM (SELECT DISTINCT user_id FROM gone) AS users"
+    f"SELECT pg_notify('{LOGOUT_CHANNEL}', device_nid || ' ' || user_id) "  # noqa: S608  # a constant
+    "FROM (SELECT DISTINCT device_nid, user_id FROM gone) AS ended"
 )
 
 # Primary key of access_tokens, then of devices and accounts. The stream's position comes along, so
@@ -113,7 +114,9 @@ DELETE_TOKENS_OF_DEVICE = statement(
     f"""
     WITH refreshing AS (DELETE FROM refresh_tokens WHERE device_nid = $1),
     tokens AS (DELETE FROM access_tokens WHERE device_nid = $1 RETURNING device_nid),
-    gone AS (SELECT d.user_id FROM tokens t JOIN devices d ON d.device_nid = t.device_nid)
+    gone AS (
+      SELECT d.device_nid, d.user_id FROM tokens t JOIN devices d ON d.device_nid = t.device_nid
+    )
     {ANNOUNCE_LOGOUT}
     """,  # noqa: S608  # a constant
 )

@@ -73,7 +73,7 @@ class StreamFollower:
         self._subscribers: list[
             tuple[Callable[[Sequence[Positioned]], None], Callable[[], None]]
         ] = []
-        self._on_logout: Callable[[str], None] | None = None
+        self._on_logout: Callable[[int, str], None] | None = None
         self._announced = 0
         self._committing = False
         self._begins_anew = False
@@ -98,8 +98,8 @@ class StreamFollower:
         """
         self._subscribers.append((on_items, on_reset))
 
-    def subscribe_logouts(self, on_logout: Callable[[str], None]) -> None:
-        """Be called with each user of whom any process has ended a session."""
+    def subscribe_logouts(self, on_logout: Callable[[int, str], None]) -> None:
+        """Be called with each device (its device_nid, and whose it is) that has been logged out."""
         self._on_logout = on_logout
 
     @property
@@ -332,7 +332,8 @@ class StreamFollower:
 
     def _heard_logout(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         if self._on_logout is not None:
-            self._on_logout(str(payload))
+            device_nid, _, user_id = str(payload).partition(" ")
+            self._on_logout(int(device_nid), user_id)
 
 
 def _room_of(item: StreamItem) -> str:

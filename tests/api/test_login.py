@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minihs.base.clock import ManualClock
+from minihs.base.errors import UnknownToken
 from minihs.services.accounts import passwords
+from minihs.services.accounts.authentication import authenticate
 from minihs.services.accounts.sessions import REFRESHABLE_TOKEN_LIFETIME_MS
+from minihs.services.sync.v3 import wait
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.waiting import until
 
@@ -227,6 +230,40 @@ async def test_who_stays_logged_in_waits_on_when_another_device_goes(homeserver:
     await bob.say(room_id)
     answer = await asyncio.wait_for(waiting, 30)
     assert room_id in answer["rooms"]["join"]
+
+
+async def test_who_has_refreshed_their_token_is_not_logged_out_with_another_device(
+    homeserver: Homeserver,
+):
+    await homeserver.register("alice")
+    login = (await log_in(homeserver, "alice", refresh_token=True)).json
+    phone = await as_user(homeserver, "alice", device_id="PHONE")
+    old = User(homeserver, login["user_id"], login["access_token"])
+    await old.sync()
+    request = old.request("GET", "/sync", since=str(old.since), timeout="60000")
+    waiting = asyncio.ensure_future(request)
+    await until(lambda: any(services.views.waiting for services in homeserver.workers))
+    renewed = (await refresh(homeserver, login["refresh_token"])).json
+    assert await status_of(homeserver, renewed["access_token"]) == (200, None)
+    assert (await status_of(homeserver, login["access_token"]))[0] == 401
+    await phone.call("POST", "/logout")
+    await User(homeserver, login["user_id"], renewed["access_token"]).create_room()
+    assert (await asyncio.wait_for(waiting, 30)).status == 200
+
+
+async def test_who_is_logged_out_while_news_is_looked_for_does_not_wait(homeserver: Homeserver):
+    await homeserver.register("alice")
+    phone = await as_user(homeserver, "alice", device_id="PHONE")
+    looking = []
+    for services in homeserver.workers:
+        requester = await authenticate(services, phone.token, "127.0.0.1")
+        await services.views.get(requester.user_id)
+        looking.append((services, requester))
+    await phone.call("POST", "/logout")
+    await until(lambda: all(s.views.may_be_logged_out(requester) for s, requester in looking))
+    for services, requester in looking:
+        with pytest.raises(UnknownToken):
+            await asyncio.wait_for(wait(services, requester, services.follower.head, 600_000), 30)
 
 
 async def test_a_hash_with_outdated_parameters_is_replaced(database_url: str, tmp_path: Path):

@@ -77,10 +77,12 @@ async def wait(services: Services, requester: Requester, seen: int, timeout_ms: 
         UnknownToken: the requester has been logged out meanwhile.
     """
     view = await services.views.get(requester.user_id)
+    if services.views.may_be_logged_out(requester):  # While we looked for what is new.
+        await require_session(services, requester)
     if view.changed_at <= seen:
         await _wait_for_news(services, view, timeout_ms)
-    if view.logout_at >= requester.position:
-        await require_session(services, requester)
+        if services.views.may_be_logged_out(requester):
+            await require_session(services, requester)
 
 
 async def _wait_for_news(services: Services, view: UserView, timeout_ms: int) -> None:

@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minihs.base.caching import BoundedCache
 from minihs.storage import membership, to_device
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.stream_rows import (
@@ -30,11 +31,13 @@ from minihs.storage.stream_rows import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from minihs.services.accounts.authentication import Requester
     from minihs.storage.database import Database
     from minihs.storage.stream_reads import Positioned
     from minihs.storage.streams import StreamFollower
 
 VIEWS_MAX = 10_000
+LOGOUTS_MAX = 10_000
 IN_VIEW = ("join", "invite", "knock")
 
 
@@ -62,8 +65,7 @@ class UserView:
 
     `inboxes` are of those devices (by device_nid) for which messages may wait. Nobody's presence
     that they may see has changed after `presence_at`. `ignored` are the users whom they ignore, as
-    far as somebody has asked (None: not since they changed them last, at `ignored_at`). Who was
-    authenticated at a position up to `logout_at` may have been logged out since.
+    far as somebody has asked (None: not since they changed them last, at `ignored_at`).
     """
 
     user_id: str
@@ -73,7 +75,6 @@ class UserView:
     presence_at: int = 0
     ignored: frozenset[str] | None = None
     ignored_at: int = 0
-    logout_at: int = 0
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
@@ -93,6 +94,8 @@ class Views:
         self._views: dict[str, UserView] = {}
         self._loading: dict[str, asyncio.Future[UserView]] = {}
         self._by_room: dict[str, set[UserView]] = {}
+        # The position at which devices were logged out last, of those that were lately.
+        self._logouts: BoundedCache[int, int] = BoundedCache(LOGOUTS_MAX)
         self.is_closing = False
 
     def close(self) -> None:
@@ -136,7 +139,6 @@ class Views:
             self._follower.head,
             {nid: Inbox(first, last) for nid, first, last in inboxes},
             self._follower.head,
-            logout_at=self._follower.head,
         )
         for item in self._follower.items_after(position):
             if isinstance(item, Membership) and item.user_id == user_id:
@@ -193,12 +195,20 @@ class Views:
         for view in concerned:
             view.wake()
 
-    def note_logout(self, user_id: str) -> None:
-        """Wake who waits for news of a user, some session of whom has ended."""
+    def note_logout(self, device_nid: int, user_id: str) -> None:
+        """Take notice that a device has been logged out, and wake who waits for its user's news."""
+        self._logouts.put(device_nid, self._follower.head + self._follower.behind)
         view = self._views.get(user_id)
         if view is not None:
-            view.logout_at = self._follower.head
             view.wake()
+
+    def may_be_logged_out(self, requester: Requester) -> bool:
+        """Return whether a requester's device has been logged out since they were authenticated.
+
+        It may have been before, and logged in anew.
+        """
+        logout_at = self._logouts.get(requester.device_nid)
+        return logout_at is not None and logout_at >= requester.position
 
     def _follow_own(
         self,
