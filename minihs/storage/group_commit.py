@@ -223,7 +223,9 @@ class GroupCommitter:
                 unit.done.cancel()
             raise
         except Exception as error:
-            if is_away(error) or isinstance(error, Unavailable):
+            if isinstance(error, DatabaseBusy):
+                self._fail(units, error, None)  # It answers, and may take the next batch.
+            elif is_away(error) or isinstance(error, Unavailable):
                 self._disconnect()
                 self._refused_at = stopwatch()
                 if isinstance(error, Unavailable):

@@ -12,7 +12,7 @@ import pytest
 from minihs.api import health as health_module
 from minihs.api.health import reasons_against
 from minihs.base.clock import ManualClock
-from minihs.base.errors import Unavailable
+from minihs.base.errors import DatabaseBusy, Unavailable
 from minihs.base.tasks import PAUSE_MS
 from minihs.protocol.identifiers import UserId
 from minihs.storage import group_commit
@@ -212,6 +212,22 @@ async def test_a_database_that_takes_no_commits_is_told(
                 await worker.committer.commit_rows([_note(alice.user_id)])
     assert await reasons_against(services) == ["the database takes no commits"]
     await services.committer.commit_rows([_note(alice.user_id)])
+    assert await reasons_against(services) == []
+
+
+async def test_a_batch_that_others_stood_in_the_way_of_says_nothing_against_the_database(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    alice = await homeserver.register("alice")
+    services = homeserver.services
+
+    async def crosswise(*_given: object) -> int:
+        raise asyncpg.DeadlockDetectedError("deadlock detected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group_commit, "_write_all", crosswise)
+        with pytest.raises(DatabaseBusy):
+            await services.committer.commit_rows([_note(alice.user_id)])
     assert await reasons_against(services) == []
 
 

@@ -79,6 +79,7 @@ async def wait(services: Services, requester: Requester, seen: int, timeout_ms: 
     view = await services.views.get(requester.user_id)
     if services.views.may_be_logged_out(requester):  # While we looked for what is new.
         await require_session(services, requester)
+        view = await services.views.get(requester.user_id)  # It may have been dropped meanwhile.
     if view.changed_at <= seen:
         await _wait_for_news(services, view, timeout_ms)
         if services.views.may_be_logged_out(requester):
