@@ -7,7 +7,9 @@ left must be a room: created in the version that we were told, by the event that
 one that lets our user in.
 
 The events of the answer are outliers, stored before the join is committed; the join is then the
-only end of the room's graph that we have, and what came before it is a gap in our history.
+only end of the room's graph that we have, and what came before it is a gap in our history. Unless
+the server has yet to hear what became of our user in an earlier stay: then the ends of that stay
+remain ends, and state resolution decides about the join as it does on every other server.
 
 Spec: server-server-api#joining-rooms
 """
@@ -26,6 +28,7 @@ from minihs.protocol.event_auth import (
     select_auth_keys_of,
 )
 from minihs.protocol.state_keys import CREATE
+from minihs.protocol.state_resolution import MissingEventsError
 from minihs.services.rooms import commit, history_commit, missing, state
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import building
@@ -35,7 +38,7 @@ from minihs.storage.group_commit import Conflict
 from minihs.storage.missing_events import insert_gaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence, Set
 
     from minihs.protocol.events import Event
     from minihs.protocol.identifiers import EventId, RoomId, StateKey
@@ -54,13 +57,15 @@ class BadRoomError(ValueError):
 class GivenRoom:
     """A room as a resident server gave it to us, checked and stored.
 
-    `auth` are the auth events of our join, `entries` is the state before it.
+    `auth` are the auth events of our join, `entries` is the state before it; `told` is all that the
+    server told us of, which is what the join rests upon.
     """
 
     room: missing.Room
     join: Event
     auth: Mapping[StateKey, StoredEvent]
     entries: Mapping[StateKey, EventId]
+    told: Set[EventId]
 
 
 async def read_given_room(
@@ -98,7 +103,7 @@ async def read_given_room(
         raise BadRoomError("the state has no create event")
     _check_join(join, entries, stored)
     auth = {stored[e].event.key: stored[e] for e in join.auth_event_ids}
-    return GivenRoom(room, join, auth, entries)
+    return GivenRoom(room, join, auth, entries, given.keys())
 
 
 def _is_state_of(event: Event | None, room_id: RoomId) -> bool:
@@ -149,7 +154,7 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
     """Make a given room ours by committing our user's join; return the join's id.
 
     Raises:
-        BadRoomError: we know the room in another version.
+        BadRoomError: we know the room in another version, or cannot tell who is right about it.
         Unavailable: other processes were faster, time after time.
     """
     join, room_nid = given.join, given.room.room_nid
@@ -169,9 +174,13 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
             before, rows = await state.record(services, [head.state], given.entries)
             if rows:
                 await history_commit.store_history(services, room_nid, (), rows)
-            plan = _plan(head)
+            plan = _plan(head, given)
             planned = PlannedEvent(join, given.auth, state_before=before, stored=stored)
-            await commit.add_event(services, plan, planned)
+            try:
+                await commit.add_event(services, plan, planned)
+            except (MissingEventsError, state.TooManyLoadsError) as error:
+                services.events.forget(join.event_id)
+                raise BadRoomError(f"its state cannot be resolved with ours: {error}") from error
             durable = plan.submit(services)
         try:
             await durable
@@ -181,8 +190,13 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
     raise Unavailable("The room is too busy; try again.")
 
 
-def _plan(head: RoomHead) -> Plan:
-    """Return the plan of a join: what we knew from an earlier stay, if anything, is overtaken."""
-    if not head.local_members:
+def _plan(head: RoomHead, given: GivenRoom) -> Plan:
+    """Return the plan of a join: what we knew from an earlier stay, if anything, is overtaken.
+
+    It is not if our user was put out of the room (or left it) and the join does not rest upon that:
+    had we forgotten a ban, nobody would ever tell us of it again.
+    """
+    member_id = head.state.entries.get(("m.room.member", given.join.sender))
+    if not head.local_members and (member_id is None or member_id in given.told):
         head.unsubmitted, head.extremities = True, []
     return Plan(head)

@@ -162,16 +162,18 @@ async def _join_through(
 async def _require_leave_is_known(
     services: Services, change: RemoteChange, template: Template
 ) -> None:
-    """Refuse the help of a server that has yet to hear that the user is no longer in the room.
+    """Refuse the help of a server that has yet to hear that the user has left or been put out.
 
-    It would take the join for one of somebody who is in. As soon as it has heard of both, state
-    resolution decides between them, and may undo the join. After a while it no longer matters.
+    It would take the join for one of somebody who is in, or still invited. As soon as it has heard
+    of both, state resolution decides between them, and may undo the join. After a while we let it.
 
     Raises:
-        BadTemplateError: the join would rest upon the one before.
+        BadTemplateError: the join would rest upon what has ended.
     """
     row = await memberships.fetch_membership(services.db, change.room_id, change.user_id)
-    if row is None or row.membership != "leave" or row.event_id in template.auth_event_ids:
+    if row is None or row.membership not in ("leave", "ban"):
+        return
+    if row.event_id in template.auth_event_ids:
         return
     events = await services.events.get_many([row.event_id, *template.auth_event_ids])
     gone = events.pop(row.event_id, None)
@@ -180,8 +182,10 @@ async def _require_leave_is_known(
         return
     for stored in events.values():
         event = stored.event
-        if event.key == ("m.room.member", change.user_id) and membership_of(event) == "join":
-            raise BadTemplateError("the server has yet to hear that the user had left")
+        if event.key == ("m.room.member", change.user_id) and (
+            membership_of(event) == "join" or event.event_id in gone.event.auth_event_ids
+        ):
+            raise BadTemplateError("the server has yet to hear that the user is no longer in")
 
 
 async def _knock_through(
