@@ -30,17 +30,22 @@ UNMARK = statement(
     "join_marks.unmark", "SELECT pg_advisory_unlock_shared(4354, hashtext($1::text))"
 )
 
-# The locks that the server holds in memory.
+# The locks that the server holds in memory. To list them takes all locks of its own: that is only
+# done where a lock cannot be had beside which there is no mark. It is let go of at once.
 IS_MARKED = statement(
     "join_marks.is_marked",
     """
-    SELECT EXISTS (
-      SELECT FROM pg_locks l
-      JOIN pg_database d ON d.oid = l.database
-      WHERE
-        d.datname = current_database() AND l.locktype = 'advisory' AND l.classid = 4354
-        AND l.objid::bigint = hashtext($1::text)::bigint & 4294967295
-    )
+    SELECT CASE
+      WHEN pg_try_advisory_xact_lock(4354, hashtext($1::text)) THEN false
+      ELSE EXISTS (
+        SELECT FROM pg_locks l
+        JOIN pg_database d ON d.oid = l.database
+        WHERE
+          d.datname = current_database() AND l.locktype = 'advisory' AND l.classid = 4354
+          AND l.objid::bigint = hashtext($1::text)::bigint & 4294967295
+          AND l.mode = 'ShareLock'
+      )
+    END
     """,
 )
 
@@ -67,8 +72,13 @@ class JoinMarks:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._db.dedicated()
-            with self._db.errors_told():
-                await self._connection.execute(text, room_id)
+            connection = self._connection
+            try:
+                with self._db.errors_told():
+                    await connection.execute(text, room_id)
+            except BaseException:
+                connection.terminate()  # Better no marks than one of a join that has ended.
+                raise
 
     async def close(self) -> None:
         """End all marks of this process."""
