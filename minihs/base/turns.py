@@ -18,6 +18,10 @@ class Turns(Generic[K]):
     def __init__(self) -> None:
         self._locks: dict[K, tuple[asyncio.Lock, int]] = {}
 
+    def is_taken(self, key: K) -> bool:
+        """Return whether somebody holds the turn, or waits for it."""
+        return key in self._locks
+
     @contextlib.asynccontextmanager
     async def take(self, key: K) -> AsyncIterator[None]:
         """Wait for, and hold, the turn."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from minihs.base.clock import ManualClock
 from minihs.services.ephemeral import typing_notifications
+from minihs.storage.typing_notifications import fetch_typing
 from tests.api.test_history import at
 from tests.helpers.homeserver import running_homeserver
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from minihs.storage.stream_rows import StreamRow
     from tests.helpers.homeserver import Homeserver, User
 
 
@@ -116,6 +120,36 @@ async def test_another_process_ends_what_a_dead_one_left(timed: Homeserver) -> N
     clock.advance_ms(typing_notifications.OVERDUE_GRACE_MS)
     await typing_notifications.expire_overdue(services)
     assert typing_in(await alice.sync(), room) == []
+
+
+async def test_who_leaves_while_it_is_written_that_they_type_does_not(
+    timed: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await timed.register("alice"), await timed.register("bob")
+    room = await alice.create_room()
+    await bob.join(room)
+    committer = timed.services.committer
+    writing, has_left, commit_rows = asyncio.Event(), asyncio.Event(), committer.commit_rows
+
+    async def slowly(rows: Sequence[StreamRow]) -> int:
+        writing.set()
+        await has_left.wait()
+        return await commit_rows(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(committer, "commit_rows", slowly)
+        typing = asyncio.ensure_future(types(bob, room))
+        await writing.wait()
+    await bob.leave(room)
+    has_left.set()
+    assert await typing == 200
+
+    async def is_over() -> bool:
+        services = timed.services
+        return not (await fetch_typing(services.db, room, alice.user_id))[1]
+
+    await until(is_over)
+    assert typing_in(await alice.sync(), room) in ([], None)
 
 
 async def test_only_members_type_and_only_for_themselves(homeserver: Homeserver) -> None:

@@ -84,12 +84,16 @@ async def expire_overdue(services: Services) -> None:
 
 
 def follow(services: Services, items: Sequence[Positioned]) -> None:
-    """End the typing of those who are no more in rooms where this process would end it."""
+    """End the typing of those who are no more in rooms where this process would end it.
+
+    That is also where it is just writing that they type.
+    """
+    typing = services.typing
     for _, item in items:
         if (
             isinstance(item, Membership)
             and item.membership != "join"
-            and item.room_id in services.typing.timed
+            and (item.room_id in typing.timed or typing.turns.is_taken(item.room_id))
         ):
             stopped = _stop(services, item.room_id, item.user_id)
             services.tasks.spawn("typing ends with a stay", stopped)
