@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,21 +12,15 @@ from hypothesis import strategies as st
 
 from minihs.base import logs
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 SECRET = "s3cr3t-v4lu3"
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log() -> io.StringIO:
     """The root logger's output, configured as the server does it."""
-    root, stream = logging.getLogger(), io.StringIO()
-    before = root.handlers[:], root.level
+    stream = io.StringIO()
     logs.configure("info", stream)
-    yield stream
-    root.handlers[:], level = before
-    root.setLevel(level)
+    return stream
 
 
 @pytest.mark.parametrize(

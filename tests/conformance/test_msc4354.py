@@ -18,6 +18,7 @@ import pytest
 from minihs.base.clock import ManualClock
 from minihs.protocol import unstable
 from minihs.services.rooms import delayed_sending, sticky_events
+from minihs.storage.delayed_events import Busy
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.waiting import until
 
@@ -935,7 +936,7 @@ async def test_s_25_a_delayed_event_is_sticky_from_when_it_is_sent(
         await alice.call("PUT", path, body, **{DURATION: "60000"})
     assert "rooms" not in await bob.sync()
     advance_ms(homeserver, 700_000)  # The server was busy, or down: it is late.
-    (due,) = await delayed_sending.list_due(homeserver.services, (), 10)
+    (due,) = await delayed_sending.list_due(homeserver.services, Busy(), 10)
     assert await delayed_sending.send_due(homeserver.services, due, 0)
     await talk(alice, room_id)
     (event,) = section(await bob.sync(), room_id)
