@@ -48,6 +48,39 @@ STATUSES = {
     "client": "for clients",
 }
 
+BEGIN_LINK = (
+    "With the variables of [Before you begin](README.md#before-you-begin): Ada made the room, Bob "
+    "is in it."
+)
+BEGIN = r"""
+## Before you begin
+
+What a guide shows under *Try it* wants a server that runs (`make run`), two users and a room. In
+another terminal, in the directory of the project:
+
+```
+SERVER=http://127.0.0.1:8008 NAME=bob PASSWORD=correct-horse
+for user in ada $NAME; do
+  echo $PASSWORD | .venv/bin/minihs register-user $user --password-stdin
+done
+field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' $1; }
+login() {
+  curl -s $SERVER/_matrix/client/v3/login -d '{"type": "m.login.password",
+    "identifier": {"type": "m.id.user", "user": "'$1'"}, "password": "'$PASSWORD'"}' |
+    field access_token
+}
+ADMIN_TOKEN=$(login ada) TOKEN=$(login $NAME)
+ROOM=$(curl -s -H "Authorization: Bearer $ADMIN_TOKEN" -d '{"preset": "public_chat"}' \
+  $SERVER/_matrix/client/v3/createRoom | field room_id)
+curl -X POST -H "Authorization: Bearer $TOKEN" -d '{}' \
+  "$SERVER/_matrix/client/v3/rooms/$ROOM/join"
+```
+
+`$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it; `$TOKEN` is Bob's. Some
+guides end with Bob outside the room, or without an account: then do this again with another
+`NAME`. On a server of another name, write that for `localhost`.
+""".strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
@@ -158,7 +191,7 @@ def page(ledger: Ledger, elsewhere: Mapping[str, list[Place]]) -> str:
     if ledger.overview:
         lines += ["", ledger.overview]
     if ledger.example:
-        lines += ["", "## Try it", "", ledger.example]
+        lines += ["", "## Try it", "", BEGIN_LINK, "", ledger.example]
     names = list(_names(ledger.msc))
     if names:
         lines += ["", "## Names", "", *names]
@@ -261,6 +294,7 @@ def index(ledgers: Sequence[Ledger]) -> str:
         f"- [{ledger.msc}, {ledger.title}]({ledger.msc[3:]}.md): {_counts(ledger)}"
         for ledger in ledgers
     ]
+    lines += ["", BEGIN]
     return "\n".join(lines) + "\n"
 
 
