@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from minihs import __version__
 from minihs.base import logs
+from minihs.base.clock import SystemClock
 from minihs.base.config import (
     Config,
     ConfigError,
@@ -22,6 +23,7 @@ from minihs.base.config import (
     load_config,
     without_password,
 )
+from minihs.base.tasks import TaskOwner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -115,11 +117,13 @@ def _with_database(
 
     async def run() -> int:
         dsn, embedded = config.database_url, None
+        tasks = TaskOwner(SystemClock())
         if not dsn:
             from minihs.storage.embedded import start_embedded  # noqa: PLC0415
 
             embedded = await start_embedded(Path(config.data_dir))
             dsn = embedded.dsn
+            tasks.keep("embedded-postgres", embedded.watch)
         try:
             if migrated:
                 await wait_until_ready(dsn, wait_s)
@@ -129,6 +133,7 @@ def _with_database(
                 await asyncio.to_thread(migrate.upgrade, dsn)
             return await work(dsn)
         finally:
+            await tasks.close()
             if embedded is not None:
                 await embedded.stop()
 

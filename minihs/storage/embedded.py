@@ -12,7 +12,7 @@ answered survives a power cut.
 Three things happen that a stranger would not expect:
 
 * The server is nobody's child. When minihs is killed, PostgreSQL lives on, and the next start
-  attaches to it instead of starting another.
+  attaches to it instead of starting another. When PostgreSQL ends, `watch` starts it again.
 * Several processes of minihs may share it. Each holds a shared lock on `users`; whoever lets go
   last, by `stop` or by dying, leaves it to be stopped: `stop` only does so when it gets the lock
   for itself.
@@ -61,6 +61,7 @@ PORT = 5432  # Only names the socket file: no TCP port is opened.
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path on Linux, less its final zero.
 START_S_MAX = 60
 STOP_S_MAX = 60
+WATCH_MS = 1_000
 # A killed server takes a moment to be gone, and its sessions end each when it next looks around.
 SIGNS_OF_THE_DYING = ("pre-existing shared memory block", "already exists")
 DYING_MS_MAX = 10_000
@@ -77,6 +78,22 @@ class EmbeddedPostgres:
     dsn: str
     cluster: Cluster
     users_fd: int
+
+    async def watch(self) -> None:
+        """Start the server again whenever it has ended; returns never.
+
+        Raises:
+            EmbeddedPostgresError: it would not start.
+        """
+        clock = SystemClock()
+        while True:
+            await clock.sleep_ms(WATCH_MS)
+            if self.cluster.is_alive():
+                continue
+            async with _locked(self.cluster.directory / "start"):
+                if not await self.cluster.answers():
+                    logger.error("PostgreSQL has ended; it is started again")
+                    await self.cluster.start()
 
     async def stop(self) -> None:
         """Let go of the server, and stop it unless another process still uses it."""
@@ -165,6 +182,15 @@ class Cluster:
         # With its port, lest a PGPORT of the environment be taken for it.
         host = quote(str(self.socket_directory))
         return f"postgresql://{ROLE}@/{database}?host={host}&port={PORT}"
+
+    def is_alive(self) -> bool:
+        """Return whether the process that the cluster names is a PostgreSQL."""
+        try:
+            pid = (self.data / "postmaster.pid").read_text().split("\n", 1)[0]
+            program, state = _program_of(pid)
+        except (FileNotFoundError, IndexError):  # Or it is just being written.
+            return False
+        return program == "postgres" and not state.startswith("Z")
 
     async def answers(self) -> bool:
         """Return whether a server runs on this cluster; waits while one recovers or stops."""
@@ -262,9 +288,7 @@ class Cluster:
         ):
             with contextlib.suppress(FileNotFoundError):
                 pid, rest = lock.read_text().split("\n", 1)
-                # "pid (program) state …", where the program may itself contain parentheses.
-                line = Path("/proc", pid, "stat").read_text()
-                program, state = line.split(" (", 1)[1].rsplit(") ", 1)
+                program, state = _program_of(pid)
                 if program != "postgres" or state.startswith("Z"):
                     logger.warning("%s names process %s (%s): ignoring it", lock, pid, program)
                     lock.write_text(f"{os.getpid()}\n{rest}")
@@ -298,6 +322,18 @@ class Cluster:
         if program == "pg_ctl" and log.exists():
             said += "\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise EmbeddedPostgresError(f"{program} failed:\n{said}")
+
+
+def _program_of(pid: str) -> tuple[str, str]:
+    """Return what a process runs, and what begins with its state.
+
+    Raises:
+        FileNotFoundError: there is no such process.
+    """
+    # "pid (program) state …", where the program may itself contain parentheses.
+    line = Path("/proc", pid, "stat").read_text()
+    program, state = line.split(" (", 1)[1].rsplit(") ", 1)
+    return program, state
 
 
 async def _owner() -> pwd.struct_passwd | None:

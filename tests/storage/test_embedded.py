@@ -11,7 +11,11 @@ import asyncpg
 import pytest
 import uvloop
 
+from minihs.base.clock import SystemClock
+from minihs.base.tasks import TaskOwner
+from minihs.storage import embedded
 from minihs.storage.embedded import EmbeddedPostgresError, start_embedded
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +104,24 @@ async def test_a_killed_server_recovers_what_was_committed(data_dir: Path) -> No
     second = await start_embedded(data_dir)
     assert await value(second.dsn, "SELECT answer FROM kept") == 42
     await second.stop()
+
+
+async def test_a_server_that_ends_is_started_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "WATCH_MS", 10)
+    postgres = await start_embedded(data_dir)
+    tasks = TaskOwner(SystemClock())
+    tasks.keep("embedded-postgres", postgres.watch)
+    await value(postgres.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+    pid = int((postgres.cluster.data / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not postgres.cluster.is_alive())
+    await until(postgres.cluster.answers)
+    assert await value(postgres.dsn, "SELECT answer FROM kept") == 42
+    await tasks.close()
+    await postgres.stop()
+    assert not await postgres.cluster.answers()
 
 
 async def test_a_lock_file_naming_a_process_that_is_not_postgres_is_ignored(data_dir: Path) -> None:
