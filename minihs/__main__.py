@@ -9,6 +9,7 @@ import gzip
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the server")
-    run.add_argument("--workers", type=int, default=1, help="processes to share the work")
+    run.add_argument("--workers", type=_count, default=1, help="processes to share the work")
     commands.add_parser("migrate", help="bring the database to the newest schema")
     register = commands.add_parser("register-user", help="create an account")
     register.add_argument("username", help="the part between @ and :")
@@ -80,19 +81,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _count(text: str) -> int:
+    """Return a number of processes; argparse says it where an `ArgumentTypeError` is raised."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
+    return int(text)
+
+
 def _dag(paths: Sequence[Path], explain_event: str | None) -> int:
     """Print about files; return the exit status: 1 if answers differ, 2 for faulty files."""
     from minihs.protocol import dag  # noqa: PLC0415
 
     try:
-        files = {str(path): path.read_bytes() for path in paths}
-        read = {n: gzip.decompress(f) if n.endswith(".gz") else f for n, f in files.items()}
-        output, agrees = dag.run(read, explain_event)
-    except (OSError, EOFError, ValueError, LookupError) as error:
-        print(f"minihs dag: {error!r}", file=sys.stderr)  # noqa: T201
+        output, agrees = dag.run({str(path): _read_dag(path) for path in paths}, explain_event)
+    except ValueError as error:
+        print(f"minihs dag: {error}", file=sys.stderr)  # noqa: T201
         return 2
     print(output)  # noqa: T201
     return 0 if agrees else 1
+
+
+def _read_dag(path: Path) -> bytes:
+    """Return what is in a file, which may be compressed.
+
+    Raises:
+        ValueError: it cannot be read; the message names it.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:  # A `BadGzipFile` is an OSError without errno.
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def _with_database(
@@ -182,9 +202,12 @@ def _with_server(
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
+    from minihs.app import check_config, check_files  # noqa: PLC0415
     from minihs.processes import run_server  # noqa: PLC0415
 
     logs.configure(config.log_level)
+    check_config(config)
+    check_files(config)
     return _with_database(
         config, lambda dsn: run_server(config, dsn, options.workers), wait_s=DATABASE_WAIT_S
     )
@@ -207,8 +230,12 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
     elif not sys.stdin.isatty():
         raise ConfigError("there is no terminal to ask for the password: use --password-stdin")
     else:
-        password = getpass.getpass("Password: ")
-        if password != getpass.getpass("Again: "):
+        try:
+            password = getpass.getpass("Password: ")
+            again = getpass.getpass("Again: ")
+        except EOFError as error:
+            raise StartError("no password was typed; nobody is registered") from error
+        if password != again:
             raise ConfigError("the passwords differ")
 
     async def register(dsn: str) -> int:
@@ -264,19 +291,21 @@ def _registration_token(config: Config, options: argparse.Namespace) -> int:
 
 
 def _check_config(config: Config, _options: argparse.Namespace) -> int:
-    from minihs.app import check_config  # noqa: PLC0415
+    from minihs.app import check_config, check_files  # noqa: PLC0415
     from minihs.base.config import describe_options, unknown_variables  # noqa: PLC0415
 
     check_config(config)
+    check_files(config)
     for name, _, default, _ in describe_options():
         value = getattr(config, name)
         shown = "(secret)" if "secret" in name and value else value
         if name == "database_url":
             shown = without_password(config.database_url)
         print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))  # noqa: T201
-    for variable in unknown_variables(os.environ):
+    unknown = unknown_variables(os.environ)
+    for variable in unknown:
         print(f"minihs: {variable} is no option of minihs", file=sys.stderr)  # noqa: T201
-    return 0
+    return 2 if unknown else 0
 
 
 def _doctor(config: Config, _options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ from minihs.protocol.identifiers import EventId, ServerName, parse_server_name
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
-from minihs.remote.http import HttpTransport
+from minihs.remote.http import HttpTransport, tls_context
 from minihs.remote.signed_requests import SignedRequests
 from minihs.services import own_keys
 from minihs.services.appservices import registry
@@ -106,6 +106,19 @@ def check_config(config: Config) -> None:
         if path := getattr(config, option):
             _check_readable(option, path)
     load_registrations(config.registration_files, config.server_name)
+
+
+def check_files(config: Config) -> None:
+    """Check what is in the files that a server reads at its start: keys and certificates.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    tls_context(config)
+    if config.federation_listen:
+        _server_tls(config)
+    own_keys.find_signing_key(config)
+    own_keys.read_retired_keys(config)
 
 
 def _check_port(database_url: str) -> None:

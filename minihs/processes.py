@@ -1,13 +1,15 @@
 """The server's processes: one, or several that share sockets and database (D4).
 
 With N workers the parent binds the sockets, hands them to N children, and starts a child anew that
-dies. Children need nothing from one another but PostgreSQL, and show each other their metrics. When
-the parent is gone, however it went, they end: they hold the other end of a pipe of its.
+dies. Children need nothing from one another but PostgreSQL, and show each other their metrics. Each
+tells the parent when it serves. When the parent is gone, however it went, they end: they hold the
+other end of a socket of its.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from minihs import app
 from minihs.base.metrics import SharedFigures
+from minihs.base.randomness import Randomness
+from minihs.services import own_keys
 from minihs.workers import (
     appservice_delivery,
     clock_watch,
@@ -33,8 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INHERITED = "MINIHS_INHERITED_SOCKETS"
-PARENT = "MINIHS_PARENT_PIPE"
+PARENT = "MINIHS_PARENT_SOCKET"
 FIGURES = "MINIHS_SHARED_FIGURES"
+READY = b"."
 RESTART_PAUSE_S = 1
 END_S_MAX = 20
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -46,21 +51,22 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    inherited = os.environ.get(INHERITED)
+    inherited, parent = os.environ.get(INHERITED), None
     if inherited is None:
         if config.registration == "open":
             logger.warning("registration is open: anybody who reaches this server can register")
         await app.check_database(config, dsn)
+        # What keeps a worker from starting would do so for ever, so it is found before.
+        own_keys.load_signing_key(config, Randomness())
         sockets = list(app.listen_sockets(config))
         if workers > 1:
-            logger.info("%s answers at http://%s", config.server_name, config.listen)
-            await _supervise(dsn, workers, sockets, stop)
+            await _supervise(config, dsn, workers, sockets, stop)
             logger.info("%s has stopped", config.server_name)
             return 0
     else:
         sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
         parent = int(os.environ[PARENT])
-        loop.add_reader(parent, stop.set)  # It is never written to: readable means closed.
+        loop.add_reader(parent, stop.set)  # Nothing comes from there: readable means closed.
     # What lives after the start lives for ever, and few of a request's objects are in cycles: the
     # collector's default rhythm would cost a fifth of the time of a large page of history.
     gc.freeze()
@@ -74,27 +80,45 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
             federation_delivery.start(services)
             appservice_delivery.start(services)
             delayed_events.start(services)
-            if inherited is None:
-                logger.info("%s answers at http://%s", config.server_name, config.listen)
+            if parent is None:
+                _say_where(config)
+            else:
+                with contextlib.suppress(BrokenPipeError):  # It is gone, and `stop` is set.
+                    os.write(parent, READY)
             await stop.wait()
     if inherited is None:
         logger.info("%s has stopped", config.server_name)
     return 0
 
 
+def _say_where(config: Config) -> None:
+    logger.info("%s answers at http://%s", config.server_name, config.listen)
+
+
 async def _supervise(
-    dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
+    config: Config, dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
 ) -> None:
     """Keep `workers` children running until told to stop."""
-    children_end, our_end = os.pipe()
+    children_end, our_end = socket.socketpair()
     figures = SharedFigures.make(workers)
-    shared = [children_end, figures, *(s.fileno() for s in sockets if s is not None)]
+    shared = [children_end.fileno(), figures, *(s.fileno() for s in sockets if s is not None)]
     environment = {
         **os.environ,
         INHERITED: ",".join(str(s.fileno()) if s is not None else "" for s in sockets),
-        PARENT: str(children_end),
+        PARENT: str(children_end.fileno()),
         "MINIHS_DATABASE_URL": dsn,
     }
+    loop = asyncio.get_running_loop()
+    is_first = True
+
+    def note_ready() -> None:
+        nonlocal is_first
+        our_end.recv(1024)
+        if is_first:
+            is_first = False
+            _say_where(config)
+
+    loop.add_reader(our_end, note_ready)
 
     async def child(number: int) -> None:
         while not stop.is_set():
@@ -122,7 +146,9 @@ async def _supervise(
             for number in range(workers):
                 group.create_task(child(number))
     finally:
-        os.close(our_end)
+        loop.remove_reader(our_end)
+        our_end.close()
+        children_end.close()
 
 
 def _own_options() -> list[str]:

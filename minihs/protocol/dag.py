@@ -46,18 +46,28 @@ def run(files: Mapping[str, bytes], explain_event: str | None = None) -> tuple[s
     text is for people.
 
     Raises:
-        ValueError: If a file is not in a format that we know.
-        LookupError: If it refers to something that it does not hold.
+        ValueError: If a file is not in a format that we know, or refers to something that it does
+            not hold. The message names the file.
     """
-    read = {name: _as(dict, canonical_json.decode_lenient(data)) for name, data in files.items()}
     if explain_event is not None:
-        return "\n".join(_explain(file, explain_event) for file in read.values()), True
-    outputs = {name: _answer(file) for name, file in read.items()}
+        texts = [_of_file(n, lambda f: _explain(f, explain_event), d) for n, d in files.items()]
+        return "\n".join(texts), True
+    outputs = {name: _of_file(name, _answer, data) for name, data in files.items()}
     every_ok = all(ok for _, ok in outputs.values())
     shown: object = {name: output for name, (output, _) in outputs.items()}
     if len(outputs) == 1:
         ((shown, _),) = outputs.values()
     return orjson.dumps(shown).decode(), every_ok
+
+
+def _of_file(name: str, tell: Callable[[Json], _T], data: bytes) -> _T:
+    """Return what there is to tell of a file; a fault in it is told with its name."""
+    try:
+        return tell(_as(dict, canonical_json.decode_lenient(data)))
+    except LookupError as error:
+        raise ValueError(f"{name} lacks something that it refers to: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be replayed: {error}") from error
 
 
 def _answer(file: Json) -> tuple[Json, bool]:

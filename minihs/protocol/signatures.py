@@ -87,9 +87,12 @@ def read_signing_key(text: str) -> SigningKey:
     Raises:
         ValueError: If there is none.
     """
-    keys = signedjson.key.read_signing_keys(text.splitlines())
+    try:
+        keys = signedjson.key.read_signing_keys(text.splitlines())
+    except ValueError:  # A line that is no key, base64 that is none, a seed of another length.
+        keys = []
     if not keys:
-        raise ValueError("The file holds no signing key.")
+        raise ValueError("it holds no signing key (ed25519, version, seed in base64)")
     return SigningKey(bytes(keys[0]), keys[0].version)
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from minihs.base.config import parse_address
-from minihs.protocol.signatures import read_signing_key
+from minihs.base.config import ConfigError, parse_address
+from minihs.services import own_keys
 from minihs.storage import inspection
 from minihs.storage.migrate import HEAD
 
@@ -82,7 +82,12 @@ async def examine(config: Config, dsn: str | None, now_ms: int) -> list[Finding]
 def check_signing_key(config: Config, *, has_events: bool) -> list[Finding]:
     """Is the key there, readable, and nobody else's?"""
     path, subject = config.signing_key_file, "signing key"
-    if not path.exists():
+    try:
+        key = own_keys.find_signing_key(config)
+    except ConfigError as error:
+        fix = "restore it from a backup, readable for the user that minihs runs as"
+        return [Finding("error", subject, str(error).removeprefix(f"{subject} "), fix)]
+    if key is None:
         if has_events:
             return [
                 Finding(
@@ -93,11 +98,6 @@ def check_signing_key(config: Config, *, has_events: bool) -> list[Finding]:
                 )
             ]
         return [Finding("ok", subject, f"{path} will be made at the first start")]
-    try:
-        key = read_signing_key(path.read_text())
-    except (OSError, ValueError) as error:
-        fix = "restore it from a backup, readable for the user that minihs runs as"
-        return [Finding("error", subject, f"{path} cannot be read: {error}", fix)]
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"{path} can be read by others, who could speak in the server's name"
         return [Finding("warning", subject, message, f"chmod 600 {path}")]

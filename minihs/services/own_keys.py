@@ -34,16 +34,49 @@ SEED_BYTES: Final = 32
 
 
 def load_signing_key(config: Config, randomness: Randomness) -> SigningKey:
-    """Return the server's signing key; make it when there is none."""
+    """Return the server's signing key; make it when there is none.
+
+    Raises:
+        ConfigError: it cannot be used, or cannot be made.
+    """
     path = config.signing_key_file
-    if not path.exists():
+    if (key := find_signing_key(config)) is not None:
+        return key
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _write_new_key(path, randomness)
         # The first of several processes wins; the others read its key.
         with contextlib.suppress(FileExistsError):
             os.link(partial, path)
         partial.unlink()
-    return read_signing_key(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"signing key {path} cannot be made: {error.strerror}") from error
+    return _read_key(path)
+
+
+def find_signing_key(config: Config) -> SigningKey | None:
+    """Return the server's signing key, or None where there is none yet.
+
+    Raises:
+        ConfigError: there is something in its place that cannot be used.
+    """
+    path = config.signing_key_file
+    try:
+        there = path.exists()
+    except OSError as error:  # A directory on the way that is closed to us.
+        raise ConfigError(f"signing key {path} cannot be used: {error.strerror}") from error
+    return _read_key(path) if there else None
+
+
+def _read_key(path: Path) -> SigningKey:
+    try:
+        return read_signing_key(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"signing key {path} cannot be used: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"signing key {path} cannot be used: it is not text") from error
+    except ValueError as error:
+        raise ConfigError(f"signing key {path} cannot be used: {error}") from error
 
 
 def read_retired_keys(config: Config) -> tuple[VerifyKey, ...]:
@@ -81,7 +114,7 @@ def replace_signing_key(config: Config, randomness: Randomness, now_ms: int) -> 
         file.flush()
         os.fsync(file.fileno())
     _write_new_key(path, randomness).replace(path)
-    return read_signing_key(path.read_text())
+    return _read_key(path)
 
 
 def _retired_file(config: Config) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ import pytest
 from minihs import __version__
 from minihs.__main__ import main
 from minihs.app import listen_sockets
-from minihs.base.config import Config, StartError
+from minihs.base.config import Config, ConfigError, StartError
+from minihs.base.randomness import Randomness
+from minihs.protocol.signatures import generate_signing_key, write_signing_key
+from minihs.services.own_keys import load_signing_key
 from minihs.storage.database import wait_until_ready
 
 if TYPE_CHECKING:
@@ -128,3 +132,114 @@ def test_what_cannot_be_used_is_named_before_anything_is_started(
     assert main([command]) == 2
     assert capsys.readouterr().err.startswith(f"minihs: {said}")
     assert [path.name for path in tmp_path.iterdir()] == ["minihs.toml"]
+
+
+SIGNING_KEY = write_signing_key(generate_signing_key(b"k" * 32)).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it holds no signing key"),
+        (b"junk\n", "it holds no signing key"),
+        (b"ed25519 a_1 ????\n", "it holds no signing key"),
+        (b"ed25519 a_1 YWJj\n", "it holds no signing key"),
+        (b"ed25519 a_1 A\n", "it holds no signing key"),
+        (b"rsa a_1 " + SIGNING_KEY.split()[2], "it holds no signing key"),
+        (b"\xff\xfe", "it is not text"),
+        (None, "Is a directory"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["check-config"], ["run"], ["run", "--workers", "2"], ["doctor"]]
+)
+def test_a_signing_key_that_is_none_is_told_in_a_sentence(
+    command: list[str], content: bytes | None, reason: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "key"
+    path.mkdir() if content is None else path.write_bytes(content)
+    monkeypatch.setenv("MINIHS_SIGNING_KEY_PATH", str(path))
+    status = main(command)
+    said = capsys.readouterr()
+    if command == ["doctor"]:
+        assert status == 1
+        assert f"error    signing key: {path} cannot be used: {reason}" in said.out
+    else:
+        assert status == 2
+        assert said.err.startswith(f"minihs: signing key {path} cannot be used: {reason}")
+        assert len(said.err.splitlines()) == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"federation_ca_file": "junk.pem"}, "federation_ca_file junk.pem cannot be used"),
+        (
+            {
+                "tls_cert": "junk.pem", "tls_key": "junk.pem",
+                "federation_listen": "127.0.0.1:0", "listen": "127.0.0.1:0",
+            },
+            "tls_cert junk.pem and tls_key junk.pem cannot be used",
+        ),
+        ({"data_dir": "retired"}, "retired/signing.key.retired: 'junk' is not algorithm"),
+    ],
+    ids=["authorities", "certificate", "retired key"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["check-config"], ["run"], ["run", "--workers", "2"]])
+def test_files_that_cannot_be_used_are_told_before_anything_is_started(
+    command: list[str], options: dict[str, str], said: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "junk.pem").write_text("junk")
+    (tmp_path / "retired").mkdir()
+    (tmp_path / "retired" / "signing.key.retired").write_text("junk")
+    lines = [f'{option} = "{value}"' for option, value in options.items()]
+    (tmp_path / "minihs.toml").write_text("\n".join(lines))
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"minihs: {said}")
+    assert {path.name for path in tmp_path.iterdir()} == {"junk.pem", "minihs.toml", "retired"}
+
+
+def test_a_signing_key_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    key = tmp_path / "file" / "key"
+    with pytest.raises(ConfigError, match=f"signing key {key} cannot be made: "):
+        load_signing_key(Config(signing_key_path=str(key)), Randomness())
+
+
+def test_a_variable_that_is_no_option_is_a_fault_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in filter(lambda name: name.startswith("MINIHS_"), list(os.environ)):
+        monkeypatch.delenv(name)
+    assert main(["check-config"]) == 0
+    monkeypatch.setenv("MINIHS_SERVERNAME", "example.org")
+    capsys.readouterr()
+    assert main(["check-config"]) == 2
+    assert capsys.readouterr().err == "minihs: MINIHS_SERVERNAME is no option of minihs\n"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5"])
+def test_a_number_of_workers_that_is_none_is_refused(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", f"--workers={number}"])
+    assert ended.value.code == 2
+    told = f"argument --workers: must be a number from 1 on, not '{number}'\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_types_no_password_registers_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", end)
+    assert main(["register-user", "alice"]) == 1
+    assert capsys.readouterr().err == "minihs: no password was typed; nobody is registered\n"

@@ -189,6 +189,21 @@ def test_the_command_prints_and_tells_by_its_exit_status(
     assert canonical_json.decode(capsys.readouterr().out)
     (tmp_path / "odd.json").write_text('{"format":"odd/1"}')
     (tmp_path / "broken.json").write_text("{")
-    for name in ("odd.json", "broken.json", "absent.json"):
-        assert _dag([tmp_path / name], None) == 2
-        assert capsys.readouterr().err.startswith("minihs dag: ")
+    (tmp_path / "empty.json").write_text('{"format":"minihs-dag/1"}')
+    (tmp_path / "plain.json.gz").write_text("{}")
+    (tmp_path / "torn.json.gz").write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 8)
+    for name, told in (
+        ("odd.json", "cannot be replayed: unknown format 'odd/1'"),
+        ("broken.json", "cannot be replayed: "),
+        ("empty.json", "lacks something that it refers to: 'room_version'"),
+        ("absent.json", "cannot be read: No such file or directory"),
+        ("plain.json.gz", "cannot be read: Not a gzipped file"),
+        ("torn.json.gz", "cannot be read: Error -3"),
+    ):
+        path = tmp_path / name
+        for files in ([path], [OWN / "create.json.gz", path]):
+            assert _dag(files, None) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"minihs dag: {path} {told}"), said
+        assert _dag([path], "$event") == 2
+        assert capsys.readouterr().err.startswith(f"minihs dag: {path} ")

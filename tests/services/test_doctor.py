@@ -112,7 +112,10 @@ def test_the_signing_key(config: Config):
     config.signing_key_file.chmod(0o644)
     assert levels(doctor.check_signing_key(config, has_events=True)) == [("warning", "signing key")]
     config.signing_key_file.write_text("rubbish")
-    assert levels(doctor.check_signing_key(config, has_events=True)) == [("error", "signing key")]
+    findings = doctor.check_signing_key(config, has_events=True)
+    assert levels(findings) == [("error", "signing key")]
+    said = f"{config.signing_key_file} cannot be used: it holds no signing key (ed25519, version, "
+    assert findings[0].message.startswith(said)
     config.signing_key_file.unlink()
     assert levels(doctor.check_signing_key(config, has_events=True)) == [("error", "signing key")]
     assert levels(doctor.check_signing_key(config, has_events=False)) == []

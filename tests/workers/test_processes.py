@@ -182,10 +182,28 @@ async def minihs(server: Server, *arguments: str, typed: str = "") -> tuple[int,
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_an_orderly_end_is_in_the_log(database_url: str, tmp_path: Path, workers: int):
     async with running_server(database_url, tmp_path, workers=workers, log_level="info") as server:
+        answers = f"hs1 answers at {server.address}\n"
+        await until(lambda: answers in server.log.read_text())
         assert "stopped" not in server.log.read_text()
         assert await server.stop() == 0
+        assert server.log.read_text().count(answers) == 1
         last = server.log.read_text().splitlines()[-1]
     assert last.endswith("INFO minihs.processes: hs1 has stopped")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_no_worker_could_start_with_is_refused_before_there_are_any(
+    database_url: str, tmp_path: Path, workers: str
+):
+    (tmp_path / "file").touch()
+    key = tmp_path / "file" / "signing.key"
+    server = Server(database_url, tmp_path, log_level="info", signing_key_path=str(key))
+    await server.session.close()
+    status, said = await minihs(server, "run", "--workers", workers)
+    assert status == 2
+    assert said.splitlines()[-1].startswith(f"minihs: signing key {key} cannot be made: ")
+    assert "answers at" not in said
+    assert "Traceback" not in said
 
 
 async def test_a_registration_token_is_made_on_the_command_line(database_url: str, tmp_path: Path):
