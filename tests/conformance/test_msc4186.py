@@ -951,6 +951,7 @@ async def test_a_poll_says_whether_the_user_is_there(homeserver: Homeserver) -> 
             return (await bob.call("GET", path))["presence"] == wanted
 
         await until(is_so)
+        assert (await bob.call("GET", path))["presence"] == wanted  # And it stays so.
 
 
 async def test_receipts_of_rooms_outside_the_window_are_not_lost(homeserver: Homeserver) -> None:

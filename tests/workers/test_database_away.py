@@ -92,7 +92,9 @@ async def test_connections_that_were_lost_silently_are_all_replaced_with_the_fir
             await db.close()
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="it is Linux's")
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="TCP_USER_TIMEOUT is an option of Linux"
+)
 async def test_the_system_ends_connections_to_a_machine_that_has_vanished(database_url: str):
     async with proxied(database_url) as proxy:
         db = await Database.connect(proxy.dsn, connections=2)
