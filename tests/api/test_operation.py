@@ -235,25 +235,26 @@ def _note(user_id: str) -> AccountDataWrite:
     return AccountDataWrite(UserId(user_id), "", "com.example.note", "{}")
 
 
+END_ALL_OTHERS = """
+    SELECT pg_terminate_backend(pid)
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 async def test_a_database_that_can_only_be_read_is_told(homeserver: Homeserver, database_url: str):
     connection = await asyncpg.connect(database_url)
     try:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        await connection.execute(END_ALL_OTHERS)
         said = ["the database can only be read"]
         await until(lambda: _reasons_are(homeserver, said))
         assert (await homeserver.request("GET", "/_matrix/client/versions")).status == 200
         ready = await homeserver.client.get("/ready")
         assert (ready.status, said[0] in await ready.text()) == (503, True)
         await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        await connection.execute(END_ALL_OTHERS)
         await until(lambda: _reasons_are(homeserver, []))
         assert (await homeserver.client.get("/ready")).status == 200
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from minihs.base.clock import ManualClock
 from minihs.base.errors import DatabaseAway
-from minihs.base.tasks import PAUSE_MS, PAUSE_MS_MAX, TaskOwner
+from minihs.base.tasks import PAUSE_MS, PAUSE_MS_MAX, TaskOwner, give_way
 from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ async def test_who_holds_on_to_a_dead_connection_does_not_hold_up_the_end(
                 continue
 
     task = owner.spawn("stubborn", stubborn())
-    await asyncio.sleep(0)
+    await give_way()
     await owner.close()
     assert "do not come to their end: stubborn" in caplog.text
     goes.set()

@@ -99,6 +99,18 @@ async def room_of_two(homeserver: Homeserver, **options: object) -> tuple[User, 
     return alice, bob, room_id
 
 
+async def room_of_two_and_one_ignored(
+    homeserver: Homeserver,
+) -> tuple[User, User, User, str]:
+    """Return alice, bob, carol, whom bob ignores, and the room that all are in; bob has synced."""
+    alice, bob, room_id = await room_of_two(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.join(room_id)
+    await ignore(bob, carol)
+    await bob.sync()
+    return alice, bob, carol, room_id
+
+
 def visible_to(visibility: str) -> dict[str, object]:
     """Return options of a room with a history visibility."""
     content = {"history_visibility": visibility}
@@ -782,11 +794,7 @@ async def test_s_18_ignored_users_flood_blocks_nobody(homeserver: Homeserver) ->
 
 
 async def test_s_18_who_is_ignored_no_longer_is_made_up_for(homeserver: Homeserver) -> None:
-    alice, bob, room_id = await room_of_two(homeserver)
-    carol = await homeserver.register("carol")
-    await carol.join(room_id)
-    await ignore(bob, carol)
-    await bob.sync()
+    alice, bob, carol, room_id = await room_of_two_and_one_ignored(homeserver)
     passed_over = [await stick(carol, room_id, str(n)) for n in range(3)]
     had = await stick(alice, room_id)
     await talk(alice, room_id)
@@ -799,11 +807,7 @@ async def test_s_18_who_is_ignored_no_longer_is_made_up_for(homeserver: Homeserv
 async def test_s_18_a_flood_of_whom_is_ignored_no_longer_comes_in_pages(
     homeserver: Homeserver,
 ) -> None:
-    alice, bob, room_id = await room_of_two(homeserver)
-    carol = await homeserver.register("carol")
-    await carol.join(room_id)
-    await ignore(bob, carol)
-    await bob.sync()
+    alice, bob, carol, room_id = await room_of_two_and_one_ignored(homeserver)
     passed_over = [await stick(carol, room_id, str(n)) for n in range(130)]
     await talk(alice, room_id)
     await bob.sync()
@@ -819,11 +823,7 @@ async def test_s_18_a_flood_of_whom_is_ignored_no_longer_comes_in_pages(
 async def test_s_18_who_is_ignored_no_longer_is_made_up_for_between_pages(
     homeserver: Homeserver,
 ) -> None:
-    alice, bob, room_id = await room_of_two(homeserver)
-    carol = await homeserver.register("carol")
-    await carol.join(room_id)
-    await ignore(bob, carol)
-    await bob.sync()
+    alice, bob, carol, room_id = await room_of_two_and_one_ignored(homeserver)
     sent = [await stick(alice, room_id, str(n)) for n in range(110)]
     # These lie among what the first timeline shows, which leaves them out.
     sent += [await stick(carol, room_id, str(n)) for n in range(2)]

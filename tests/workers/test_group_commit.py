@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from minihs.base.errors import Unavailable
+from minihs.base.tasks import give_way
 from minihs.protocol.identifiers import UserId
 from minihs.storage.stream_rows import AccountDataWrite
 from tests.helpers.homeserver import Homeserver, User, running_homeserver
@@ -88,7 +89,7 @@ async def test_writers_who_left_before_their_turn_do_not_end_it(homeserver: Home
         asyncio.create_task(committer.commit_rows([note(alice.user_id, "com.example.left")])),
         asyncio.create_task(send_at(homeserver.services, room_id, alice.user_id, "left")),
     ]
-    await asyncio.sleep(0)
+    await give_way()
     for task in leaving:
         task.cancel()
     await asyncio.gather(*leaving, return_exceptions=True)
