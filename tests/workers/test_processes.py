@@ -341,7 +341,9 @@ async def test_tests_that_are_terminated_leave_no_database_behind(tmp_path: Path
     story.write_text(
         "import asyncio, pathlib\n"
         "async def test_long(database_url):\n"
-        f"    pathlib.Path({str(tmp_path / 'dsn')!r}).write_text(database_url)\n"
+        f"    whole = pathlib.Path({str(tmp_path / 'whole')!r})\n"
+        "    whole.write_text(database_url)\n"
+        f"    whole.rename({str(tmp_path / 'dsn')!r})\n"
         "    await asyncio.Event().wait()\n"
     )
     process = await asyncio.create_subprocess_exec(
