@@ -139,6 +139,31 @@ async def test_use_state_after_gives_the_state_at_the_end_of_the_timeline(
     assert ("m.room.name", "") in state_keys(part, f"{prefix}state_after")
 
 
+@pytest.mark.parametrize("limit", [0, 10])
+@pytest.mark.parametrize("how", ["kick and ban", "ban", "retracted invite", "declined invite"])
+async def test_use_state_after_tells_who_is_outside_why(
+    homeserver: Homeserver, how: str, limit: int
+) -> None:
+    """MSC4222: clients that ask for it take the state from nowhere else."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(name="Tea", preset="private_chat")
+    await alice.invite(room_id, bob)
+    if how in ("kick and ban", "ban"):
+        await bob.join(room_id)
+    await bob.sync()
+    if how == "declined invite":
+        await bob.leave(room_id)
+    else:
+        await remove(alice, room_id, "ban" if how == "ban" else "kick", bob)
+    if how == "kick and ban":
+        await bob.sync()
+        await remove(alice, room_id, "ban", bob)
+    timeline = {"room": {"timeline": {"limit": limit}}}
+    part = room_of(await filtered(bob, timeline, use_state_after="true"), room_id, "leave")
+    (own,) = [e for e in part["state_after"]["events"] if e.get("state_key") == bob.user_id]
+    assert own["content"]["membership"] == ("ban" if how in ("kick and ban", "ban") else "leave")
+
+
 async def test_full_state_shows_the_state_of_quiet_rooms(homeserver: Homeserver) -> None:
     alice = await homeserver.register("alice")
     room_id = await alice.create_room(name="quiet")

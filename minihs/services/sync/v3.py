@@ -340,9 +340,9 @@ async def _left_rooms(
         else:
             spans.append(span)
     found = await timeline.read_database(services, request, spans) if spans else {}
-    end_of_room = {room_id: ends.get(event_id) for room_id, _, event_id in left}
+    last = {room_id: (events.get(event_id), ends.get(event_id)) for room_id, _, event_id in left}
     pairs = [
-        (span, timeline.as_of_end(found[span.room_id], end_of_room[span.room_id]))
+        (span, timeline.as_of_end(found[span.room_id], *last[span.room_id]))
         for span in spans
         if span.room_id in found
     ]

@@ -42,7 +42,8 @@ async def state_sections(
         if span.joined_at is None and not await _was_joined(services, request.user_id, known):
             known = EMPTY_STATE  # Joined and left since: the client knows nothing of the room.
         new = states[timeline.state_end if request.use_state_after else timeline.state_start]
-        chosen[span.room_id] = list(_select(request, timeline, known, new).values())
+        entries = {**_select(request, timeline, known, new), **_of_outsider(request, timeline)}
+        chosen[span.room_id] = list(entries.values())
     events = await services.events.get_many({e for entries in chosen.values() for e in entries})
     filter_ = request.filter.room.state
     return {
@@ -69,6 +70,20 @@ async def _was_joined(services: Services, user_id: str, state: State) -> bool:
     event_id = state.get("m.room.member", user_id)
     stored = await services.events.get(event_id) if event_id is not None else None
     return stored is not None and stored.event.content.get("membership") == "join"
+
+
+def _of_outsider(request: SyncRequest, timeline: Timeline) -> Mapping[StateKey, EventId]:
+    """Return the membership of a reader who is outside, where the timeline does not tell it.
+
+    They are shown the state as they left the room, if any; they may have been banned since.
+    """
+    outside = timeline.outside
+    if outside is None or outside.event.key != ("m.room.member", request.user_id):
+        return {}
+    shown = {stored.event_id for stored in timeline.events}
+    if outside.event_id in shown and not request.use_state_after:
+        return {}
+    return {outside.event.key: outside.event_id}
 
 
 def _select(

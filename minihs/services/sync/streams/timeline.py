@@ -38,7 +38,7 @@ class Timeline:
 
     `state_since`, `state_start` and `state_end` are the room's state at the beginning of the span,
     before the first event shown, and at its end. `hides`: the history visibility kept something
-    from the reader.
+    from the reader. `outside`: the event by which the reader is in the room no longer.
     """
 
     events: Sequence[StoredEvent]
@@ -49,6 +49,7 @@ class Timeline:
     state_start: int
     state_end: int
     hides: bool = False
+    outside: StoredEvent | None = None
 
 
 def limit_of(filter_: EventFilter) -> int:
@@ -108,19 +109,22 @@ def of_outsider(left: StoredEvent, user_id: str, position: int) -> Timeline:
     own = [left] if left.event.key == ("m.room.member", user_id) else []
     return Timeline(
         own, ["leave"] * len(own), False, format_place(Place(position)),  # noqa: FBT003
-        EMPTY_STATE_ID, EMPTY_STATE_ID, EMPTY_STATE_ID,
+        EMPTY_STATE_ID, EMPTY_STATE_ID, EMPTY_STATE_ID, outside=left,
     )  # fmt: skip
 
 
-def as_of_end(found: Timeline, end: StoredEvent | None) -> Timeline:
-    """Return the timeline of who left a room by `end`, with no state from after it."""
+def as_of_end(found: Timeline, outside: StoredEvent | None, end: StoredEvent | None) -> Timeline:
+    """Return the timeline of who left a room by `end`, with no state from after it.
+
+    `outside` is the event by which they are outside now, if that is known.
+    """
     if end is None or end.order is None:
-        return found
+        return replace(found, outside=outside)
     state_end = end.room_state_after or EMPTY_STATE_ID
     first = found.events[0].order if found.events else None
     inside = first is not None and first <= end.order
     state_start = found.state_start if inside else state_end
-    return replace(found, state_start=state_start, state_end=state_end)
+    return replace(found, state_start=state_start, state_end=state_end, outside=outside)
 
 
 async def read_database(
