@@ -251,6 +251,7 @@ class AppserviceDelivery:
         pause_ms = min(BACK_OFF_MS << min(queue.failures - 1, 16), BACK_OFF_MS_MAX)
         pause_ms = services.randomness.between(pause_ms * 4 // 5, pause_ms * 6 // 5)
         queue.retry_at_ms = services.clock.now_ms() + pause_ms
+        services.clock.call_later_ms(pause_ms, queue.news.set)
         services.appservices.count(queue.service.id, "failed")
         logger.log(
             logging.WARNING if queue.failures % FAILURES_PER_WARNING == 1 else logging.DEBUG,
@@ -261,4 +262,3 @@ class AppserviceDelivery:
         await appservices.mark_failed(
             services.db, queue.service.id, queue.txn_id, queue.failures, queue.retry_at_ms
         )
-        services.clock.call_later_ms(pause_ms, queue.news.set)
