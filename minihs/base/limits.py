@@ -56,6 +56,9 @@ ALIASES_OF_ROOM_MAX = 1_000
 
 # Requests to other servers; ours, as others do. The time is for everything, connecting included.
 REMOTE_TIMEOUT_MS = 30_000
+REMOTE_QUERY_TIMEOUT_MS = 15_000  # Somebody waits, and there may be others to ask.
+REMOTE_QUERIES_MS = 40_000  # Of all that are asked in turn: then nobody else is.
+REMOTE_SEND_TIMEOUT_MS = 60_000  # A transaction; what it is owed meanwhile waits.
 REMOTE_KEYS_TIMEOUT_MS = 10_000
 REMOTE_STATE_TIMEOUT_MS = 120_000
 REMOTE_ANSWER_BYTES_MAX = 16 * 1_048_576

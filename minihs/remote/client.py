@@ -13,8 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from minihs.base.limits import REMOTE_STATE_TIMEOUT_MS, REMOTE_TIMEOUT_MS
-from minihs.remote.signed_requests import KEYS, PDUS, PLAIN, STATE, Limits, is_missing
+from minihs.base.limits import REMOTE_QUERY_TIMEOUT_MS
+from minihs.remote.signed_requests import (
+    HANDSHAKE,
+    KEYS,
+    PDUS,
+    PLAIN,
+    QUERY,
+    SEND,
+    STATE,
+    Limits,
+    is_missing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +58,7 @@ class Remote:
             "PUT",
             f"{V1}/send/{_quoted(transaction_id)}",
             content=content,
-            limits=Limits(REMOTE_STATE_TIMEOUT_MS),
+            limits=SEND,
             ignore_back_off=True,
         )
 
@@ -63,7 +73,7 @@ class Remote:
         """
         path = f"{V1}/make_join/{_quoted(room_id)}/{_quoted(user_id)}"
         query = [("ver", version) for version in room_versions]
-        return await self.requests.get(destination, path, query, PDUS, event=dict)
+        return await self.requests.get(destination, path, query, HANDSHAKE, event=dict)
 
     async def send_join(
         self, destination: str, room_id: str, event_id: str, pdu: Mapping[str, object]
@@ -90,7 +100,7 @@ class Remote:
         Spec: server-server-api#leaving-rooms-rejecting-invites
         """
         path = f"{V1}/make_leave/{_quoted(room_id)}/{_quoted(user_id)}"
-        return await self.requests.get(destination, path, (), PDUS, event=dict)
+        return await self.requests.get(destination, path, (), HANDSHAKE, event=dict)
 
     async def send_leave(
         self, destination: str, room_id: str, event_id: str, pdu: Mapping[str, object]
@@ -100,10 +110,10 @@ class Remote:
         Spec: server-server-api#leaving-rooms-rejecting-invites
         """
         path = f"/send_leave/{_quoted(room_id)}/{_quoted(event_id)}"
-        answer = await self.requests.put(destination, V2 + path, pdu, PLAIN)
+        answer = await self.requests.put(destination, V2 + path, pdu, QUERY)
         if not is_missing(answer):
             return answer
-        return await self.requests.put_v1(destination, V1 + path, pdu, PLAIN)
+        return await self.requests.put_v1(destination, V1 + path, pdu, QUERY)
 
     async def make_knock(
         self, destination: str, room_id: str, user_id: str, room_versions: Sequence[str]
@@ -114,7 +124,9 @@ class Remote:
         """
         path = f"{V1}/make_knock/{_quoted(room_id)}/{_quoted(user_id)}"
         query = [("ver", version) for version in room_versions]
-        return await self.requests.get(destination, path, query, PDUS, event=dict, room_version=str)
+        return await self.requests.get(
+            destination, path, query, HANDSHAKE, event=dict, room_version=str
+        )
 
     async def send_knock(
         self, destination: str, room_id: str, event_id: str, pdu: Mapping[str, object]
@@ -124,7 +136,7 @@ class Remote:
         Spec: server-server-api#knocking-rooms
         """
         path = f"{V1}/send_knock/{_quoted(room_id)}/{_quoted(event_id)}"
-        return await self.requests.put(destination, path, pdu, PDUS, knock_room_state=list)
+        return await self.requests.put(destination, path, pdu, HANDSHAKE, knock_room_state=list)
 
     async def invite(
         self, destination: str, room_id: str, event_id: str, pdu: Mapping[str, object],
@@ -225,7 +237,7 @@ class Remote:
         query = [("ts", str(timestamp_ms)), ("dir", direction)]
         path = f"{V1}/timestamp_to_event/{_quoted(room_id)}"
         return await self.requests.get(
-            destination, path, query, PLAIN, event_id=str, origin_server_ts=int
+            destination, path, query, QUERY, event_id=str, origin_server_ts=int
         )
 
     # --- questions ------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ class Remote:
         Spec: server-server-api#querying-for-information
         """
         query = [("user_id", user_id)]
-        return await self.requests.get(destination, f"{V1}/query/profile", query, PLAIN)
+        return await self.requests.get(destination, f"{V1}/query/profile", query, QUERY)
 
     async def query_directory(self, destination: str, room_alias: str) -> Answer:
         """GET …/query/directory: return `room_id` and `servers`.
@@ -245,7 +257,7 @@ class Remote:
         """
         query = [("room_alias", room_alias)]
         path = f"{V1}/query/directory"
-        return await self.requests.get(destination, path, query, PLAIN, room_id=str, servers=list)
+        return await self.requests.get(destination, path, query, QUERY, room_id=str, servers=list)
 
     async def get_public_rooms(self, destination: str, content: Mapping[str, object]) -> Answer:
         """POST …/publicRooms, or GET for a server that knows only that: return `chunk` and tokens.
@@ -267,7 +279,7 @@ class Remote:
 
     async def get_room_hierarchy(
         self, destination: str, room_id: str, *, suggested_only: bool = False,
-        timeout_ms: int = REMOTE_TIMEOUT_MS,
+        timeout_ms: int = REMOTE_QUERY_TIMEOUT_MS,
     ) -> Answer:  # fmt: skip
         """GET …/hierarchy: return `room`, `children` and `inaccessible_children`.
 

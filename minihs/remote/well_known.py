@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PATH: Final = "/.well-known/matrix/server"
 BYTES_MAX: Final = 50 * 1024
-TIMEOUT_MS: Final = 15_000
+TIMEOUT_MS: Final = 10_000
 REDIRECTS_MAX: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 

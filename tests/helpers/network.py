@@ -95,6 +95,7 @@ class InMemoryNetwork:
         self._randomness = Randomness(seed)
         self._nodes: dict[str, Node] = {}
         self._parts: list[frozenset[str]] = []
+        self._silent: frozenset[str] = frozenset()
 
     def add(self, name: str, node: Node) -> None:
         """Put a server on the network, or replace it."""
@@ -117,6 +118,10 @@ class InMemoryNetwork:
         """Let servers reach only those of their own part; who is in none reaches nobody."""
         self._parts = [frozenset(part) for part in parts]
 
+    def silence(self, *names: str) -> None:
+        """Let servers take requests and never answer."""
+        self._silent = frozenset(names)
+
     def isolate(self, *names: str) -> None:
         """Cut servers off from everybody."""
         self._parts = [frozenset(self._nodes) - frozenset(names)]
@@ -124,6 +129,7 @@ class InMemoryNetwork:
     def heal(self) -> None:
         """Let everybody reach everybody, and nothing go wrong."""
         self._parts = []
+        self._silent = frozenset()
         self.faults = Faults()
 
     async def carry(self, origin: str, request: OutgoingRequest) -> RawAnswer | RemoteError:
@@ -145,6 +151,9 @@ class InMemoryNetwork:
         node = self._nodes.get(destination)
         if node is None or not self._is_connected(origin, destination):
             return RemoteError("unreachable", destination, "not on the network")
+        if destination in self._silent:
+            await self.clock.sleep_ms(request.timeout_ms)
+            return RemoteError("timed_out", destination, "silent")
         faults = self.faults
         delay_ms = self._randomness.between(*faults.delay_ms)
         lost, unanswered, doubled = (

@@ -100,6 +100,11 @@ class Destination:
         """Whether there is anything to do for it."""
         return self.behind or bool(self.pdus) or bool(self.edus) or self.messages_at > 0
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether nobody knows that it answers: it never has, or did not when last asked."""
+        return self.failures > 0 or self.last_success_ms is None
+
     def first_owed(self) -> int | None:
         """Return the position of the first PDU or receipt unconfirmed by it, of those at hand."""
         positions = [position_of(stored) for stored in self.pdus]

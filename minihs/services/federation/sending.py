@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE_MAX = 100  # Destinations with a transaction under way that has only just begun,
 UNDER_WAY_MAX = 400  # and with any.
+DOUBTFUL_MAX = 300  # Of them, with those that took nothing yet, or not the last one.
 SLOW_MS = 3_000
 
 PACE_WINDOW_MS = 1_000
@@ -64,7 +65,8 @@ class Sender:
         self._outbox = outbox
         self._pauses = pauses
         self._ready: deque[Destination] = deque()
-        self._fresh = self._under_way = 0
+        self._set_aside: deque[Destination] = deque()
+        self._fresh = self._under_way = self._doubtful = 0
         self._begun_ms: deque[int] = deque()  # When the transactions of the last second began.
         self._transactions_sent = self._transactions_failed = 0
         self._pdus_sent = self._edus_sent = 0
@@ -128,14 +130,24 @@ class Sender:
     def _start_some(self, services: Services) -> None:
         while self._ready and self._fresh < AT_ONCE_MAX and self._under_way < UNDER_WAY_MAX:
             destination = self._ready.popleft()
+            is_doubtful = destination.is_doubtful
+            if is_doubtful and self._doubtful >= DOUBTFUL_MAX:
+                self._set_aside.append(destination)
+                continue
+            self._doubtful += is_doubtful
             self._fresh += 1
             self._under_way += 1
-            services.tasks.spawn("delivery", self._serve(services, destination))
+            services.tasks.spawn(
+                "delivery", self._serve(services, destination, is_doubtful=is_doubtful)
+            )
 
-    async def _serve(self, services: Services, destination: Destination) -> None:
+    async def _serve(
+        self, services: Services, destination: Destination, *, is_doubtful: bool
+    ) -> None:
         """Send a destination one transaction, then let the next one have its turn.
 
         A server that takes its time keeps nobody from theirs: after a while it no longer counts.
+        Those of which nobody knows that they answer never have all places.
         """
         is_slow = False
 
@@ -158,6 +170,9 @@ class Sender:
             timer.cancel()
             self._under_way -= 1
             self._fresh -= not is_slow
+            self._doubtful -= is_doubtful
+            if is_doubtful and self._set_aside:
+                self._ready.appendleft(self._set_aside.popleft())
         destination.is_busy = False
         if self._outbox.is_ours(destination):
             self.wake(services, destination)

@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minihs.base.clock import time_limit
 from minihs.base.tasks import give_way
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.identifiers import server_name_of
@@ -49,11 +50,21 @@ AUTH_REQUESTS_MAX = 10
 JUDGED_AT_ONCE = 20
 
 
-async def fill(services: Services, room_id: RoomId, gap: Gap) -> int:
+async def fill(services: Services, room_id: RoomId, gap: Gap, until_ms: int) -> int:
     """Fetch what came before a gap; return how many events have been given a place there.
 
-    Somebody else may have filled it meanwhile. Servers that cannot help are passed over.
+    Somebody else may have filled it meanwhile. Servers that cannot help are passed over. `until_ms`
+    is how long somebody waits, by the clock that never steps: then it is given up.
     """
+    try:
+        async with time_limit(services.clock, until_ms - services.clock.monotonic_ms()):
+            return await _fill(services, room_id, gap)
+    except TimeoutError:
+        logger.info("nobody gives history of %s in time", room_id)
+        return 0
+
+
+async def _fill(services: Services, room_id: RoomId, gap: Gap) -> int:
     async with services.heads.fetching.take((room_id, "history")):
         async with building(services, room_id) as head:
             if head is None:

@@ -1,4 +1,8 @@
-"""Candidates: the servers that may help with a room, asked one after the other until one does."""
+"""Candidates: the servers that may help with a room, asked one after the other until one does.
+
+Servers that accept a request and then say nothing must not make a user wait for each of them: after
+a while no other is asked.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from minihs.base.errors import (
     MatrixError,
     NotFound,
 )
+from minihs.base.limits import REMOTE_QUERIES_MS
 from minihs.protocol.identifiers import parse_server_name, server_name_of
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.remote_joins import BadRoomError
@@ -59,7 +64,10 @@ async def through_any(
         MatrixError: nobody did.
     """
     failures: list[RemoteError] = []
+    until_ms = services.clock.monotonic_ms() + REMOTE_QUERIES_MS
     for server in await candidates(services, change):
+        if services.clock.monotonic_ms() >= until_ms:
+            break
         try:
             outcome = await through(services, change, server)
         except (BadTemplateError, BadRoomError) as error:

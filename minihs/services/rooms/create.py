@@ -10,10 +10,12 @@ Spec: client-server-api#post_matrixclientv3createroom
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from minihs.base.clock import time_limit
 from minihs.base.errors import (
     Forbidden,
     InvalidParam,
@@ -22,7 +24,11 @@ from minihs.base.errors import (
     RoomInUse,
     UnsupportedRoomVersion,
 )
-from minihs.base.limits import INITIAL_STATE_EVENTS_MAX, INVITES_PER_CREATION_MAX
+from minihs.base.limits import (
+    INITIAL_STATE_EVENTS_MAX,
+    INVITES_PER_CREATION_MAX,
+    REMOTE_QUERIES_MS,
+)
 from minihs.protocol.event_assembly import EventDraft
 from minihs.protocol.identifiers import parse_room_alias, parse_user_id
 from minihs.protocol.room_versions import ROOM_VERSIONS
@@ -149,14 +155,16 @@ async def create_room(
             profile=await member_profile(services, creator),
         ),
     )
-    await _invite_from_elsewhere(
-        services,
-        [
-            MembershipChange(room_id, creator, user_id, "invite", direct)
-            for user_id in invited
-            if not services.is_local(user_id)
-        ],
-    )
+    elsewhere = [
+        MembershipChange(room_id, creator, user_id, "invite", direct)
+        for user_id in invited
+        if not services.is_local(user_id)
+    ]
+    if elsewhere:
+        inviting = services.tasks.spawn("invites", _invite_from_elsewhere(services, elsewhere))
+        with contextlib.suppress(TimeoutError):  # It goes on: the room is there.
+            async with time_limit(services.clock, REMOTE_QUERIES_MS):
+                await asyncio.shield(inviting)
     return room_id
 
 

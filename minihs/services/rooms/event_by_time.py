@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import NotFound
+from minihs.base.limits import REMOTE_QUERIES_MS
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import backfill
 from minihs.services.rooms.access import Access, Reader, open_room
@@ -100,6 +101,7 @@ async def _fetch_nearer(
 
     Spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
     """
+    until_ms = services.clock.monotonic_ms() + REMOTE_QUERIES_MS
     for server in await list_servers(services.db, access.room_nid, SERVERS_ASKED_MAX):
         answer = await services.remote.timestamp_to_event(
             server, access.room_id, ts_ms, "b" if backward else "f"
@@ -114,7 +116,7 @@ async def _fetch_nearer(
             stored = await services.events.get(event_id)  # type: ignore[arg-type]  # any text
             if stored is not None and stored.order is not None:
                 return True
-            if not gaps or not await backfill.fill(services, access.room_id, gaps[0]):
+            if not gaps or not await backfill.fill(services, access.room_id, gaps[0], until_ms):
                 break
             gaps = await list_gaps(services.db, access.room_nid, 0, access.upto.major)
     return False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden, NotFound
-from minihs.base.limits import CONTEXT_LIMIT_MAX, PAGE_LIMIT_MAX
+from minihs.base.limits import CONTEXT_LIMIT_MAX, PAGE_LIMIT_MAX, REMOTE_QUERIES_MS
 from minihs.protocol.filters import EventFilter
 from minihs.services.rooms import backfill
 from minihs.services.rooms.access import Access, Reader, RoomForgotten, open_room
@@ -231,7 +231,7 @@ async def _read_or_fetch(
 
     Only on the way back: who reads forward has come from there.
     """
-    fetches = 0
+    fetches, until_ms = 0, services.clock.monotonic_ms() + REMOTE_QUERIES_MS
     while True:
         stretch = await _read(
             services, reader, access, start, stop,
@@ -240,7 +240,9 @@ async def _read_or_fetch(
         gap = await _gap_within(services, access, start, stretch) if backward else None
         if gap is None:
             return stretch
-        if fetches == FETCHES_MAX or not await backfill.fill(services, access.room_id, gap):
+        if fetches == FETCHES_MAX or not await backfill.fill(
+            services, access.room_id, gap, until_ms
+        ):
             stretch.more = bool(stretch.seen)  # There is more, if not here and now.
             return stretch
         fetches += 1
