@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import getpass
 import gzip
+import math
 import os
 import signal
 import sys
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token = commands.add_parser("registration-token", help="make a token that lets people register")
     token.add_argument("token", nargs="?", help="the token (default: a random one)")
     token.add_argument("--uses", type=int, default=1, help="how often it serves; 0: without end")
-    token.add_argument("--days", type=float, help="for how long (default: for ever)")
+    token.add_argument("--days", type=_days, help="for how long (default: for ever)")
     commands.add_parser("check-config", help="check and print the configuration")
     commands.add_parser("doctor", help="check what the server depends on")
     new_key = commands.add_parser("new-signing-key", help="make a key, where the old one is lost")
@@ -86,6 +87,17 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
     return int(text)
+
+
+def _days(text: str) -> float:
+    """Return a number of days, which may be a fraction; see `_count`."""
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
+    if not math.isfinite(days):
+        raise argparse.ArgumentTypeError(f"must be a number of days, not {text!r}")
+    return days
 
 
 def _dag(paths: Sequence[Path], explain_event: str | None) -> int:
@@ -226,7 +238,7 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
     from minihs.services.accounts import registration  # noqa: PLC0415
 
     if options.password_stdin:
-        password = sys.stdin.readline().rstrip("\n")
+        password = _password_of_stdin()
     elif not sys.stdin.isatty():
         raise ConfigError("there is no terminal to ask for the password: use --password-stdin")
     else:
@@ -258,6 +270,20 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
         return 0
 
     return _with_server(config, options, register)
+
+
+def _password_of_stdin() -> str:
+    """Return the first line; whatever system wrote it, its end is no part of the password.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        password = sys.stdin.readline().rstrip("\r\n")
+        password.encode()  # Some locales let bytes through that are no characters.
+    except UnicodeError as error:
+        raise ConfigError("the password is not UTF-8") from error
+    return password
 
 
 def _registration_token(config: Config, options: argparse.Namespace) -> int:

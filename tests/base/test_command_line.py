@@ -233,6 +233,27 @@ def test_a_number_of_workers_that_is_none_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("days", ["nan", "-inf", "soon"])
+def test_a_number_of_days_that_is_none_is_refused(
+    days: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["registration-token", f"--days={days}"])
+    assert ended.value.code == 2
+    told = f"argument --days: must be a number of days, not '{days}'\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_password_that_is_not_utf_8_registers_nobody(
+    errors: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xffsecret\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["register-user", "alice", "--password-stdin"]) == 2
+    assert capsys.readouterr().err == "minihs: the password is not UTF-8\n"
+
+
 def test_who_types_no_password_registers_nobody(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,6 +243,16 @@ async def test_a_user_is_made_on_the_command_line(database_url: str, tmp_path: P
         assert status == 0
         assert "@bob:hs1 can log in now." in said
         assert "minihs: " not in said
+        for nothing in ("", "\n", "\r\n"):
+            status, said = await minihs(server, *register, "carol", typed=nothing)
+            assert (status, said) == (2, "minihs: The password must not be empty.\n")
+        status, said = await minihs(server, *register, "carol", typed="long enough\r\n")
+        assert status == 0
+        body = {
+            "type": "m.login.password", "password": "long enough",
+            "identifier": {"type": "m.id.user", "user": "carol"},
+        }  # fmt: skip
+        assert (await server.request("POST", "/login", body)).status == 200
 
 
 async def test_what_would_forge_or_lose_is_refused_at_the_start(database_url: str, tmp_path: Path):
