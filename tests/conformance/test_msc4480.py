@@ -10,13 +10,13 @@ import pytest
 
 from minihs.base.clock import ManualClock
 from minihs.protocol import unstable
-from tests.helpers.homeserver import running_homeserver
+from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.helpers.homeserver import Homeserver, Response, User
+    from tests.helpers.homeserver import Homeserver, Response
 
 EXTENSION = unstable.STICKY_EXTENSION.unstable
 DURATION = unstable.STICKY_DURATION_PARAMETER.unstable
@@ -285,6 +285,24 @@ async def test_ss_10_nonsense_is_refused(homeserver: Homeserver, extension: dict
     alice = await homeserver.register("alice")
     response = await Client(alice).ask(extension, lists={})
     assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_ss_10_what_another_user_has_is_no_since_of_mine(homeserver: Homeserver) -> None:
+    alice, bob, _ = await room_of_two(homeserver)
+    client = Client(alice)
+    await client.sync()
+    assert client.since is not None
+    for since in (client.since, client.since.partition("~")[0]):
+        response = await Client(bob).ask({"since": since})
+        assert (response.status, response.json["errcode"]) == (400, "M_INVALID_PARAM")
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": PASSWORD,
+    }
+    session = await homeserver.stranger().call("POST", "/login", login)
+    phone = Client(User(homeserver, alice.user_id, session["access_token"]))
+    assert (await phone.ask({"since": client.since})).status == 200
 
 
 async def test_ss_10_a_lost_connection_loses_no_position(homeserver: Homeserver) -> None:

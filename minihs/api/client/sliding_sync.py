@@ -34,6 +34,7 @@ from minihs.services.sync.sliding_request import (
     StickyRequest,
     ToDeviceRequest,
 )
+from minihs.services.sync.sliding_sticky import parse_since
 from minihs.services.sync.streams.to_device import MESSAGES_MAX
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ async def _sync(
     if pos is None:
         pos = body.pos
     head = services.follower.head
-    extensions, sticky = _extensions(body.extensions, head)
+    extensions, sticky = _extensions(requester.user_id, body.extensions, head)
     return await sliding.sliding_sync(
         services,
         SlidingRequest(
@@ -290,7 +291,7 @@ def _filters(given: Filters | None) -> RoomFilters:
 
 
 def _extensions(
-    given: dict[str, object], head: int
+    user_id: str, given: dict[str, object], head: int
 ) -> tuple[dict[str, Scope], StickyRequest | None]:
     """Return the extensions that are enabled; those that we do not know are left out.
 
@@ -313,7 +314,7 @@ def _extensions(
         raise InvalidParam("limit must be a positive integer.")
     if not isinstance(extension.since, str | None):
         raise InvalidParam("since must be a next_batch of the extension.")
-    token = None if extension.since is None else parse_token(extension.since, head)
+    token = None if extension.since is None else parse_since(user_id, extension.since, head)
     return scopes, StickyRequest(limit, token)
 
 

@@ -23,7 +23,7 @@ from minihs.services.sync.sliding_lists import load_rooms, match_rooms
 from minihs.services.sync.sliding_plans import plan_rooms
 from minihs.services.sync.sliding_request import Position
 from minihs.services.sync.sliding_rooms import room_parts
-from minihs.services.sync.sliding_sticky import sticky
+from minihs.services.sync.sliding_sticky import format_since, sticky
 from minihs.services.sync.streams import to_device
 from minihs.services.sync.v3 import wait
 from minihs.storage import timelines
@@ -109,12 +109,12 @@ async def sliding_sync(services: Services, request: SlidingRequest) -> Json:
 def _nothing(services: Services, request: SlidingRequest, connection: Connection) -> _Found:
     """Return an answer without news; extensions that have a position of their own still give it."""
     head = services.follower.head
-    next_batch: Json = {"next_batch": format_token(head)}
     added: dict[str, Json] = {}
     if request.to_device is not None:
-        added[TO_DEVICE] = {**next_batch, "events": []}
+        added[TO_DEVICE] = {"next_batch": format_token(head), "events": []}
     if request.sticky is not None:
-        added |= dict.fromkeys(unstable.STICKY_EXTENSION.written, next_batch)
+        answer: Json = {"next_batch": format_since(request.user_id, head)}
+        added |= dict.fromkeys(unstable.STICKY_EXTENSION.written, answer)
     return _Found(head, _answer({}, {}, added), has_news=False, connection=connection, members={})
 
 

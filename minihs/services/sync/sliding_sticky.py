@@ -1,21 +1,24 @@
 """Sticky events in sliding sync: an extension with a position of its own.
 
-The position is a token like that of /sync: everything up to it is delivered, but for the backlogs
-of rooms that it names. A joined room that no list or subscription matches has a backlog too, as
-long as something in it is sticky: so a room gets whatever is live once it starts to match, and
-nothing but the token need be known for that, which the client keeps when its connection is lost.
+The position is a token like that of /sync, and says whose it is (`s123~0a1b2c3d`): everything up to
+it is delivered, but for the backlogs of rooms that it names. A joined room that no list or
+subscription matches has a backlog too, as long as something in it is sticky: so a room gets
+whatever is live once it starts to match, and nothing but the token need be known for that, which
+the client keeps when its connection is lost.
 
 MSC4480#proposal, MSC4480#pagination
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import InvalidParam
 from minihs.services.rooms import client_events, visibility
 from minihs.services.sync import assemble
-from minihs.services.sync.positions import StickyBacklog, format_token
+from minihs.services.sync.positions import StickyBacklog, format_token, parse_token
 from minihs.services.sync.sliding_plans import NO_FILTER, timeline_request
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import sticky_events as stream
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
+    from minihs.services.sync.positions import SyncToken, Unignored
     from minihs.services.sync.sliding_lists import Matches, Rooms
     from minihs.services.sync.sliding_request import SlidingRequest
     from minihs.services.sync.sliding_rooms import RoomPart
@@ -67,11 +71,38 @@ async def sticky(
     )
     others = [span for span in spans if span.room_id not in matches.matched]
     backlogs = {**await _unmatched(services, asked, others), **section.backlogs}
-    answer: Json = {"next_batch": format_token(rooms.upto, backlogs, section.unignored)}
+    next_batch = format_since(request.user_id, rooms.upto, backlogs, section.unignored)
+    answer: Json = {"next_batch": next_batch}
     of_rooms = await _written(services, request, rooms, section.events)
     if of_rooms:
         answer["rooms"] = of_rooms
     return answer, bool(of_rooms)
+
+
+def format_since(
+    user_id: str,
+    upto: int,
+    backlogs: Mapping[int, StickyBacklog] | None = None,
+    unignored: Unignored | None = None,
+) -> str:
+    """Return the `since` of a user who has everything up to a position, but for what is named."""
+    return f"{format_token(upto, backlogs, unignored)}~{_owner(user_id)}"
+
+
+def parse_since(user_id: str, since: str, head: int) -> SyncToken:
+    """Return what a `since` says.
+
+    Raises:
+        InvalidParam: it was not handed out to this user: what another one has, they may lack.
+    """
+    token, _, owner = since.rpartition("~")
+    if owner != _owner(user_id):
+        raise InvalidParam("This since was not handed out to this user.")
+    return parse_token(token, head)
+
+
+def _owner(user_id: str) -> str:
+    return hashlib.blake2s(user_id.encode(), digest_size=4).hexdigest()
 
 
 def _span(room_id: str, since: int | None, upto: int, joined_at: int) -> Span:
