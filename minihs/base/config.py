@@ -116,8 +116,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = "on"
     sticky_events_per_user_max: Annotated[
         int,
-        _option(
-            "How many events of a user may be sticky at once in a room (MSC4354); 0: any number."
+        Meta(
+            ge=0,
+            description="How many events of a user may be sticky at once in a room (MSC4354); "
+            "0: any number.",
         ),
     ] = 500
     presence_enabled: Annotated[
@@ -282,6 +284,8 @@ def describe_options() -> list[tuple[str, str, object, str]]:
         if inner is bool:
             choices = ("true", "false")
         label = " or ".join(f"`{c}`" for c in choices) if choices else inner.__name__
+        if meta.ge is not None:
+            label += f" from {meta.ge} " + ("on" if meta.le is None else f"to {meta.le}")
         rows.append((name, label, getattr(defaults, name), meta.description or ""))
     return rows
 

@@ -8,6 +8,7 @@ import pytest
 
 from minihs.base.config import (
     ConfigError,
+    describe_options,
     find_config_file,
     load_config,
     parse_address,
@@ -76,6 +77,7 @@ def test_a_choice_that_there_is_not_names_those_that_there_are(
         ('inspector = "yes"', r"minihs.toml: .*inspector"),
         ("listen_on = 1", r"minihs.toml: .*listen_on"),
         ("listen =", "minihs.toml"),
+        ("sticky_events_per_user_max = -1", r"minihs.toml: .*sticky_events_per_user_max"),
         ('server_name = "\u00e9.example"', "minihs.toml"),
     ],
 )
@@ -84,6 +86,13 @@ def test_what_cannot_be_used_is_named(text: str, said: str, tmp_path: Path) -> N
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=said):
         load_config(path, {})
+
+
+def test_numbers_are_described_with_their_bounds() -> None:
+    kinds = {name: kind for name, kind, _, _ in describe_options()}
+    assert kinds["database_connections"] == "int from 4 to 200"
+    assert kinds["forgotten_room_retention_seconds"] == "int from 0 on"
+    assert [name for name, kind in kinds.items() if kind == "int"] == []
 
 
 @pytest.mark.parametrize(
