@@ -67,5 +67,6 @@ REMOTE_STATE_BYTES_MAX = 128 * 1_048_576
 
 # Requests to application services; ours, as others do.
 APPSERVICE_QUERY_TIMEOUT_MS = 20_000  # Somebody waits for the answer.
+APPSERVICE_QUERY_AGAIN_TIMEOUTS_MS = (5_000, 5_000)  # The same of questions that are repeated.
 APPSERVICE_TRANSACTION_TIMEOUT_MS = 60_000
 APPSERVICE_ANSWER_BYTES_MAX = 4 * 1_048_576

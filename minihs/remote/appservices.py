@@ -15,7 +15,11 @@ import aiohttp
 from yarl import URL
 
 from minihs.base.clock import time_limit
-from minihs.base.limits import APPSERVICE_ANSWER_BYTES_MAX, APPSERVICE_QUERY_TIMEOUT_MS
+from minihs.base.limits import (
+    APPSERVICE_ANSWER_BYTES_MAX,
+    APPSERVICE_QUERY_AGAIN_TIMEOUTS_MS,
+    APPSERVICE_QUERY_TIMEOUT_MS,
+)
 from minihs.protocol.canonical_json import decode
 from minihs.remote.bodies import read_bounded
 from minihs.remote.http import (
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
     from minihs.base.clock import Clock
 
 V1: Final = "/_matrix/app/v1"
+PAUSE_BEFORE_AGAIN_MS: Final = 1_000
 _SUCCESS: Final = range(200, 300)
 _NO_SUCH_ENDPOINT: Final = (404, 405)
+NO_ANSWER: Final = ("unreachable", "timed_out")
 
 
 class Service(Protocol):
@@ -95,6 +101,23 @@ class AppserviceRemote:
         errcode = str(body.get("errcode", "")) if isinstance(body, dict) else ""
         text = answer.body[:1_000].decode(errors="replace")
         return RemoteError("refused", service.id, text, answer.status, errcode)
+
+    async def ask(self, service: Service, path: str) -> RawAnswer | RemoteError:
+        """Ask about a name for somebody who waits, and again if no answer comes; return the last.
+
+        The first time is the longest, as the service may be making what is asked for.
+
+        Spec: application-service-api#querying
+        """
+        answer = await self.request(service, "GET", V1 + path, legacy=path)
+        for timeout_ms in APPSERVICE_QUERY_AGAIN_TIMEOUTS_MS:
+            if isinstance(answer, RawAnswer) or answer.kind not in NO_ANSWER:
+                break
+            await self._clock.sleep_ms(PAUSE_BEFORE_AGAIN_MS)
+            answer = await self.request(
+                service, "GET", V1 + path, legacy=path, timeout_ms=timeout_ms
+            )
+        return answer
 
     async def _send(
         self,

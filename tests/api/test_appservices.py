@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,7 +21,8 @@ from tests.helpers.appservices import (
     running_bridge,
     sender,
 )
-from tests.helpers.homeserver import PASSWORD, Homeserver, User, running_homeserver
+from tests.helpers.homeserver import PASSWORD, Homeserver, Response, User, running_homeserver
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -454,6 +456,76 @@ async def test_an_alias_that_is_not_there_may_be_made_by_its_service(
     assert (await alice.request("GET", "/directory/room/" + quote("#_bridge_no:hs1"))).status == 404
     assert (await alice.request("GET", "/directory/room/" + quote("#other:hs1"))).status == 404
     assert len(bridge.asked) == asked + 1, "nobody is asked about others' names"
+
+
+@pytest.fixture
+async def timed(
+    database_url: str, tmp_path: Path, bridge: Bridge
+) -> AsyncIterator[tuple[Homeserver, ManualClock]]:
+    """The same with a clock that the test moves."""
+    clock = ManualClock()
+    async with running_homeserver(
+        database_url, tmp_path, appservice_files=str(bridge.file), clock=clock
+    ) as server:
+        yield server, clock
+
+
+async def asked_in_time(clock: ManualClock, user: User, alias: str) -> Response:
+    """Ask for an alias while time passes; return the answer."""
+    path = "/directory/room/" + quote(alias)
+    asking = asyncio.ensure_future(user.request("GET", path))
+
+    def time_passes_until_it_is_answered() -> bool:
+        clock.advance_ms(500)
+        return asking.done()
+
+    await until(time_passes_until_it_is_answered)
+    return await asking
+
+
+@pytest.mark.spec("application-service-api#querying")
+async def test_a_service_that_does_not_answer_is_asked_again(
+    timed: tuple[Homeserver, ManualClock], bridge: Bridge
+):
+    server, clock = timed
+    alice, bot = await server.register("alice"), sender(server)
+
+    async def make(_asked: Asked) -> tuple[int, dict]:
+        if len(bridge.asked) == 1:
+            await asyncio.Event().wait()
+        await bot.create_room(room_alias_name="_bridge_new")
+        return 200, {}
+
+    bridge.answer = make
+    assert (await asked_in_time(clock, alice, "#_bridge_new:hs1")).status == 200
+    assert len(bridge.asked) == 2
+
+
+@pytest.mark.spec("application-service-api#querying")
+async def test_whoever_asks_for_what_a_silent_service_has_gets_408(
+    timed: tuple[Homeserver, ManualClock], bridge: Bridge
+):
+    server, clock = timed
+    alice = await server.register("alice")
+    bridge.answer = lambda _: asyncio.Event().wait()
+    assert (await asked_in_time(clock, alice, "#_bridge_x:hs1")).status == 408
+    assert len(bridge.asked) == 3
+    bridge.answer = lambda _: (500, {})
+    assert (await asked_in_time(clock, alice, "#_bridge_x:hs1")).status == 404
+    assert len(bridge.asked) == 4, "that is an answer"
+
+
+@pytest.mark.spec("application-service-api#querying")
+async def test_whoever_asks_for_what_a_service_has_that_is_away_gets_408(
+    database_url: str, tmp_path: Path, bridge: Bridge
+):
+    bridge.register(url="http://127.0.0.1:1")
+    clock, files = ManualClock(), str(bridge.file)
+    async with running_homeserver(
+        database_url, tmp_path, appservice_files=files, clock=clock
+    ) as server:
+        alice = await server.register("alice")
+        assert (await asked_in_time(clock, alice, "#_bridge_x:hs1")).status == 408
 
 
 @pytest.mark.spec("application-service-api#legacy-routes")

@@ -18,7 +18,7 @@ from minihs.base.caching import BoundedCache
 from minihs.base.errors import Exclusive, RequestTimeout
 from minihs.base.metrics import Family, labels
 from minihs.protocol.identifiers import server_name_of
-from minihs.remote.appservices import V1
+from minihs.remote.appservices import NO_ANSWER, V1
 from minihs.remote.transport import RemoteError
 from minihs.services.accounts.authentication import hash_token
 from minihs.storage import accounts, appservices
@@ -143,34 +143,44 @@ class Appservices:
         """Ask the services whose namespace an alias is in; return whether one says it is there now.
 
         Raises:
-            RequestTimeout: one does not answer in time.
+            RequestTimeout: none says so, and one does not answer, however often it is asked.
 
         Spec: application-service-api#querying
         """
-        return await self._query("rooms", alias, [s for s in self.all if s.has_alias(alias)])
+        path, is_silent = _path("rooms", alias), False
+        for service in self.listening:
+            if not service.has_alias(alias):
+                continue
+            answer = await self.remote.ask(service, path)
+            if not isinstance(answer, RemoteError):
+                return True
+            _log_failure(alias, answer)
+            is_silent = is_silent or answer.kind in NO_ANSWER
+        if is_silent:
+            raise RequestTimeout("The application service that has the name does not answer.")
+        return False
 
     async def make_user(self, service: Registration, user_id: str) -> None:
         """Let a service make a user of its own who is not there, if it wants to.
 
+        It is asked once: nobody waits for the user, and the service is sent the event that speaks
+        of them until it takes it.
+
         Spec: application-service-api#querying
         """
-        await self._query("users", user_id, [service], patiently=False)
+        path = _path("users", user_id)
+        answer = await self.remote.request(service, "GET", V1 + path, legacy=path)
+        if isinstance(answer, RemoteError):
+            _log_failure(user_id, answer)
 
-    async def _query(
-        self, kind: str, name: str, asked: Iterable[Registration], *, patiently: bool = True
-    ) -> bool:
-        path = f"/{kind}/{quote(name, safe='')}"
-        for service in asked:
-            if service.url is None:
-                continue
-            answer = await self.remote.request(service, "GET", V1 + path, legacy=path)
-            if not isinstance(answer, RemoteError):
-                return True
-            if answer.kind != "refused":
-                logger.warning("cannot ask about %s: %s", name, answer.describe())
-            if answer.kind == "timed_out" and patiently:
-                raise RequestTimeout("The application service that has the name does not answer.")
-        return False
+
+def _path(kind: str, name: str) -> str:
+    return f"/{kind}/{quote(name, safe='')}"
+
+
+def _log_failure(name: str, error: RemoteError) -> None:
+    if error.kind != "refused":
+        logger.warning("cannot ask about %s: %s", name, error.describe())
 
 
 async def begin(registry: Appservices, db: Database, now_ms: int) -> None:
