@@ -11,6 +11,7 @@ import pytest
 
 from minihs.base.clock import ManualClock
 from minihs.base.errors import DatabaseAway
+from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
 from minihs.services.ephemeral import presence
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.waiting import until
@@ -241,6 +242,19 @@ async def test_a_long_poll_is_a_sign_of_life_to_its_end(timed: Homeserver) -> No
     assert (await status(bob, alice))["presence"] == "online"
     await pass_time(timed, 20_000)
     await waiting
+    await pass_time(timed, 60_000)
+    assert (await status(bob, alice))["presence"] == "offline"
+
+
+@pytest.mark.parametrize("timeout", [2**62, 10**40])
+async def test_nobody_is_there_for_as_long_as_they_claim_to_wait(
+    timed: Homeserver, timeout: int
+) -> None:
+    alice, bob, _ = await pair(timed)
+    body = b'{"timeout": %d}' % timeout  # Larger than what orjson writes.
+    await alice.call("POST", "/_matrix/client/v4/sync", body)
+    await hears(bob, alice, "online")
+    await pass_time(timed, SYNC_TIMEOUT_MAX_MS + presence.POLL_GRACE_MS + 1)
     await pass_time(timed, 60_000)
     assert (await status(bob, alice))["presence"] == "offline"
 

@@ -182,6 +182,9 @@ async def test_openid_tokens_prove_who_somebody_is_for_an_hour(
         response = await stranger.request("GET", userinfo, access_token=str(wrong))
         assert (response.status, response.json["errcode"]) == (401, "M_UNKNOWN_TOKEN"), wrong
     assert (await stranger.request("GET", userinfo)).status == 400
+    for body, errcode in ((b"[]", "M_BAD_JSON"), (b"{", "M_NOT_JSON")):
+        response = await alice.request("POST", path, body)
+        assert (response.status, response.json["errcode"]) == (400, errcode)
     bob = await hs1.register("bob")
     assert (await bob.request("POST", path, {})).status == 403
     clock.advance_ms(VALID_MS + 1)

@@ -15,4 +15,5 @@ async def request_open_id_token(request: Request) -> object:
 
     Spec: client-server-api#post_matrixclientv3useruseridopenidrequest_token
     """
+    await request.json_object()  # Nothing is in it yet.
     return openid.request_token(request.services, request.requester.user_id, request.path["userId"])

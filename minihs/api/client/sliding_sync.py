@@ -194,7 +194,7 @@ async def _sync(
     presence = wished_presence(request, body.set_presence)
     if body.timeout is not None and body.timeout < 0:
         raise InvalidParam("timeout must not be negative.")
-    timeout_ms = request.query_integer("timeout", body.timeout or 0, high=SYNC_TIMEOUT_MAX_MS)
+    timeout_ms = min(request.query_integer("timeout", body.timeout or 0), SYNC_TIMEOUT_MAX_MS)
     services.presence.note_poll(
         services, requester.user_id, requester.device_nid, presence, timeout_ms
     )
@@ -211,7 +211,7 @@ async def _sync(
             merged,
             conn_id,
             None if pos is None else sliding_connections.parse_position(pos),
-            min(timeout_ms, SYNC_TIMEOUT_MAX_MS),
+            timeout_ms,
             lists,
             {r: config for r, config in subscriptions.items() if parse_room_id(r) is not None},
             extensions,
