@@ -469,6 +469,28 @@ async def test_a_room_that_loses_its_name_gets_heroes(homeserver: Homeserver) ->
     assert room_of(await alice.sync(), room_id)["summary"]["m.heroes"] == [bob.user_id]
 
 
+@pytest.mark.parametrize("event_type", ["m.room.name", "m.room.canonical_alias"])
+async def test_a_room_whose_name_is_redacted_gets_heroes(
+    homeserver: Homeserver, event_type: str
+) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(room_alias_name="here")
+    await alice.put_state(room_id, "m.room.canonical_alias", {})
+    await bob.join(room_id)
+    content = {"name": "Here", "alias": "#here:hs1"}
+    name_id = await alice.put_state(room_id, event_type, content)
+    message_id = await bob.say(room_id)
+    since = (await alice.sync())["next_batch"]
+    await bob.call("PUT", f"/rooms/{quote(room_id)}/redact/{quote(message_id)}/r1", {})
+    assert "summary" not in room_of(await alice.sync(), room_id)
+    await alice.call("PUT", f"/rooms/{quote(room_id)}/redact/{quote(name_id)}/r2", {})
+    assert room_of(await alice.sync(), room_id)["summary"]["m.heroes"] == [bob.user_id]
+    for services in homeserver.workers:
+        services.follower.floor = services.follower.head
+    part = room_of(await alice.sync(since=since), room_id)
+    assert part["summary"]["m.heroes"] == [bob.user_id]
+
+
 async def test_the_summary_counts_and_names_heroes(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     carol = await homeserver.register("carol")

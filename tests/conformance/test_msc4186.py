@@ -575,6 +575,31 @@ async def test_a_nameless_room_has_heroes(homeserver: Homeserver) -> None:
     assert room["heroes"] == [{"user_id": carol.user_id}]  # Bob has gone, and she has not.
 
 
+async def test_a_name_and_an_avatar_that_are_redacted_are_gone(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(name="Here")
+    await bob.join(room_id)
+    avatar_id = await alice.put_state(room_id, "m.room.avatar", {"url": "mxc://hs1/x"})
+    client = Client(alice)
+    room = (await client.sync())["rooms"][room_id]
+    assert (room["name"], room["avatar"]) == ("Here", "mxc://hs1/x")
+    path = f"/rooms/{quote(room_id)}/state/m.room.name"
+    name_id = (await alice.call("GET", path, format="event"))["event_id"]
+    redact = f"/rooms/{quote(room_id)}/redact/"
+    await alice.call("PUT", f"{redact}{quote(name_id)}/r1", {})
+    for _ in range(12):  # More than the timeline shows.
+        await bob.say(room_id)
+    room = (await client.sync())["rooms"][room_id]
+    assert (room["name"], room["heroes"]) == (None, [{"user_id": bob.user_id}])
+    assert "avatar" not in room
+    await alice.call("PUT", f"{redact}{quote(avatar_id)}/r2", {})
+    room = (await client.sync())["rooms"][room_id]
+    assert (room["avatar"], "name" in room, "heroes" in room) == (None, False, False)
+    await bob.say(room_id)
+    room = (await client.sync())["rooms"][room_id]
+    assert ("avatar" in room, "name" in room) == (False, False)
+
+
 async def test_an_avatar_comes_and_goes(homeserver: Homeserver) -> None:
     alice = await homeserver.register("alice")
     room_id = await alice.create_room()

@@ -38,6 +38,7 @@ ROOMS_MAX = 10_000
 NO_EVENTS: Final[dict[str, list[object]]] = {"events": []}
 # State from which clients work out what to call a room.
 NAMING: Final = frozenset({"m.room.member", "m.room.name", "m.room.canonical_alias"})
+NAMES: Final = frozenset({"m.room.name", "m.room.canonical_alias"})
 AGE_GRAIN_MS = 1_000  # `age`, and what is left of stickiness, are at most this old.
 
 
@@ -232,7 +233,26 @@ async def _part(
 ) -> SharedPart:
     states = await state.state_sections(services, request, [(span, found)])
     await client_events.prepare(services, [*found.events, *states[span.room_id]])
-    return _written(services, request, found, states[span.room_id], reader)
+    names = await _redacted_names(services, found.events)
+    return _written(services, request, found, states[span.room_id], reader, names)
+
+
+async def _redacted_names(services: Services, events: Sequence[StoredEvent]) -> set[EventId]:
+    """Return those of the events that took a name away by redacting it."""
+    targets = {
+        stored.event.redacts
+        for stored in events
+        if stored.event.type == "m.room.redaction"
+        and stored.event.redacts is not None
+        and "\0" not in stored.event.redacts
+    }
+    if not targets:
+        return set()
+    return {
+        stored.redacted_by
+        for stored in (await services.events.get_many(targets)).values()
+        if stored.event.type in NAMES and stored.redacted_by is not None
+    }
 
 
 def _written(
@@ -241,6 +261,7 @@ def _written(
     found: Timeline,
     states: Sequence[StoredEvent],
     reader: Reader | None,
+    redacted_names: Collection[EventId],
 ) -> SharedPart:
     now_ms = services.clock.now_ms()
     json: Json = {}
@@ -260,8 +281,11 @@ def _written(
             is_whole=not found.limited,
         ),
         frozenset(s.device_nid or s.event.sender for s in everything if s.txn_id is not None),
-        found.state_since != found.state_end
-        and any(stored.event.type in NAMING for stored in everything),
+        any(stored.event_id in redacted_names for stored in found.events)
+        or (
+            found.state_since != found.state_end
+            and any(stored.event.type in NAMING for stored in everything)
+        ),
     )
 
 
@@ -284,9 +308,10 @@ async def _from_database(
         services,
         [s for _, t in pairs for s in t.events] + [s for events in states.values() for s in events],
     )
+    names = await _redacted_names(services, [s for _, t in pairs for s in t.events])
     renamed: set[str] = set()
     for span, of_room in pairs:
-        part = _written(services, request, of_room, states[span.room_id], request.requester)
+        part = _written(services, request, of_room, states[span.room_id], request.requester, names)
         shown[span.room_id] = part.shown
         if part.json or span.is_new or request.full_state:
             parts[span.room_id] = part.json

@@ -9,7 +9,7 @@ MSC4186#room-results
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from minihs.protocol import unstable
 from minihs.protocol.state_keys import AVATAR, NAME
@@ -41,6 +41,7 @@ BUMPING = frozenset(
     ("m.room.create", "m.room.message", "m.room.encrypted", "m.sticker", "m.call.invite",
      "m.beacon_info", *unstable.POLL_START.spellings)
 )  # fmt: skip
+FACES: Final = (NAME, AVATAR)
 BUMPS_SCANNED = 20  # Rooms whose last events do not bump them are looked at this far back.
 
 
@@ -60,11 +61,15 @@ class RoomPart:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A room as read from the database: its timeline (None: nothing happened), its states."""
+    """A room as read from the database: its timeline (None: nothing happened), its states.
+
+    `emptied` is what was redacted in the timeline's span of what the room shows itself by.
+    """
 
     timeline: Timeline | None
     changes: Changes
     state: State
+    emptied: frozenset[StateKey] = frozenset()
 
 
 async def room_parts(
@@ -86,7 +91,7 @@ async def room_parts(
     }
     wanted = {e for entries in chosen.values() for e in entries.values()}
     for plan in inside:
-        for key in (NAME, AVATAR):
+        for key in FACES:
             event_id = read[plan.room_id].state.entries.get(key)
             if event_id is not None and _is_news(plan, read[plan.room_id], key):
                 wanted.add(event_id)
@@ -169,20 +174,49 @@ async def _read(
         ids[plan.room_id] = (old, end)
     states = await services.states.get_many({i for pair in ids.values() for i in pair})
     changes = services.sliding.changes
+    current = {room_id: states.get(end, EMPTY_STATE) for room_id, (_, end) in ids.items()}
+    emptied = await _emptied(services, [p for p in plans if found.get(p.room_id)], current)
     return {
         room_id: _Read(
             found.get(room_id),
             Changes(states[end].entries, ())
             if old == EMPTY_STATE_ID
             else changes(states[old], states[end]),
-            states.get(end, EMPTY_STATE),
+            current[room_id],
+            frozenset(emptied.get(room_id, ())),
         )
         for room_id, (old, end) in ids.items()
     }
 
 
+async def _emptied(
+    services: Services, plans: Iterable[Plan], states: Mapping[str, State]
+) -> dict[str, set[StateKey]]:
+    """Return what the rooms showed themselves by and was redacted since the client had it."""
+    shown = [
+        (plan, key, event_id)
+        for plan in plans
+        for key in FACES
+        if not plan.is_new and (event_id := states[plan.room_id].entries.get(key)) is not None
+    ]
+    events = await services.events.get_many(event_id for _, _, event_id in shown)
+    redacted = [
+        (plan, key, stored.redacted_by)
+        for plan, key, event_id in shown
+        if (stored := events.get(event_id)) is not None and stored.redacted_by is not None
+    ]
+    redactions = await services.events.get_many({by for _, _, by in redacted})
+    emptied: dict[str, set[StateKey]] = {}
+    for plan, key, redaction_id in redacted:
+        redaction = redactions.get(redaction_id)
+        if redaction is not None and (redaction.position or 0) > plan.after:
+            emptied.setdefault(plan.room_id, set()).add(key)
+    return emptied
+
+
 def _is_news(plan: Plan, read: _Read, key: StateKey) -> bool:
-    return plan.is_new or key in read.changes.made or key in read.changes.removed
+    changes = read.changes
+    return plan.is_new or key in changes.made or key in changes.removed or key in read.emptied
 
 
 def _known_members(
