@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
@@ -409,6 +409,31 @@ async def test_a_transaction_that_is_not_taken_is_sent_the_same_again(house: Hou
         assert int(bridge.txn_ids[5]) == int(bridge.txn_ids[0]) + 1
         (figures,) = server.services.appservices.families()
         assert figures.samples['{service="bridge",outcome="failed"}'] == 4
+
+
+async def test_a_pause_begins_with_the_failure_however_long_the_database_takes_over_it(
+    house: House, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+):
+    async with house.running() as server:
+        delivery = await begin(server.services)
+        ghost = await make_ghost(server, "_bridge_g")
+        room_id = await ghost.create_room()
+        await settled(delivery)
+        bridge.asked.clear()
+        bridge.answer = lambda _: (500, {})
+        noting, go_on, mark_failed = asyncio.Event(), asyncio.Event(), appservices.mark_failed
+
+        async def slowly(*args: Any) -> None:
+            noting.set()
+            await go_on.wait()
+            await mark_failed(*args)
+
+        monkeypatch.setattr(appservices, "mark_failed", slowly)
+        await ghost.say(room_id, "one")
+        await noting.wait()
+        house.clock.advance_ms(BACK_OFF_MS * 6 // 5)
+        go_on.set()
+        await until(lambda: len(bridge.asked) == 2)
 
 
 async def test_a_restart_changes_nothing_of_what_is_owed(house: House, bridge: Bridge):
