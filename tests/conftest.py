@@ -6,6 +6,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import orjson
 import pytest
 
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
     from minihs.remote.transport import OutgoingRequest, RemoteError
     from tests.helpers.homeserver import Response
+
+# A run fails for what somebody has changed, not for what chance or a busy machine does: examples
+# are drawn from the test's own text, and none is timed. `--hypothesis-profile=default` draws anew.
+hypothesis.settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -70,10 +70,10 @@ def test_what_has_been_redacted_stays_as_it_is(text: str):
 
 
 def test_long_lines_are_redacted_in_no_time():
-    began = time.perf_counter()
+    began = time.process_time()
     for unit in ("a.", "a-", "token", "\\", '"', "Bearer ", "x://a:", 'password=\\"'):
         logs.redacted(unit * 20_000)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 10  # Of a line's squared length it would be minutes.
 
 
 def test_an_entry_has_its_time_and_its_request(log: io.StringIO):

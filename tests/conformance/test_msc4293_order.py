@@ -126,8 +126,6 @@ def shuffled(events: Sequence[Event], rng: random.Random) -> list[list[Event]]:
 
 @settings(
     max_examples=20,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=STEPS, rng=st.randoms(use_true_random=False))

@@ -44,13 +44,7 @@ async def test_whatever_a_server_sends_nothing_fails_or_is_half_done(world: Worl
     assert sum(inputs_of(Counter(count)) for count in counts) == ROUNDS * INPUTS
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(chance=st.randoms(use_true_random=False))
 async def test_nor_does_what_hypothesis_looks_for(world: World, chance: Random) -> None:
     """It makes a failure as small as it can."""

@@ -112,8 +112,8 @@ def test_a_literal_says_so() -> None:
 )
 def test_a_pattern_made_to_hurt_is_answered_soon(pattern: str) -> None:
     text = "a" * 60_000 + "c"
-    started = time.perf_counter()
+    started = time.process_time()
     glob = compile_glob(pattern)
     assert not glob.matches(text)
     assert not glob.matches_word(text)
-    assert time.perf_counter() - started < 2.0  # Backtracking would take years.
+    assert time.process_time() - started < 10  # Backtracking would take years.

@@ -9,7 +9,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minihs.protocol.event_auth import EventAuthError
@@ -83,7 +83,6 @@ def states_of(room: Room, ends: list[Event]) -> list[dict[StateKey, EventId]]:
     return [room.state_after[event.event_id] for event in ends]
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_the_order_of_the_states_does_not_matter(forked: tuple[Room, list[Event]]) -> None:
     room, ends = forked
@@ -95,7 +94,6 @@ def test_the_order_of_the_states_does_not_matter(forked: tuple[Room, list[Event]
     assert len(outcomes) == 1
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_equal_states_resolve_to_themselves(forked: tuple[Room, list[Event]]) -> None:
     room, ends = forked
@@ -105,7 +103,6 @@ def test_equal_states_resolve_to_themselves(forked: tuple[Room, list[Event]]) ->
         assert explain(room.room_version, [state, state], room.events).resolved == state
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_nothing_comes_out_that_did_not_go_in(forked: tuple[Room, list[Event]]) -> None:
     room, ends = forked
@@ -120,7 +117,6 @@ def test_nothing_comes_out_that_did_not_go_in(forked: tuple[Room, list[Event]]) 
         assert result.resolved[key] == event_id
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_what_gets_in_was_allowed(forked: tuple[Room, list[Event]]) -> None:
     room, ends = forked
@@ -131,7 +127,6 @@ def test_what_gets_in_was_allowed(forked: tuple[Room, list[Event]]) -> None:
             assert result.resolved[key] in allowed
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_a_caller_that_loads_what_is_missing_comes_to_the_same_end(
     forked: tuple[Room, list[Event]],
@@ -159,7 +154,6 @@ def test_a_caller_that_loads_what_is_missing_comes_to_the_same_end(
     assert resolve(room.room_version, states, loaded, difference=difference) == expected
 
 
-@settings(deadline=None)
 @given(forked_rooms())
 def test_the_auth_difference_is_what_its_definition_says(
     forked: tuple[Room, list[Event]],
