@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -27,11 +28,12 @@ async def test_nothing_is_lost_and_what_comes_again_is_the_same(
     database_url: str, tmp_path: Path
 ) -> None:
     async with running_bridge(tmp_path) as bridge:
-        victims: list[Server] = []
+        taken, answers = asyncio.Event(), asyncio.Event()
+        answers.set()
 
         async def answer(_asked: Asked) -> tuple[int, dict]:
-            if victims:  # The transaction has been taken, but nobody lives to hear that.
-                await victims.pop().kill()
+            taken.set()
+            await answers.wait()
             return (500, {}) if len(bridge.asked) % 9 == 0 else (200, {})
 
         bridge.answer = answer
@@ -43,10 +45,14 @@ async def test_nothing_is_lost_and_what_comes_again_is_the_same(
             for number in range(ROUNDS * MESSAGES):
                 if number % MESSAGES == MESSAGES // 2:
                     await until(lambda number=number: str(number - 1) in bridge.texts)
-                    victims.append(server)
+                    taken.clear()
+                    answers.clear()
+                    saying = asyncio.create_task(say(server, room, number))
+                    await taken.wait()
+                    await server.kill()  # Nobody lives to hear that the transaction was taken.
+                    answers.set()
                     with contextlib.suppress(aiohttp.ClientError):
-                        await say(server, room, number)
-                    await until(lambda: not victims)
+                        await saying
                     await server.start()
                 await say(server, room, number)
             await until(lambda: str(ROUNDS * MESSAGES - 1) in bridge.texts)

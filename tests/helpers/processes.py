@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -24,38 +23,46 @@ if TYPE_CHECKING:
     from minihs.storage.embedded import Cluster
 
 ROOT = Path(__file__).parents[2]
-
-_ports = itertools.count()
+ENDS_WITHIN_S = 60  # Several times what the server allows itself.
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on.
+    """Return a port of the loopback interface that nobody else is given until this process ends.
 
-    Each process of a test run takes from a hundred of its own, below those that the system gives to
-    connections: between asking for a port and listening on it nobody else takes it.
+    It stays bound, though nobody listens: the system passes it over, while who asks for it by its
+    number, and reuses addresses as servers do, may listen on it.
     """
-    first = 10_000 + os.getpid() % 200 * 100
-    for _ in range(100):
-        port = first + next(_ports) % 100
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no port is free")
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        holder.detach()
+    return port
+
+
+def _of_threads(pid: int, name: str) -> list[str]:
+    """Return what a file in /proc says of each thread of a process; nothing if it has gone."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # It has just ended.
+                found.append((thread / name).read_text())
+    return found
+
+
+def _states(pid: int) -> set[str]:
+    """Return the states of a process's threads: T is stopped, Z has ended."""
+    return {stat.rpartition(")")[2].split()[0] for stat in _of_threads(pid, "stat")}
 
 
 def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started and that still run."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    return [int(child) for said in _of_threads(pid, "children") for child in said.split()]
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs (a zombie does not)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    """Return whether a process runs, with any of its threads (a zombie does not)."""
+    return bool(_states(pid) - {"Z", "X"})
 
 
 def kill(pids: Sequence[int], number: signal.Signals = signal.SIGKILL) -> None:
@@ -130,7 +137,7 @@ class Server:
 
     async def until_ready(self) -> None:
         """Return when requests are served."""
-        await until(self.is_ready, within_s=60)
+        await until(self.is_ready)
 
     async def is_ready(self) -> bool:
         """Return whether it says that it is ready."""
@@ -143,9 +150,13 @@ class Server:
             return False
 
     async def kill(self) -> None:
-        """Kill every process of it at once, as a power cut would."""
-        kill([self.pid, *children_of(self.pid)])
+        """Kill every process of it, as a power cut would; return when all are gone."""
+        kill([self.pid], signal.SIGSTOP)
+        await until(lambda: _states(self.pid) <= {"T", "Z"})  # It starts no other worker.
+        pids = [self.pid, *children_of(self.pid)]
+        kill(pids)
         await self._ended()
+        await until(lambda: not any(map(is_alive, pids)))  # And the address is free again.
 
     async def stop(self) -> int:
         """Stop it in an orderly way; return its exit status."""
@@ -154,7 +165,7 @@ class Server:
 
     async def _ended(self) -> int:
         assert self._process is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(ENDS_WITHIN_S):
             return await self._process.wait()
 
     async def request(

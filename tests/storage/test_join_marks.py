@@ -10,6 +10,7 @@ import pytest
 from minihs.storage import join_marks
 from minihs.storage.database import Database
 from minihs.storage.join_marks import JoinMarks, is_marked
+from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,9 +50,11 @@ async def test_a_mark_that_cannot_be_taken_back_ends_with_its_connection(
             patch.setattr(join_marks, "UNMARK", cancelled)
             async with marks.marked(ROOM):
                 assert await is_marked(db, ROOM)
-        async with asyncio.timeout(10):
-            while await is_marked(db, ROOM):
-                pass
+
+        async def is_unmarked() -> bool:
+            return not await is_marked(db, ROOM)
+
+        await until(is_unmarked)
         async with marks.marked(ROOM):
             assert await is_marked(db, ROOM)
     finally:

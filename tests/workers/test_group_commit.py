@@ -111,8 +111,12 @@ async def test_rooms_locked_crosswise_by_another_process_are_written_all_the_sam
     try:
         transaction = other.transaction()
         await transaction.start()
+        # Whose wait has lasted that long when both wait is the victim: the batch, not we.
+        committing = homeserver.services.committer._connection
+        assert committing is not None
+        await committing.execute("SET deadlock_timeout = '4s'")
+        await other.execute("SET LOCAL deadlock_timeout = '60s'")
         # Rooms are locked in the order of their numbers, so the later one first makes it crosswise.
-        await other.execute("SET LOCAL deadlock_timeout = '10s'")
         await other.execute(lock, rooms[1])
         sending = asyncio.gather(
             *(send_at(homeserver.services, room, alice.user_id, "hello") for room in rooms)
@@ -123,7 +127,7 @@ async def test_rooms_locked_crosswise_by_another_process_are_written_all_the_sam
                 "WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
         )
-        await other.execute(lock, rooms[0])  # The batch, not we, is the deadlock's victim.
+        await other.execute(lock, rooms[0])
         await transaction.rollback()
         await sending
     finally:
@@ -238,7 +242,7 @@ async def test_nothing_is_committed_over_a_connection_that_somebody_may_hold_mea
         for _ in range(4):
             await held.enter_async_context(services.db.transaction())
 
-        position = await asyncio.wait_for(services.committer.commit_events(*given), timeout=10)
+        position = await asyncio.wait_for(services.committer.commit_events(*given), timeout=60)
 
         await held.aclose()
         committed.set_result(position)
@@ -262,7 +266,7 @@ async def test_what_fails_after_a_commit_loses_nothing_and_stops_nobody(
 
         with monkeypatch.context() as patch:
             patch.setattr(homeserver.services.committer, "_take_place", fail)
-            answer = await asyncio.wait_for(alice.request("PUT", path, message), 20)
+            answer = await asyncio.wait_for(alice.request("PUT", path, message), 60)
         assert (answer.status, answer.json["errcode"]) == (503, "M_UNKNOWN")
 
         again = await alice.call("PUT", path, message)

@@ -75,7 +75,7 @@ async def test_workers_end_when_their_parent_is_killed(database_url: str, tmp_pa
 
         kill([server.pid])
 
-        await until(lambda: not any(map(is_alive, orphans)))
+        await until(lambda: not any(map(is_alive, [server.pid, *orphans])))
         await server.start()  # The address is free again.
         assert await server.stop() == 0
 
@@ -140,8 +140,9 @@ async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
 
                 for number, orderly in enumerate((True, False)):
                     await (cluster.stop() if orderly else kill_postgres(cluster))
-                    began = time.monotonic()
+                    took_s = []
                     for _ in range(4):  # Whichever worker answers.
+                        began = time.monotonic()
                         health = await server.request("GET", "/health")
                         ready = await server.request("GET", "/ready")
                         send = await server.request("PUT", say + f"{number}", message, token=token)
@@ -149,7 +150,8 @@ async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
                         refused = [ready.status, send.status, read.status]
                         assert (health.status, refused) == (200, [503] * 3)
                         assert send.json["errcode"] == "M_UNKNOWN"
-                    assert time.monotonic() - began < 4
+                        took_s.append(time.monotonic() - began)
+                    assert min(took_s) < 1, "nobody waits for it, however busy the machine is"
                     await cluster.start()
                     await server.until_ready()
                     await until(lambda n=number: _sends(server, say + f"{n}", message, token))
