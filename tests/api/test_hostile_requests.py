@@ -470,7 +470,8 @@ async def test_F16_headers_that_drip_are_not_waited_for(
                 done, _ = await asyncio.wait([reading], timeout=0.05)
                 if done:
                     break
-        assert await reading == b""
+        with contextlib.suppress(ConnectionResetError):  # It had not read the last of them.
+            assert await reading == b""
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()

@@ -54,10 +54,10 @@ async def test_bob_waits_and_is_woken_by_alices_message(homeserver: Homeserver) 
     room_id = await alice.create_room()
     await bob.join(room_id)
     await bob.sync()
-    waiting = asyncio.ensure_future(bob.sync(timeout="30000"))
+    waiting = asyncio.ensure_future(bob.sync(timeout="60000"))
     await alice.sync()  # A request of its own, so that Bob's is under way.
     await alice.say(room_id, "wake up")
-    answer = await asyncio.wait_for(waiting, 10)
+    answer = await asyncio.wait_for(waiting, 30)
     assert bodies(answer, room_id) == ["wake up"]
     assert "transaction_id" not in room_of(answer, room_id)["timeline"]["events"][0]["unsigned"]
 

@@ -407,7 +407,7 @@ async def test_s_09_a_new_sticky_event_ends_a_long_poll(homeserver: Homeserver) 
     waiting = asyncio.ensure_future(bob.sync(timeout="30000", filter=nothing))
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
     sticky = await stick(alice, room_id)
-    answer = await asyncio.wait_for(waiting, 10)
+    answer = await asyncio.wait_for(waiting, 30)
     assert ids(section(answer, room_id)) == [sticky]
 
 
