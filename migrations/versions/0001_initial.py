@@ -1379,6 +1379,12 @@ def upgrade() -> None:
         sa.Column(
             "registration_token", sa.Text(), nullable=True, comment="The token that was shown"
         ),
+        sa.Column(
+            "proved_user_id",
+            sa.Text(),
+            nullable=True,
+            comment="Whose password was typed into a page of ours",
+        ),
         sa.Column("created_ms", sa.BigInteger(), nullable=False, comment="When"),
         sa.PrimaryKeyConstraint("session_hash", name=op.f("user_interactive_sessions_pkey")),
         comment="User-interactive authentication under way; never a password",

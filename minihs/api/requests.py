@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from minihs.services.context import Services
 
 T = TypeVar("T")
+
+FORM_BYTES_MAX = 8_192
+FORM_FIELDS_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,22 @@ class Request:
             return msgspec.convert(body, kind), body, auth
         except msgspec.ValidationError as error:
             raise BadJson(str(error)) from None
+
+    async def form(self) -> dict[str, str]:
+        """Return the fields of a form that a browser sent, of each the last value.
+
+        Raises:
+            InvalidParam: the body is no form, or one of too many fields.
+            TooLarge, RequestTimeout: as `body`.
+        """
+        if self.http.content_type != "application/x-www-form-urlencoded":
+            raise InvalidParam("The body must be a form.")
+        body = await read_body(self.http, FORM_BYTES_MAX, self.services.clock)
+        try:
+            fields = parse_qs(body.decode(errors="replace"), max_num_fields=FORM_FIELDS_MAX)
+        except ValueError:
+            raise InvalidParam("The form has too many fields.") from None
+        return {name: values[-1] for name, values in fields.items()}
 
     async def json_object(self) -> dict[str, object]:
         """Return the body as a JSON object, whatever it holds; no body counts as an empty one.

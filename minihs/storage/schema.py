@@ -675,6 +675,7 @@ user_interactive_sessions = Table(
     _text("binding", "HMAC, keyed with the session id, of endpoint, user and body without `auth`"),
     Column("completed", ARRAY(Text), nullable=False, comment="Stages done"),
     _text("registration_token", "The token that was shown", null=True),
+    _text("proved_user_id", "Whose password was typed into a page of ours", null=True),
     _bigint("created_ms", "When"),
     Index("user_interactive_sessions_created_ms", "created_ms"),
     comment="User-interactive authentication under way; never a password",

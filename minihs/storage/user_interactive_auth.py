@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AuthSession:
-    """What a session has come to. `binding` says which request it is for."""
+    """What a session has come to. `binding` says which request it is for.
+
+    `proved_user_id` is whose password was shown outside of that request, None: nobody's.
+    """
 
     binding: str
     completed: tuple[str, ...]
     registration_token: str | None
     created_ms: int
+    proved_user_id: str | None
 
 
 # Index user_interactive_sessions_created_ms: each new session clears away up to ten that have
@@ -46,7 +50,7 @@ INSERT = statement(
 FETCH = statement(
     "user_interactive_auth.fetch",
     """
-    SELECT binding, completed, registration_token, created_ms
+    SELECT binding, completed, registration_token, created_ms, proved_user_id
     FROM user_interactive_sessions
     WHERE session_hash = $1
     """,
@@ -58,7 +62,8 @@ COMPLETE = statement(
     UPDATE user_interactive_sessions
     SET
       completed = array_append(completed, $2),
-      registration_token = coalesce($3, registration_token)
+      registration_token = coalesce($3, registration_token),
+      proved_user_id = coalesce($4, proved_user_id)
     WHERE session_hash = $1 AND NOT $2 = ANY(completed)
     """,
 )
@@ -79,14 +84,18 @@ async def insert_auth_session(
 async def fetch_auth_session(queries: Queries, session_hash: str) -> AuthSession | None:
     """Return a session."""
     row = await queries.fetchrow(FETCH, session_hash)
-    return AuthSession(row[0], tuple(row[1]), row[2], row[3]) if row is not None else None
+    return AuthSession(row[0], tuple(row[1]), row[2], row[3], row[4]) if row is not None else None
 
 
 async def mark_stage_completed(
-    queries: Queries, session_hash: str, stage: str, registration_token: str | None
+    queries: Queries,
+    session_hash: str,
+    stage: str,
+    registration_token: str | None,
+    proved_user_id: str | None = None,
 ) -> None:
     """Add a stage to those that a session has completed."""
-    await queries.execute(COMPLETE, session_hash, stage, registration_token)
+    await queries.execute(COMPLETE, session_hash, stage, registration_token, proved_user_id)
 
 
 async def delete_auth_session(queries: Queries, session_hash: str) -> bool:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import hmac
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
 
 from minihs.api.inspector import rendering
-from minihs.api.requests import Answer, read_body
+from minihs.api.requests import Answer
 from minihs.base.errors import (
     Forbidden,
-    InvalidParam,
     MatrixError,
     MissingToken,
     NotFound,
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COOKIE = "minihs_inspector"
-FORM_BYTES_MAX = 8_192
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
@@ -93,7 +90,7 @@ async def sign_in(request: Request) -> Answer:
     _require_on(request)
     try:
         _require_same_origin(request)
-        token = (await _form(request)).get("token", "").strip()
+        token = (await request.form()).get("token", "").strip()
         session = await access.begin_session(request.services, token, request.ip)
     except MatrixError as error:
         return _error(request, error)
@@ -108,7 +105,7 @@ async def sign_out(request: Request) -> Answer:
     try:
         _require_same_origin(request)
         session = request.http.cookies.get(COOKIE, "")
-        proof = (await _form(request)).get("proof", "")
+        proof = (await request.form()).get("proof", "")
         expected = access.proof_of_session(session)
         if not hmac.compare_digest(proof.encode(errors="replace"), expected.encode()):
             raise Forbidden("This form was not made for the session.")
@@ -177,18 +174,6 @@ def _require_same_origin(request: Request) -> None:
     """Refuse a form that another site sent: browsers say where a request comes from."""
     if request.http.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("The form comes from another site.")
-
-
-async def _form(request: Request) -> Mapping[str, str]:
-    """Return the fields of a form, of each the last value."""
-    if request.http.content_type != "application/x-www-form-urlencoded":
-        raise InvalidParam("The body must be a form.")
-    body = await read_body(request.http, FORM_BYTES_MAX, request.services.clock)
-    try:
-        fields = parse_qs(body.decode(errors="replace"), max_num_fields=10)
-    except ValueError:
-        raise InvalidParam("The form has too many fields.") from None
-    return {name: values[-1] for name, values in fields.items()}
 
 
 def _cookie(request: Request, session: str, lifetime_s: int) -> Mapping[str, str]:

@@ -19,6 +19,8 @@ from minihs.base.errors import (
     BadJson,
     Forbidden,
     MissingParam,
+    NotFound,
+    Unrecognized,
     UserInteractiveAuthRequired,
 )
 from minihs.protocol import canonical_json
@@ -31,10 +33,13 @@ if TYPE_CHECKING:
 
     from minihs.protocol.identifiers import UserId
     from minihs.services.context import Services
+    from minihs.storage.user_interactive_auth import AuthSession
 
 DUMMY = "m.login.dummy"
 PASSWORD = "m.login.password"  # noqa: S105  # the name of a stage
 REGISTRATION_TOKEN = "m.login.registration_token"  # noqa: S105
+
+STAGES = (DUMMY, PASSWORD, REGISTRATION_TOKEN)
 
 SESSION_ID_LENGTH = 43  # letters and digits: 256 bits
 SESSION_LIFETIME_MS = 3_600_000
@@ -114,14 +119,69 @@ async def _resume(services: Services, operation: Operation, session_id: object) 
         return _Progress()
     if not isinstance(session_id, str):
         raise BadJson("auth.session must be a string.")
-    session = await user_interactive_auth.fetch_auth_session(services.db, hash_token(session_id))
-    oldest_ms = services.clock.now_ms() - SESSION_LIFETIME_MS
-    if session is None or session.created_ms < oldest_ms:
+    session = await _find_session(services, session_id)
+    if session is None:
         raise await refuse(services, operation, "M_FORBIDDEN", "Unknown or expired session.")
     binding = await _binding(services, operation, session_id)
     if not hmac.compare_digest(binding, session.binding):
         raise Forbidden("This session belongs to another request.")
+    if session.proved_user_id not in (None, operation.user_id):
+        raise Forbidden("Somebody else's password does not authorize this.")
     return _Progress(session_id, session.completed, session.registration_token)
+
+
+async def _find_session(services: Services, session_id: str) -> AuthSession | None:
+    """Return a session that has not expired."""
+    session = await user_interactive_auth.fetch_auth_session(services.db, hash_token(session_id))
+    oldest_ms = services.clock.now_ms() - SESSION_LIFETIME_MS
+    return session if session is not None and session.created_ms >= oldest_ms else None
+
+
+async def is_completed(services: Services, session_id: str, stage: str) -> bool:
+    """Return whether a session has completed a stage, as the page for it asks.
+
+    Spec: client-server-api#fallback
+
+    Raises:
+        Unrecognized: there is no such stage.
+        NotFound: there is no such session.
+    """
+    if stage not in STAGES:
+        raise Unrecognized("There is no such authentication type.")
+    session = await _find_session(services, session_id)
+    if session is None:
+        raise NotFound("Unknown or expired session.")
+    return stage in session.completed
+
+
+async def complete_in_browser(
+    services: Services, session_id: str, stage: str, auth: Mapping[str, object]
+) -> str | None:
+    """Complete a stage outside of the request that it is for; return why it cannot be, if not.
+
+    What the session is for is not known here: whether this stage serves it, and whether it is the
+    right user's password, is decided when the request is repeated.
+
+    Spec: client-server-api#fallback
+
+    Raises:
+        Unrecognized, NotFound: as `is_completed`.
+        LimitExceeded: too many passwords are being verified.
+    """
+    if await is_completed(services, session_id, stage):
+        return None
+    token = user_id = None
+    try:
+        if stage == PASSWORD:
+            user_id = await _prove_password(services, auth)
+        elif stage == REGISTRATION_TOKEN:
+            token = await _check_registration_token(services, auth)
+    except _StageFailedError as failure:
+        return failure.message
+    await user_interactive_auth.mark_stage_completed(
+        services.db, hash_token(session_id), stage, token, user_id
+    )
+    return None
 
 
 async def _attempt(
@@ -138,7 +198,7 @@ async def _attempt(
         raise _StageFailedError("M_UNRECOGNIZED", "This stage cannot be completed now.")
     token = progress.registration_token
     if stage == PASSWORD:
-        await _check_password(services, operation, auth)
+        await _prove_password(services, auth, operation.user_id)
     elif stage == REGISTRATION_TOKEN:
         token = await _check_registration_token(services, auth)
     completed = (*progress.completed, stage)
@@ -149,18 +209,22 @@ async def _attempt(
     return _Progress(progress.session_id, completed, token)
 
 
-async def _check_password(
-    services: Services, operation: Operation, auth: Mapping[str, object]
-) -> None:
-    """Spec: client-server-api#password-based."""
+async def _prove_password(
+    services: Services, auth: Mapping[str, object], expected: UserId | None = None
+) -> UserId | None:
+    """Return whose password it is: that of the user whom `auth` names, and who is expected.
+
+    Spec: client-server-api#password-based
+    """
     password = auth.get("password")
     if not isinstance(password, str):
         raise MissingParam("auth.password is missing.")
     user_id = credentials.claimed_user(services, auth)
-    if user_id is not None and user_id != operation.user_id:
+    if user_id is not None and expected is not None and user_id != expected:
         raise Forbidden("Somebody else's password does not authorize this.")
     if await credentials.prove(services, user_id, password) is None:
         raise _StageFailedError("M_FORBIDDEN", "Wrong password.")
+    return user_id
 
 
 async def _check_registration_token(services: Services, auth: Mapping[str, object]) -> str:
