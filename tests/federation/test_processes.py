@@ -9,8 +9,10 @@ from urllib.parse import quote
 import pytest
 
 from tests.federation.test_joins import enter, members
+from tests.helpers.network import node_of
 
 if TYPE_CHECKING:
+    from minihs.remote.transport import OutgoingRequest, RawAnswer
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import Federation
 
@@ -113,3 +115,32 @@ async def test_two_processes_that_fetch_the_same_history_have_it_in_one_order(
     ]
     assert first_orders == second_orders
     assert await hs2.services.db.fetch(LOST) == []
+
+
+async def test_history_that_another_process_stores_while_it_is_fetched_is_read(
+    federation: Federation,
+):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice = await hs1.register("alice")
+    bob, carol = [await hs2.register(name) for name in ("bob", "carol")]
+    room_id = await alice.create_room()
+    said = [await alice.say(room_id, f"number {number}") for number in range(3)]
+    for guest in (bob, carol):
+        await enter(guest, room_id, "hs1")
+
+    async def read(guest: User) -> list[str]:
+        page = await guest.call("GET", f"/rooms/{quote(room_id)}/messages", dir="b", limit="60")
+        return [e["event_id"] for e in page["chunk"] if e["type"] == "m.room.message"]
+
+    answer, of_carol = node_of(hs1.services), []
+
+    async def answer_late(request: OutgoingRequest) -> RawAnswer:
+        if "/backfill/" in request.target and not of_carol:
+            of_carol.append("asked")
+            of_carol[:] = await read(carol)  # By the other process, from first to last.
+        return await answer(request)
+
+    federation.network.add("hs1", answer_late)
+    of_bob = await read(bob)
+    assert of_bob == of_carol == said[::-1]

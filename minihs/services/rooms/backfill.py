@@ -128,6 +128,8 @@ async def _fill_from(services: Services, server: str, past: Past, after: Event) 
         lambda event: (*event.prev_event_ids, *event.auth_event_ids),
     )
     if not events:
+        if not known.keys().isdisjoint(wanted):
+            return 1  # Another process has stored it meanwhile.
         logger.info("%s has no history of %s for us", server, room.room_id)
         return 0
     states = await _far_states(services, server, past, events)
