@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 
+from minihs.protocol.identifiers import RoomId
+from minihs.services.rooms import backfill
+from minihs.storage import events, rooms
+from minihs.storage.missing_events import list_gaps
 from tests.federation.test_joins import enter, members
 from tests.helpers.network import node_of
 
 if TYPE_CHECKING:
     from minihs.remote.transport import OutgoingRequest, RawAnswer
+    from minihs.services.context import Services
+    from minihs.storage.database import Queries
+    from minihs.storage.event_store import StoredEvent
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import Federation
 
@@ -84,6 +92,18 @@ async def test_a_user_who_joins_by_two_processes_at_once_is_in(federation: Feder
         await bob.say(room_id)
 
 
+async def paged(reader: User, room_id: str) -> list[str]:
+    """Return a room's messages, the newest first."""
+    found: list[str] = []
+    query = {"dir": "b", "limit": "30"}
+    while True:
+        page = await reader.call("GET", f"/rooms/{quote(room_id)}/messages", **query)
+        found += [e["event_id"] for e in page["chunk"] if e["type"] == "m.room.message"]
+        if "end" not in page:
+            return found
+        query["from"] = page["end"]
+
+
 async def test_two_processes_that_fetch_the_same_history_have_it_in_one_order(
     federation: Federation,
 ):
@@ -96,18 +116,8 @@ async def test_two_processes_that_fetch_the_same_history_have_it_in_one_order(
     for guest in guests:
         await enter(guest, room_id, "hs1")
 
-    async def paged(guest: User) -> list[str]:
-        found: list[str] = []
-        query = {"dir": "b", "limit": "30"}
-        while True:
-            page = await guest.call("GET", f"/rooms/{quote(room_id)}/messages", **query)
-            found += [e["event_id"] for e in page["chunk"] if e["type"] == "m.room.message"]
-            if "end" not in page:
-                return found
-            query["from"] = page["end"]
-
     for _ in range(2):  # The second time it is all here.
-        first, second = await asyncio.gather(*map(paged, guests))
+        first, second = await asyncio.gather(*(paged(guest, room_id) for guest in guests))
         assert first == second == said[::-1]
     first_orders, second_orders = [
         {e: found.order for e, found in (await worker.events.get_many(said)).items()}
@@ -144,3 +154,35 @@ async def test_history_that_another_process_stores_while_it_is_fetched_is_read(
     federation.network.add("hs1", answer_late)
     of_bob = await read(bob)
     assert of_bob == of_carol == said[::-1]
+
+
+async def fill_gaps(services: Services, room_id: str) -> None:
+    """Fetch all the history that is lacking."""
+    room = await rooms.fetch_room(services.db, room_id)
+    assert room is not None
+    until_ms = services.clock.monotonic_ms() + 1_000
+    while gaps := await list_gaps(services.db, room.room_nid, 0, 2**62):
+        assert await backfill.fill(services, RoomId(room_id), gaps[0], until_ms)
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+async def test_history_that_another_process_fetches_between_two_looks_is_not_passed_over(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, look: int
+):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room()
+    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
+    await enter(bob, room_id, "hs1")
+    looks, list_range = itertools.count(1), events.list_range
+
+    async def look_away(queries: Queries, *where: Any, **options: Any) -> list[StoredEvent]:
+        found = await list_range(queries, *where, **options)
+        if next(looks) == look:
+            (other,) = (worker for worker in hs2.workers if worker.db is not queries)
+            await fill_gaps(other, room_id)
+        return found
+
+    monkeypatch.setattr(events, "list_range", look_away)
+    assert await paged(bob, room_id) == said[::-1]

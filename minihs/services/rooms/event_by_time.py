@@ -44,8 +44,9 @@ async def event_by_time(
     Spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event
     """
     access = await open_room(services, reader, room_id)
-    found = await _nearest(services, reader, access, ts_ms, backward=backward)
+    # Before anything is read: another process may fill one at any time.
     gaps = await list_gaps(services.db, access.room_nid, 0, access.upto.major)
+    found = await _nearest(services, reader, access, ts_ms, backward=backward)
     if gaps and await _may_be_beyond(services, access, found, gaps, backward=backward):
         after = None if found is None else found.event.origin_server_ts
         if await _fetch_nearer(services, access, gaps, ts_ms, after, backward=backward):

@@ -233,11 +233,15 @@ async def _read_or_fetch(
     """
     fetches, until_ms = 0, services.clock.monotonic_ms() + REMOTE_QUERIES_MS
     while True:
+        gaps: Sequence[Gap] = ()
+        if backward:  # Before anything is read: another process may fill one at any time.
+            gaps = await list_gaps(services.db, access.room_nid, START.major, start.major)
         stretch = await _read(
             services, reader, access, start, stop,
             backward=backward, limit=limit, event_filter=event_filter,
         )  # fmt: skip
-        gap = await _gap_within(services, access, start, stretch) if backward else None
+        upto = stretch.place if stretch.more else START
+        gap = next((gap for gap in gaps if upto < gap.order <= start), None)
         if gap is None:
             return stretch
         if fetches == FETCHES_MAX or not await backfill.fill(
@@ -246,15 +250,6 @@ async def _read_or_fetch(
             stretch.more = bool(stretch.seen)  # There is more, if not here and now.
             return stretch
         fetches += 1
-
-
-async def _gap_within(
-    services: Services, access: Access, start: Place, stretch: _Stretch
-) -> Gap | None:
-    """Return a gap whose history would have been read on the way back from `start`, or None."""
-    upto = stretch.place if stretch.more else START
-    gaps = await list_gaps(services.db, access.room_nid, upto.major, start.major)
-    return next((gap for gap in gaps if upto < gap.order <= start), None)
 
 
 async def _shown(services: Services, reader: Reader, seen: Sequence[Seen]) -> list[orjson.Fragment]:
