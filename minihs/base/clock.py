@@ -36,6 +36,13 @@ class Clock(Protocol):
         """Return milliseconds since some fixed moment; it never goes back."""
         ...
 
+    def past_ms(self) -> int:
+        """Return the wall time, or what it would be had nobody set it forward since we began.
+
+        What is forgotten after a while is older than that while, whatever became of the clock.
+        """
+        ...
+
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return after `duration_ms`."""
         ...
@@ -63,6 +70,9 @@ async def time_limit(clock: Clock, duration_ms: int) -> AsyncIterator[None]:
 class SystemClock:
     """The machine's clock."""
 
+    def __init__(self) -> None:
+        self._ahead_ms = self.now_ms() - self.monotonic_ms()
+
     def now_ms(self) -> int:
         """Return the wall time in milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
@@ -70,6 +80,10 @@ class SystemClock:
     def monotonic_ms(self) -> int:
         """Return milliseconds since the machine's start or thereabouts."""
         return time.monotonic_ns() // 1_000_000
+
+    def past_ms(self) -> int:
+        """Return the wall time, or what it would be had nobody set it forward since we began."""
+        return min(self.now_ms(), self.monotonic_ms() + self._ahead_ms)
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return after `duration_ms`."""
@@ -110,6 +124,10 @@ class ManualClock:
     def monotonic_ms(self) -> int:
         """Return the same time, but for what `step_ms` has done."""
         return self._now_ms
+
+    def past_ms(self) -> int:
+        """Return the wall time, or what it would be but for what `step_ms` has added."""
+        return min(self.now_ms(), self._now_ms)
 
     def step_ms(self, duration_ms: int) -> None:
         """Set the wall clock forward, or back, while no time passes."""

@@ -102,7 +102,7 @@ class Discovery:
         if ":" in server_name:  # A port that is none.
             return None
         cached = self._routes.get(server_name)
-        if cached is not None and cached[1] > self._clock.now_ms():
+        if cached is not None and cached[1] > self._clock.monotonic_ms():
             return cached[0]
         return await self._finding.run(server_name, lambda: self._find(server_name))
 
@@ -131,7 +131,7 @@ class Discovery:
 
     async def _by_srv(self, host: str) -> tuple[Route, int]:
         """Return the route to a host without port, and until when to remember it."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.monotonic_ms()
         for service in ("_matrix-fed", "_matrix"):
             try:
                 records = await self._dns.srv(f"{service}._tcp.{host}")
@@ -150,10 +150,10 @@ class Discovery:
 
     async def _delegation(self, host: str) -> _Delegation:
         known = self._delegations.get(host)
-        if known is not None and known.ask_again_ms > self._clock.now_ms():
+        if known is not None and known.ask_again_ms > self._clock.monotonic_ms():
             return known
         answer = await self._fetch_well_known(host)
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.monotonic_ms()
         if answer is not None:
             asked_ms = DELEGATION_MS_DEFAULT if answer.lifetime_ms is None else answer.lifetime_ms
             until_ms = now_ms + max(DELEGATION_MS_MIN, min(asked_ms, DELEGATION_MS_MAX))

@@ -65,7 +65,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
-    """How long not to ask a server: it has disappointed us `times` in a row."""
+    """How long not to ask a server (by the clock that never steps): it has disappointed us.
+
+    `times` in a row.
+    """
 
     until_ms: int
     times: int
@@ -83,7 +86,7 @@ class KeyRing:
     def is_paused(self, server_name: str) -> bool:
         """Return whether a server is to be left alone."""
         pause = self._pauses.get(server_name)
-        return pause is not None and pause.until_ms > self._clock.now_ms()
+        return pause is not None and pause.until_ms > self._clock.monotonic_ms()
 
     def note(self, server_name: str, *, helped: bool) -> None:
         """Remember whether asking a server helped; if not, leave it alone for a while."""
@@ -93,7 +96,7 @@ class KeyRing:
             return
         times = 1 if before is None else min(before.times + 1, 30)
         pause_ms = min(PAUSE_MS_MIN << (times - 1), PAUSE_MS_MAX)
-        self._pauses.put(server_name, _Pause(self._clock.now_ms() + pause_ms, times))
+        self._pauses.put(server_name, _Pause(self._clock.monotonic_ms() + pause_ms, times))
 
     async def close(self) -> None:
         """Give up every request under way."""

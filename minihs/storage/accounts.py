@@ -79,7 +79,7 @@ CLAIM_PARTING = statement(
     WHERE user_id = (
       SELECT user_id
       FROM accounts
-      WHERE parting_due_ms <= $1
+      WHERE parting_due_ms <= $1 OR parting_due_ms > $3
       ORDER BY parting_due_ms
       LIMIT 1
       FOR UPDATE SKIP LOCKED
@@ -161,9 +161,14 @@ async def mark_deactivated(
     await queries.execute(DEACTIVATE, user_id, now_ms, erase, parting_due_ms)
 
 
-async def claim_parting(queries: Queries, now_ms: int, until_ms: int) -> Parting | None:
-    """Return a deactivated user whose rest is due, for whoever asks alone until a moment."""
-    row = await queries.fetchrow(CLAIM_PARTING, now_ms, until_ms)
+async def claim_parting(
+    queries: Queries, now_ms: int, until_ms: int, latest_ms: int
+) -> Parting | None:
+    """Return a deactivated user whose rest is due, for whoever asks alone until a moment.
+
+    None waits until after `latest_ms`: if it says so, the clock has been put back.
+    """
+    row = await queries.fetchrow(CLAIM_PARTING, now_ms, until_ms, latest_ms)
     return None if row is None else Parting(row[0], row[1], row[2], until_ms)
 
 

@@ -115,7 +115,9 @@ LIST_DUE = statement(
     """
     SELECT service_id
     FROM appservices
-    WHERE service_id = ANY($1::text[]) AND failures > 0 AND retry_at_ms <= $2
+    WHERE
+      service_id = ANY($1::text[]) AND failures > 0
+      AND (retry_at_ms <= $2 OR retry_at_ms > $3)
     """,
 )
 
@@ -265,9 +267,14 @@ async def mark_due(queries: Queries, service_id: str) -> None:
     await queries.execute(MARK_DUE, service_id)
 
 
-async def list_due(queries: Queries, service_ids: Sequence[str], now_ms: int) -> set[str]:
-    """Return the services that failed and may be tried now."""
-    return {row[0] for row in await queries.fetch(LIST_DUE, service_ids, now_ms)}
+async def list_due(
+    queries: Queries, service_ids: Sequence[str], now_ms: int, latest_ms: int
+) -> set[str]:
+    """Return the services that failed and may be tried now.
+
+    No pause that holds ends after `latest_ms`: one that does has outlived a clock put back.
+    """
+    return {row[0] for row in await queries.fetch(LIST_DUE, service_ids, now_ms, latest_ms)}
 
 
 async def save_positions(queries: Queries, positions: Mapping[str, int]) -> None:

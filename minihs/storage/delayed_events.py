@@ -187,6 +187,16 @@ COUNT_SENT_SINCE = statement(
     """,
 )
 
+# Index delayed_events_due.
+RESTART_AHEAD = statement(
+    "delayed_events.restart_ahead",
+    """
+    UPDATE delayed_events
+    SET since_ms = $1, due_ms = $1 + delay_ms
+    WHERE finalised_ms IS NULL AND due_ms > $1 AND since_ms > $2
+    """,
+)
+
 # Primary key, here and in what follows.
 RESTART = statement(
     "delayed_events.restart",
@@ -378,6 +388,11 @@ async def fetch_next_due(queries: Queries, now_ms: int) -> int | None:
 async def count_sent_since(queries: Queries, user_id: UserId, since_ms: int) -> int:
     """Return how many delayed events of a user have been sent since then."""
     return int(str(await queries.fetchval(COUNT_SENT_SINCE, user_id, since_ms)))
+
+
+async def restart_ahead(queries: Queries, now_ms: int, after_ms: int) -> None:
+    """Let the delay of all that is scheduled begin now, if it began after a moment."""
+    await queries.execute(RESTART_AHEAD, now_ms, after_ms)
 
 
 async def restart(queries: Queries, delay_id: str, now_ms: int) -> bool:

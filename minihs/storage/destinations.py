@@ -88,7 +88,8 @@ LIST_DUE = statement(
     """
     SELECT server_name
     FROM destinations
-    WHERE shard = ANY($1::smallint[]) AND behind AND retry_at_ms <= $2
+    WHERE
+      shard = ANY($1::smallint[]) AND behind AND (retry_at_ms <= $2 OR retry_at_ms > $3)
     """,
 )
 
@@ -98,7 +99,7 @@ LIST_PAUSED = statement(
     """
     SELECT server_name, retry_at_ms, is_down
     FROM destinations
-    WHERE behind AND retry_at_ms > $1
+    WHERE behind AND retry_at_ms > $1 AND retry_at_ms <= $2
     """,
 )
 
@@ -194,14 +195,23 @@ async def list_of_shards(
     return [DestinationRow(**{**row, "txn_positions": tuple(row["txn_positions"])}) for row in rows]
 
 
-async def list_due(queries: Queries, shards: Collection[int], now_ms: int) -> list[str]:
-    """Return the servers of some shards that are behind and may be tried now."""
-    return [row[0] for row in await queries.fetch(LIST_DUE, list(shards), now_ms)]
+async def list_due(
+    queries: Queries, shards: Collection[int], now_ms: int, latest_ms: int
+) -> list[str]:
+    """Return the servers of some shards that are behind and may be tried now.
+
+    No pause that holds ends after `latest_ms`: one that does has outlived a clock put back.
+    """
+    return [row[0] for row in await queries.fetch(LIST_DUE, list(shards), now_ms, latest_ms)]
 
 
-async def list_paused(queries: Queries, now_ms: int) -> list[tuple[str, int, bool]]:
-    """Return the servers that are left alone, until when each is, and if it is as it is down."""
-    return [(row[0], row[1], row[2]) for row in await queries.fetch(LIST_PAUSED, now_ms)]
+async def list_paused(queries: Queries, now_ms: int, latest_ms: int) -> list[tuple[str, int, bool]]:
+    """Return the servers that are left alone, until when each is, and if it is as it is down.
+
+    `latest_ms` as for `list_due`.
+    """
+    rows = await queries.fetch(LIST_PAUSED, now_ms, latest_ms)
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def mark_due(queries: Queries, server_name: str, now_ms: int) -> None:

@@ -25,6 +25,22 @@ class SharedPresence:
     presence: PresenceWrite | None
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """With whom something is to be done.
+
+    Those of whom there was no sign of life until `gone_ms`, who did nothing since `idle_ms`, or who
+    were last told of at `written_ms`. And those of whom something was noted later than `ahead_ms`,
+    or who would be there until after `there_ms_max`: the clock has been put back.
+    """
+
+    gone_ms: int
+    idle_ms: int
+    written_ms: int
+    ahead_ms: int
+    there_ms_max: int
+
+
 # Primary keys of presence and memberships.
 LIST_PRESENCE = statement(
     "presence.list_presence",
@@ -112,18 +128,22 @@ LIST_DUE = statement(
     (
       SELECT {PRESENCE_COLUMNS}
       FROM presence p
-      WHERE p.presence <> 'offline' AND p.until_ms <= $1
-      LIMIT $4
+      WHERE p.presence <> 'offline' AND (p.until_ms <= $1 OR p.until_ms > $5)
+      LIMIT $6
     ) UNION (
       SELECT {PRESENCE_COLUMNS}
       FROM presence p
-      WHERE p.presence = 'online' AND p.local AND p.last_active_ms <= $2
-      LIMIT $4
+      WHERE
+        p.presence = 'online' AND p.local
+        AND (p.last_active_ms <= $2 OR p.last_active_ms > $4)
+      LIMIT $6
     ) UNION (
       SELECT {PRESENCE_COLUMNS}
       FROM presence p
-      WHERE p.presence <> 'offline' AND p.local AND p.written_ms <= $3
-      LIMIT $4
+      WHERE
+        p.presence <> 'offline' AND p.local
+        AND (p.written_ms <= $3 OR p.written_ms > $4)
+      LIMIT $6
     )
     """,  # noqa: S608  # a constant
 )
@@ -197,15 +217,11 @@ async def list_present_here(queries: Queries) -> tuple[int, Sequence[PresenceWri
     return rows[0][0], [PresenceWrite(*tuple(row)[1:]) for row in rows if row[1] is not None]
 
 
-async def list_due(
-    queries: Queries, gone_ms: int, idle_ms: int, written_ms: int, limit: int
-) -> Sequence[PresenceWrite]:
-    """Return users with whom something is to be done, some of each kind.
-
-    Those of whom there was no sign of life until `gone_ms`, who did nothing since `idle_ms`, or who
-    were last told of at `written_ms`.
-    """
-    rows = await queries.fetch(LIST_DUE, gone_ms, idle_ms, written_ms, limit)
+async def list_due(queries: Queries, due: Due, limit: int) -> Sequence[PresenceWrite]:
+    """Return users with whom something is to be done, some of each kind."""
+    rows = await queries.fetch(
+        LIST_DUE, due.gone_ms, due.idle_ms, due.written_ms, due.ahead_ms, due.there_ms_max, limit
+    )
     return [PresenceWrite(*row) for row in rows]
 
 

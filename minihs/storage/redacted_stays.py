@@ -96,9 +96,9 @@ LIST_UNPURGED = statement(
     SELECT s.room_nid, r.room_version, s.next_major, s.next_minor, s.next_nid, {_STAY}
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
-    WHERE NOT s.purged AND s.created_ms <= $1
+    WHERE NOT s.purged AND (s.created_ms <= $1 OR s.created_ms > $2)
     ORDER BY s.created_ms
-    LIMIT $2
+    LIMIT $3
     """,  # noqa: S608  # a constant
 )
 
@@ -227,9 +227,14 @@ async def list_sticky(queries: Queries, room_nid: int, sender: str) -> list[Even
     return [row[0] for row in await queries.fetch(LIST_STICKY, room_nid, sender)]
 
 
-async def list_unpurged(queries: Queries, created_ms: int, limit: int) -> list[Purge]:
-    """Return stays redacted at a moment or before it whose purge is not done, the oldest first."""
-    rows = await queries.fetch(LIST_UNPURGED, created_ms, limit)
+async def list_unpurged(
+    queries: Queries, created_ms: int, ahead_ms: int, limit: int
+) -> list[Purge]:
+    """Return stays redacted at a moment or before it whose purge is not done, the oldest first.
+
+    Also those that are of after `ahead_ms`: the clock has been put back.
+    """
+    rows = await queries.fetch(LIST_UNPURGED, created_ms, ahead_ms, limit)
     return [Purge(StayRedaction.of_row(*row[5:]), *row[:5]) for row in rows]
 
 

@@ -241,6 +241,12 @@ DELETE_EXPIRED = statement(
     """,
 )
 
+# Index sticky_events_until.
+BRING_FORWARD = statement(
+    "sticky_events.bring_forward",
+    "UPDATE sticky_events SET until_ms = until_ms - $2 WHERE until_ms > $1",
+)
+
 # Index unignored_until.
 DELETE_UNIGNORED = statement(
     "sticky_events.delete_unignored", "DELETE FROM unignored WHERE until_ms <= $1"
@@ -370,6 +376,11 @@ async def list_rooms_by_nid(queries: Queries, room_nids: Collection[int]) -> dic
 async def delete_expired(queries: Queries, now_ms: int, limit: int) -> int:
     """Forget up to `limit` events that are not sticky any more; return how many there were."""
     return int((await queries.execute(DELETE_EXPIRED, now_ms, limit)).split()[-1])
+
+
+async def bring_forward(queries: Queries, latest_ms: int, by_ms: int) -> None:
+    """Let what would be sticky until after `latest_ms` be so for less."""
+    await queries.execute(BRING_FORWARD, latest_ms, by_ms)
 
 
 async def delete_unignored(queries: Queries, now_ms: int) -> None:

@@ -30,7 +30,9 @@ LIST_OVERDUE = statement(
     SELECT r.room_id
     FROM typing t
     JOIN rooms r ON r.room_nid = t.room_nid
-    WHERE EXISTS (SELECT FROM unnest(t.expires_ms) AS until_ms WHERE until_ms <= $1)
+    WHERE EXISTS (
+      SELECT FROM unnest(t.expires_ms) AS until_ms WHERE until_ms <= $1 OR until_ms > $2
+    )
     LIMIT 1000
     """,
 )
@@ -44,6 +46,9 @@ async def fetch_typing(queries: Queries, room_id: str, user_id: str) -> tuple[bo
     return row[0] is True, dict(zip(row[1] or (), row[2] or (), strict=True))
 
 
-async def list_overdue(queries: Queries, before_ms: int) -> Sequence[str]:
-    """Return rooms in which somebody's typing has run out by `before_ms`, a thousand at most."""
-    return [row[0] for row in await queries.fetch(LIST_OVERDUE, before_ms)]
+async def list_overdue(queries: Queries, before_ms: int, latest_ms: int) -> Sequence[str]:
+    """Return rooms in which somebody's typing has run out by `before_ms`, a thousand at most.
+
+    None that holds lasts until after `latest_ms`.
+    """
+    return [row[0] for row in await queries.fetch(LIST_OVERDUE, before_ms, latest_ms)]

@@ -1,7 +1,8 @@
 """Notices when the machine's clock is set: what ends at a moment then ends early or late.
 
 Sticky and delayed events live by the wall clock, as other servers' do. A step is survived, but
-somebody should know why events ended together.
+somebody should know why events ended together. What became sticky while the clock was ahead ends
+after its time when it is put back, not when the clock comes there again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
+
+from minihs.services.rooms import sticky_events
 
 if TYPE_CHECKING:
     from minihs.services.context import Services
@@ -38,4 +41,6 @@ async def _watch(services: Services) -> None:
                 abs(step_ms) // 1_000,
                 "early" if step_ms > 0 else "late",
             )
+        if step_ms < -STEP_MS_MAX:
+            await sticky_events.follow_clock_back(services, -step_ms)
         ahead_ms = now_ahead_ms

@@ -10,7 +10,8 @@ an invite to a server that does not answer, goes on by itself, and only its send
 that room. No user keeps more than a few rooms busy.
 
 When the wall clock is set forward, what was scheduled before still waits for its whole delay; after
-a restart it goes by the clock.
+a restart it goes by the clock. When it is put back, what was scheduled when it was further on waits
+for its whole delay from then.
 
 MSC4140#scheduling-a-delayed-event
 """
@@ -80,6 +81,7 @@ class Sender:
         self._rooms: dict[str, tuple[asyncio.Task[None], frozenset[str]]] = {}
         self._slow: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._again = asyncio.Event()
+        self._was_put_back = True  # Before we began: who knows.
 
     async def take_turn(self, services: Services) -> None:
         """Send whatever becomes due within a turn."""
@@ -105,6 +107,10 @@ class Sender:
             rooms_of.update(user_ids)
         at_limit = [user for user, n in rooms_of.items() if n >= ROOMS_OF_A_USER_AT_ONCE]
         busy = Busy(self._rooms, at_limit, self._slow)
+        self._notice_step()
+        if self._was_put_back:
+            await delayed_sending.begin_again_ahead(self._services, STEP_MS)
+            self._was_put_back = False
         due = await delayed_sending.list_due(self._services, busy, EVENTS_AT_ONCE)
         self._notice_step()
         now_ms = self._services.clock.now_ms()
@@ -133,6 +139,7 @@ class Sender:
         expected_ms = self._wall_ms + monotonic_ms - self._monotonic_ms
         step_ms, at_ms = wall_ms - expected_ms, expected_ms
         if step_ms < -STEP_MS:  # Set back: of earlier steps only what is left of them counts.
+            self._was_put_back = True
             step_ms += sum(earlier_ms for _, earlier_ms in self._steps)
             at_ms = wall_ms
             self._steps.clear()

@@ -12,8 +12,7 @@ import pytest
 from minihs.base.clock import ManualClock
 from minihs.base.errors import UnknownToken
 from minihs.services.accounts import passwords
-from minihs.services.accounts.authentication import authenticate
-from minihs.services.accounts.sessions import REFRESHABLE_TOKEN_LIFETIME_MS
+from minihs.services.accounts.authentication import ACCESS_TOKEN_LIFETIME_MS, authenticate
 from minihs.services.sync.v3 import wait
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.waiting import until
@@ -293,9 +292,9 @@ async def test_an_access_token_that_can_be_refreshed_expires(database_url: str, 
     async with running_homeserver(database_url, tmp_path, clock=clock) as homeserver:
         await homeserver.register("alice")
         login = (await log_in(homeserver, "alice", refresh_token=True)).json
-        assert login["expires_in_ms"] == REFRESHABLE_TOKEN_LIFETIME_MS
+        assert login["expires_in_ms"] == ACCESS_TOKEN_LIFETIME_MS
 
-        clock.advance_ms(REFRESHABLE_TOKEN_LIFETIME_MS)
+        clock.advance_ms(ACCESS_TOKEN_LIFETIME_MS)
         late = await User(homeserver, "", login["access_token"]).request("GET", "/devices")
         renewed = (await refresh(homeserver, login["refresh_token"])).json
         alice = User(homeserver, "@alice:hs1", renewed["access_token"])

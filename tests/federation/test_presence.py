@@ -102,6 +102,8 @@ async def test_who_stays_is_told_of_again_and_silence_means_gone(
     async def go_on(duration_ms: int) -> None:
         for _ in range(duration_ms // 60_000):
             clock.advance_ms(60_000)
+            sign = services.presence._sign(services, alice.user_id)
+            sign.until_ms = clock.now_ms() + 120_000  # She is there.
             for server in servers:
                 await server.services.presence.renew(server.services)
                 await server.services.delivery.hold_shards(server.services, "the only one")
@@ -109,7 +111,6 @@ async def test_who_stays_is_told_of_again_and_silence_means_gone(
             await quiet(servers)
 
     services = servers[0].services
-    services.presence._signs[alice.user_id].until_ms = clock.now_ms() + 10**9
     await go_on(4_800_000)
     assert (await status(bob, alice))["presence"] == "unavailable", "told of every 25 minutes"
     federation.network.isolate("hs2")

@@ -74,7 +74,7 @@ async def register_with_secret(
     if (
         nonce is None
         or nonce.binding != NONCE_BINDING
-        or nonce.created_ms < services.clock.now_ms() - NONCE_LIFETIME_MS
+        or abs(services.clock.now_ms() - nonce.created_ms) > NONCE_LIFETIME_MS
         or not await user_interactive_auth.delete_auth_session(services.db, nonce_hash)
     ):
         raise MatrixError("Unrecognised nonce.")

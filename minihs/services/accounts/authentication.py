@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import UserId
     from minihs.services.context import Services
 
+ACCESS_TOKEN_LIFETIME_MS = 3_600_000  # Of those that can be refreshed.
 LAST_SEEN_INTERVAL_MS = 300_000
 LAST_SEEN_TASK = "note that a device was seen"
 
@@ -72,12 +73,12 @@ async def authenticate(services: Services, token: str | None, ip: str) -> Reques
     owner = await services.token_owners.load(token_hash) if token else None
     if owner is None or owner.deactivated:
         raise UnknownToken("Unrecognised access token.", soft_logout=False)
-    if owner.expires_ms is not None and owner.expires_ms <= now_ms:
+    if has_expired(owner.expires_ms, now_ms):
         raise UnknownToken("The access token has expired.", soft_logout=True)
     if owner.retires is not None:
         async with services.db.transaction() as tx:
             await sessions.mark_access_token_used(tx, token_hash, owner.device_nid, owner.retires)
-    if owner.last_seen_ms is None or now_ms - owner.last_seen_ms >= LAST_SEEN_INTERVAL_MS:
+    if owner.last_seen_ms is None or abs(now_ms - owner.last_seen_ms) >= LAST_SEEN_INTERVAL_MS:
         seen = devices.mark_device_seen(services.db, owner.device_nid, now_ms, ip)
         services.tasks.spawn(LAST_SEEN_TASK, seen)
     return Requester(
@@ -89,6 +90,16 @@ async def authenticate(services: Services, token: str | None, ip: str) -> Reques
         None,
         owner.position,
         token_hash=token_hash,
+    )
+
+
+def has_expired(expires_ms: int | None, now_ms: int) -> bool:
+    """Return whether an access token holds no more.
+
+    One that would hold much longer than any is given was issued when the clock was wrong.
+    """
+    return expires_ms is not None and not (
+        now_ms < expires_ms <= now_ms + 2 * ACCESS_TOKEN_LIFETIME_MS
     )
 
 

@@ -115,7 +115,9 @@ async def resume_deactivations(services: Services) -> None:
     """Go on with deactivations that were interrupted, or are to be looked at again."""
     while True:
         now_ms = services.clock.now_ms()
-        parting = await accounts.claim_parting(services.db, now_ms, now_ms + CLAIM_MS)
+        parting = await accounts.claim_parting(
+            services.db, now_ms, now_ms + CLAIM_MS, now_ms + 2 * RETRY_MAX_MS
+        )
         if parting is None:
             return
         await _part(services, parting)
@@ -131,7 +133,7 @@ async def _part(services: Services, parting: Parting) -> None:
         due_ms = services.clock.now_ms() + CLAIM_MS
         await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
 
-    due_ms: int | None = parting.deactivated_ms + SETTLED_MS
+    due_ms: int | None = min(parting.deactivated_ms, services.clock.now_ms()) + SETTLED_MS
     try:
         await membership.leave_for_good(
             services, parting.user_id, erased=parting.erased, go_on=go_on
@@ -139,7 +141,8 @@ async def _part(services: Services, parting: Parting) -> None:
     except Exception as error:  # Whatever it was: the user is locked out, and must leave in time.
         due_ms = _next_try(services, parting, error)
     else:
-        if parting.deactivated_ms + SETTLED_MS <= services.clock.now_ms():
+        # If it lies ahead, the clock has been put back.
+        if abs(services.clock.now_ms() - parting.deactivated_ms) >= SETTLED_MS:
             due_ms = None
     await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import InvalidParam, QuotaExceeded, UnknownToken
 from minihs.base.limits import DEVICE_NAME_CHARS_MAX, DEVICES_OF_USER_MAX
 from minihs.protocol.identifiers import IDENTIFIER_BYTES_MAX
-from minihs.services.accounts.authentication import hash_token
+from minihs.services.accounts.authentication import ACCESS_TOKEN_LIFETIME_MS, hash_token
 from minihs.storage import devices, sessions
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TOKEN_LENGTH = 43  # letters and digits: 256 bits
 DEVICE_ID_LENGTH = 10
-REFRESHABLE_TOKEN_LIFETIME_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +78,10 @@ async def begin_session(
         await sessions.insert_access_token(tx, hash_token(access_token), device_nid, None)
         return Session(access_token, device_id)
     refresh_token = _new_token(services)
-    expires_ms = now_ms + REFRESHABLE_TOKEN_LIFETIME_MS
+    expires_ms = now_ms + ACCESS_TOKEN_LIFETIME_MS
     await sessions.insert_access_token(tx, hash_token(access_token), device_nid, expires_ms)
     await sessions.insert_refresh_token(tx, hash_token(refresh_token), device_nid, now_ms)
-    return Session(access_token, device_id, refresh_token, REFRESHABLE_TOKEN_LIFETIME_MS)
+    return Session(access_token, device_id, refresh_token, ACCESS_TOKEN_LIFETIME_MS)
 
 
 async def use_device(
@@ -118,12 +117,12 @@ async def refresh_session(services: Services, refresh_token: str) -> tuple[str, 
         device_nid = await sessions.use_refresh_token(tx, old_hash, hash_token(next_refresh))
         if device_nid is None:
             raise UnknownToken("Unrecognised refresh token.", soft_logout=False)
-        expires_ms = now_ms + REFRESHABLE_TOKEN_LIFETIME_MS
+        expires_ms = now_ms + ACCESS_TOKEN_LIFETIME_MS
         await sessions.insert_refresh_token(tx, hash_token(next_refresh), device_nid, now_ms)
         await sessions.insert_access_token(
             tx, hash_token(next_access), device_nid, expires_ms, retires=old_hash
         )
-    return next_access, next_refresh, REFRESHABLE_TOKEN_LIFETIME_MS
+    return next_access, next_refresh, ACCESS_TOKEN_LIFETIME_MS
 
 
 async def log_out(services: Services, requester: Requester) -> None:

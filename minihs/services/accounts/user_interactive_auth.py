@@ -133,8 +133,9 @@ async def _resume(services: Services, operation: Operation, session_id: object) 
 async def _find_session(services: Services, session_id: str) -> AuthSession | None:
     """Return a session that has not expired."""
     session = await user_interactive_auth.fetch_auth_session(services.db, hash_token(session_id))
-    oldest_ms = services.clock.now_ms() - SESSION_LIFETIME_MS
-    return session if session is not None and session.created_ms >= oldest_ms else None
+    if session is None or abs(services.clock.now_ms() - session.created_ms) > SESSION_LIFETIME_MS:
+        return None  # If it is of a time to come, the clock has been put back.
+    return session
 
 
 async def is_completed(services: Services, session_id: str, stage: str) -> bool:

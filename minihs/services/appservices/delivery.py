@@ -143,7 +143,8 @@ class AppserviceDelivery:
         failing = [service_id for service_id, queue in self._queues.items() if queue.failures]
         if not failing:
             return
-        for service_id in await appservices.list_due(self._services.db, failing, now_ms):
+        latest_ms = now_ms + 2 * BACK_OFF_MS_MAX
+        for service_id in await appservices.list_due(self._services.db, failing, now_ms, latest_ms):
             queue = self._queues.get(service_id)
             if queue is not None:
                 queue.retry_at_ms = min(queue.retry_at_ms, now_ms)

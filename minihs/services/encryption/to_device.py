@@ -205,5 +205,5 @@ def _edu_json(direct: DirectMessages) -> str:
 
 async def forget_old_sends(services: Services) -> None:
     """Forget requests that nobody will repeat any more."""
-    before_ms = services.clock.now_ms() - REMEMBERED_MS
+    before_ms = services.clock.past_ms() - REMEMBERED_MS
     await to_device.delete_sends_before(services.db, before_ms)

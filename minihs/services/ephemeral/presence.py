@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from minihs.base.errors import Forbidden, InvalidParam, Unavailable
 from minihs.base.limits import STATUS_CHARS_MAX
 from minihs.storage import presence as presence_store
+from minihs.storage.presence import Due
 from minihs.storage.stream_rows import Membership, PresenceWrite
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ REMOTE_MS: Final = 1_800_000  # How long another server's user is there without 
 REPEAT_MS: Final = 1_500_000  # So other servers hear of ours before, as they do the same.
 GATHER_MS: Final = 1_000
 RENEW_MS: Final = 10_000
+THERE_MS_MAX: Final = REMOTE_MS  # Longer than anybody waits, too.
+AHEAD_MS: Final = 60_000  # Nothing was written later than that from now.
 EXPIRY_GRACE_MS: Final = 15_000  # What is only in the memory of a process comes first.
 AT_ONCE_MAX: Final = 500
 
@@ -56,6 +59,11 @@ class _Sign:
 
     until_ms: int = 0
     active_ms: int = 0
+
+    def hold_at(self, now_ms: int) -> None:
+        """Leave out what only a clock that has been put back since can have said."""
+        self.until_ms = min(self.until_ms, now_ms + THERE_MS_MAX)
+        self.active_ms = min(self.active_ms, now_ms)
 
     def take(self, other: _Sign) -> None:
         """Say what another one says, too."""
@@ -104,6 +112,7 @@ class PresenceBoard:
         sign = self._signs.get(user_id)
         if sign is None:
             sign = self._signs[user_id] = _Sign()
+        sign.hold_at(services.clock.now_ms())
         if not self._is_renewing:
             self._is_renewing = True
             services.tasks.spawn("renew presence", self._renew_later(services))
@@ -220,11 +229,12 @@ class PresenceBoard:
     def _row(self, services: Services, new: PresenceWrite, rooms: tuple[str, ...]) -> PresenceWrite:
         sign = self._signs.get(new.user_id, _Sign())
         now_ms = services.clock.now_ms()
+        sign.hold_at(now_ms)
         return replace(
             new,
-            last_active_ms=max(new.last_active_ms, sign.active_ms),
+            last_active_ms=max(min(new.last_active_ms, now_ms), sign.active_ms),
             currently_active=new.presence == ONLINE,
-            until_ms=max(new.until_ms, sign.until_ms, now_ms),
+            until_ms=max(min(new.until_ms, now_ms + THERE_MS_MAX), sign.until_ms, now_ms),
             written_ms=now_ms,
             room_ids=rooms,
         )
@@ -238,6 +248,8 @@ class PresenceBoard:
         """Write that users are still there, for who sees that they are gone; nobody is told."""
         now_ms = services.clock.now_ms()
         signs, self._signs = self._signs, {}
+        for sign in signs.values():
+            sign.hold_at(now_ms)
         if signs:
             known = dict(self.known)
             try:
@@ -413,7 +425,10 @@ def _is_same(old: PresenceWrite, new: PresenceWrite) -> bool:
 
 
 async def expire(services: Services) -> None:
-    """See who is gone and who is idle, and tell other servers again who is still there."""
+    """See who is gone and who is idle, and tell other servers again who is still there.
+
+    What is of a time to come was written before the clock was put back: it counts as of now.
+    """
     if not services.config.presence_enabled:
         return
     now_ms = services.clock.now_ms()
@@ -421,16 +436,28 @@ async def expire(services: Services) -> None:
     due = {
         write.user_id: write
         for write in await presence_store.list_due(
-            services.db, gone_ms, idle_ms, now_ms - REPEAT_MS, AT_ONCE_MAX
+            services.db,
+            Due(gone_ms, idle_ms, now_ms - REPEAT_MS, now_ms + AHEAD_MS, now_ms + 2 * THERE_MS_MAX),
+            AT_ONCE_MAX,
         )
     }
     if not due:
         return
     rows = [
-        replace(_expired(old, gone_ms, idle_ms), written_ms=now_ms, room_ids=rooms)
+        replace(
+            _expired(_held_at(old, now_ms), gone_ms, idle_ms), written_ms=now_ms, room_ids=rooms
+        )
         for old, rooms in (await _load(services, due)).values()
     ]
     await services.committer.commit_rows(rows)
+
+
+def _held_at(old: PresenceWrite, now_ms: int) -> PresenceWrite:
+    return replace(
+        old,
+        until_ms=min(old.until_ms, now_ms + THERE_MS_MAX),
+        last_active_ms=min(old.last_active_ms, now_ms),
+    )
 
 
 def _expired(old: PresenceWrite, gone_ms: int, idle_ms: int) -> PresenceWrite:

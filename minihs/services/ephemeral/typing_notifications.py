@@ -78,8 +78,10 @@ async def expire(services: Services, room_id: RoomId) -> None:
 
 async def expire_overdue(services: Services) -> None:
     """Do the same in every room that was left alone by the process that should have."""
-    before_ms = services.clock.now_ms() - OVERDUE_GRACE_MS
-    for room_id in await typing_reads.list_overdue(services.db, before_ms):
+    now_ms = services.clock.now_ms()
+    for room_id in await typing_reads.list_overdue(
+        services.db, now_ms - OVERDUE_GRACE_MS, now_ms + TYPING_TIMEOUT_MAX_MS + OVERDUE_GRACE_MS
+    ):
         await expire(services, RoomId(room_id))
 
 
@@ -107,8 +109,9 @@ async def _stop(services: Services, room_id: RoomId, user_id: UserId) -> None:
 
 
 def _others(typing: Mapping[str, int], user_id: str, now_ms: int) -> dict[str, int]:
-    """Return who else types still."""
-    return {u: until_ms for u, until_ms in typing.items() if u != user_id and until_ms > now_ms}
+    """Return who else types still. What lasts longer than it may has outlived a clock put back."""
+    latest_ms = now_ms + TYPING_TIMEOUT_MAX_MS
+    return {u: ms for u, ms in typing.items() if u != user_id and now_ms < ms <= latest_ms}
 
 
 async def _write(services: Services, room_id: RoomId, until_ms: dict[str, int]) -> None:

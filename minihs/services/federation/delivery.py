@@ -54,6 +54,7 @@ READ_POSITIONS_MAX = 1_000
 REPLAY_POSITIONS_MAX = 5_000  # More than that is not read again event by event.
 PAUSE_AFTER_ERROR_MS = 1_000
 LEASE_MS = 10_000
+STEP_MS = 1_000  # A clock that is set by less is only being adjusted.
 LEASES = "federation-delivery "
 
 
@@ -79,6 +80,7 @@ class Delivery:
         self._pauses = Pauses(clock)
         self._sender = Sender(clock, self.outbox, self._pauses)
         self._news = asyncio.Event()
+        self._ahead_ms = clock.now_ms() - clock.monotonic_ms()  # The wall clock, of the steady one.
         self._reading = asyncio.Lock()
 
     # --- what others ask -------------------------------------------------------------------------
@@ -159,7 +161,7 @@ class Delivery:
             for share in shares:
                 self._hand_out(services, share)
         if next_ms is not None:
-            self._clock.call_later_ms(next_ms - self._clock.now_ms(), self._news.set)
+            self._clock.call_later_ms(next_ms - self._clock.monotonic_ms(), self._news.set)
 
     def _hand_out(self, services: Services, share: Share) -> None:
         """Put a share into the queues of its servers."""
@@ -229,6 +231,7 @@ class Delivery:
         """
         outbox, db = self.outbox, services.db
         now_ms = self._clock.now_ms()
+        self._follow_clock(now_ms)
         until_ms = now_ms + LEASE_MS
         if outbox.lease_until_ms == 0:
             await destinations.insert_shards(db, SHARDS)
@@ -248,9 +251,22 @@ class Delivery:
         await outbox.save_missed()
         await outbox.save_all()
         await destinations.save_positions(db, holder, outbox.served())
-        for name in await destinations.list_due(db, list(outbox.shards), now_ms):
+        pause_ms_max = 1_000 * services.config.federation_max_backoff_seconds
+        for name in await destinations.list_due(
+            db, list(outbox.shards), now_ms, now_ms + pause_ms_max
+        ):
             self._try_now(services, name, now_ms)
-        await self._pauses.refresh(db)
+        await self._pauses.refresh(db, pause_ms_max)
+
+    def _follow_clock(self, now_ms: int) -> None:
+        """Let pauses last as long as they were to, if the wall clock was set meanwhile."""
+        ahead_ms = now_ms - self._clock.monotonic_ms()
+        step_ms, self._ahead_ms = ahead_ms - self._ahead_ms, ahead_ms
+        if abs(step_ms) > STEP_MS:
+            for destination in self.outbox.destinations.values():
+                if destination.retry_at_ms:
+                    destination.retry_at_ms += step_ms
+                    destination.is_saved = False
 
     async def give_back_shards(self, services: Services, holder: str) -> None:
         """Let other processes have our shards at once: this one ends."""

@@ -1,5 +1,8 @@
 """Pauses: servers that did not answer, and are left alone for a while.
 
+The moments in here are of the clock that never steps; those in the database are of the wall clock,
+and one that is further off than any pause lasts has outlived a clock that was put back.
+
 Spec: server-server-api#transactions
 """
 
@@ -35,18 +38,20 @@ class Pauses:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._paused: dict[str, _Pause] = {}
-        self._refreshed_ms = 0
+        self._refreshed_ms: int | None = None
 
     def is_backing_off(self, server_name: str) -> bool:
         """Return whether a server did not answer and is to be left alone for now."""
         pause = self._paused.get(server_name)
-        return pause is not None and pause.is_down and pause.until_ms > self._clock.now_ms()
+        return pause is not None and pause.is_down and pause.until_ms > self._clock.monotonic_ms()
 
     def begin(self, destination: Destination) -> None:
         """Leave a destination alone until it is to be tried again."""
         alive_ms = min(ALIVE_PAUSE_MS * (destination.failures - 1), ALIVE_PAUSE_MS_MAX)
+        monotonic_ms = self._clock.monotonic_ms()
+        until_ms = monotonic_ms + destination.retry_at_ms - self._clock.now_ms()
         self._paused[destination.name] = _Pause(
-            destination.retry_at_ms, self._clock.now_ms() + alive_ms, destination.is_down
+            until_ms, monotonic_ms + alive_ms, destination.is_down
         )
 
     def end(self, server_name: str) -> None:
@@ -60,18 +65,22 @@ class Pauses:
         then.
         """
         pause = self._paused.get(server_name)
-        if pause is None or pause.alive_from_ms > self._clock.now_ms():
+        if pause is None or pause.alive_from_ms > self._clock.monotonic_ms():
             return False
         del self._paused[server_name]
         return True
 
-    async def refresh(self, db: Database) -> None:
+    async def refresh(self, db: Database, pause_ms_max: int) -> None:
         """Learn whom other processes leave alone, if it is time to."""
-        now_ms = self._clock.now_ms()
-        if now_ms - self._refreshed_ms < REFRESH_MS:
+        monotonic_ms = self._clock.monotonic_ms()
+        if self._refreshed_ms is not None and monotonic_ms - self._refreshed_ms < REFRESH_MS:
             return
-        self._refreshed_ms = now_ms
-        for name, at_ms, is_down in await destinations.list_paused(db, now_ms):
-            self._paused.setdefault(name, _Pause(at_ms, now_ms, is_down))
-        for name in [n for n, pause in self._paused.items() if pause.until_ms <= now_ms]:
+        self._refreshed_ms = monotonic_ms
+        now_ms = self._clock.now_ms()
+        for name, at_ms, is_down in await destinations.list_paused(
+            db, now_ms, now_ms + pause_ms_max
+        ):
+            until_ms = monotonic_ms + at_ms - now_ms
+            self._paused.setdefault(name, _Pause(until_ms, monotonic_ms, is_down))
+        for name in [n for n, pause in self._paused.items() if pause.until_ms <= monotonic_ms]:
             del self._paused[name]

@@ -178,7 +178,7 @@ class Recipients:
         if own in room.joined and newcomers:
             done += await _sticky_backlog(services, stored, newcomers)
             if services.config.presence_enabled:
-                due_ms = services.clock.now_ms() + NEWCOMERS_PAUSE_MS
+                due_ms = services.clock.monotonic_ms() + NEWCOMERS_PAUSE_MS
                 self._newcomers.append(_Newcomers(stored, newcomers, due_ms))
         if ours:
             told = come | {
@@ -238,13 +238,13 @@ class Recipients:
             return
         if not room.receipts:
             pause_ms = 1_000 * (len(room.joined) - 1) // RECEIPT_TRANSACTIONS_PER_S
-            room.receipts_due_ms = services.clock.now_ms() + pause_ms
+            room.receipts_due_ms = services.clock.monotonic_ms() + pause_ms
             self._with_receipts[receipt.room_id] = room
         room.receipts.append(OutgoingReceipt(position, receipt))
 
     async def due(self, services: Services) -> tuple[list[Share], int | None]:
         """Return what has waited long enough (receipts, presence), and when more will have."""
-        now_ms = services.clock.now_ms()
+        now_ms = services.clock.monotonic_ms()
         waiting = self._with_receipts.items()
         due = [(room_id, room) for room_id, room in waiting if room.receipts_due_ms <= now_ms]
         shares = []

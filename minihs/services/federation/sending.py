@@ -98,7 +98,7 @@ class Sender:
             or self._outbox.lease_until_ms <= now_ms  # All are woken when it has been renewed.
         ):
             return
-        wait_ms = self._wait_ms(destination, now_ms)
+        wait_ms = self._wait_ms(destination)
         if wait_ms <= 0:
             destination.is_busy = True
             self._ready.append(destination)
@@ -112,15 +112,15 @@ class Sender:
 
             self._clock.call_later_ms(wait_ms, go_on)
 
-    def _wait_ms(self, destination: Destination, now_ms: int) -> int:
+    def _wait_ms(self, destination: Destination) -> int:
         """Return how long a destination is to gather events before its next transaction."""
         pace_ms = destination.pace_ms
         if len(destination.pdus) >= destination.pdus_max:
             pace_ms //= FULL_SHARE
-        return min(destination.begun_ms + pace_ms - now_ms, pace_ms)
+        return destination.begun_ms + pace_ms - self._clock.monotonic_ms()
 
     def _note_begun(self, destination: Destination) -> None:
-        begun, now_ms = self._begun_ms, self._clock.now_ms()
+        begun, now_ms = self._begun_ms, self._clock.monotonic_ms()
         begun.append(now_ms)
         while begun[0] <= now_ms - PACE_WINDOW_MS:
             begun.popleft()
@@ -164,8 +164,14 @@ class Sender:
             if not isinstance(error, DatabaseAway):
                 logger.exception("cannot deliver to %s; trying again", destination.name)
             destination.put_back()
-            destination.retry_at_ms = self._clock.now_ms() + BACK_OFF_MS
-            self._clock.call_later_ms(BACK_OFF_MS, lambda: self.wake(services, destination))
+            retry_at_ms = destination.retry_at_ms = self._clock.now_ms() + BACK_OFF_MS
+
+            def try_again() -> None:
+                if destination.retry_at_ms == retry_at_ms:  # However the clock was set meanwhile.
+                    destination.retry_at_ms = 0
+                self.wake(services, destination)
+
+            self._clock.call_later_ms(BACK_OFF_MS, try_again)
         finally:
             timer.cancel()
             self._under_way -= 1

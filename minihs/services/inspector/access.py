@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden, UnknownToken
-from minihs.services.accounts.authentication import authenticate, hash_token
+from minihs.services.accounts.authentication import authenticate, has_expired, hash_token
 from minihs.storage import inspector
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def admin_of_session(services: Services, session: str) -> str:
     owner = None if token_hash is None else await services.token_owners.load(token_hash)
     if owner is None or owner.deactivated:
         raise UnknownToken("The session has ended.", soft_logout=False)
-    if owner.expires_ms is not None and owner.expires_ms <= now_ms:
+    if has_expired(owner.expires_ms, now_ms):
         raise UnknownToken("The session has ended.", soft_logout=False)
     if not owner.admin:
         raise Forbidden("Only administrators may look at the inspector.")

@@ -51,6 +51,12 @@ async def list_due(services: Services, busy: Busy, limit: int) -> list[DelayedEv
     return await rows.list_due(services.db, services.clock.now_ms(), busy, limit)
 
 
+async def begin_again_ahead(services: Services, slack_ms: int) -> None:
+    """Let delays that began when the clock was further on begin again: it has been put back."""
+    now_ms = services.clock.now_ms()
+    await rows.restart_ahead(services.db, now_ms, now_ms + slack_ms)
+
+
 async def fetch_next_due(services: Services) -> int | None:
     """Return when the first event that is not due yet will be, or None."""
     return await rows.fetch_next_due(services.db, services.clock.now_ms())
@@ -149,7 +155,7 @@ async def forget_finalised(services: Services) -> None:
 
     MSC4140#retention-of-finalised-delayed-events
     """
-    now_ms = services.clock.now_ms()
+    now_ms = services.clock.past_ms()
     while await rows.delete_old(services.db, now_ms - RETAINED_MS, DELETED_AT_ONCE):
         pass
     await rows.delete_surplus(

@@ -69,7 +69,7 @@ async def purge_forgotten(services: Services) -> None:
 
     Spec: client-server-api#post_matrixclientv3roomsroomidforget
     """
-    now_ms = services.clock.now_ms()
+    now_ms = services.clock.past_ms()
     for purge in await forgotten_rooms.list_purges(services.db, ROOMS_AT_ONCE):
         await _purge(services, purge)
     await forgotten_rooms.note_forgotten(services.db, now_ms)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from minihs.storage.event_store import StoredEvent
     from minihs.storage.state import State
 
+AHEAD_MS_MAX = 60_000
+
 
 @dataclass(slots=True, eq=False)
 class RoomHead:
@@ -89,7 +91,9 @@ class RoomHeads:
         The id of a room may be the hash of its create event (v12), and two rooms of one user that
         are made alike in one millisecond would be the same room.
         """
-        self._last_creation_ms = max(now_ms, self._last_creation_ms + 1)
+        ahead_ms = self._last_creation_ms + 1 - now_ms
+        # More than that, and the clock has been put back.
+        self._last_creation_ms = now_ms + (ahead_ms if 0 < ahead_ms <= AHEAD_MS_MAX else 0)
         return self._last_creation_ms
 
     def slot(self, room_id: str) -> _Slot:

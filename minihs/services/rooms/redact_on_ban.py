@@ -284,9 +284,10 @@ async def purge_redacted(services: Services) -> None:
     Each step is a transaction that also notes where to go on, so it does not matter when the server
     stops. MSC4293#proposal
     """
-    settled_ms = services.clock.now_ms() - PURGE_AFTER_MS
-    steps = 0
-    for purge in await redacted_stays.list_unpurged(services.db, settled_ms, PURGES_AT_ONCE):
+    now_ms, steps = services.clock.now_ms(), 0
+    for purge in await redacted_stays.list_unpurged(
+        services.db, now_ms - PURGE_AFTER_MS, now_ms + PURGE_AFTER_MS, PURGES_AT_ONCE
+    ):
         going_on: Purge | None = purge
         while going_on is not None and steps < STEPS_AT_ONCE:
             going_on = await _purge_step(services, going_on)

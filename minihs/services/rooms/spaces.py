@@ -134,7 +134,7 @@ async def get_space_hierarchy(
     Spec: client-server-api#get_matrixclientv1roomsroomidhierarchy
     """
     page = _page(query, services.clock.now_ms())
-    until_ms = services.clock.now_ms() + SPACE_PAGE_MS
+    until_ms = services.clock.monotonic_ms() + SPACE_PAGE_MS
     walk = _Walk(services, user_id, page, [_Place(room_id, (), 0)])
     await walk.look_up([room_id])
     if walk.ours.get(room_id) is None:
@@ -142,7 +142,7 @@ async def get_space_hierarchy(
     rooms: list[Json] = []
     met = 0
     while walk.places and met < SPACE_ROOMS_MAX:
-        if rooms and services.clock.now_ms() >= until_ms:
+        if rooms and services.clock.monotonic_ms() >= until_ms:
             return {"rooms": rooms, "next_batch": page.token(met)}
         place = walk.places.pop()
         depth = walk.depths.get(place.room_id)

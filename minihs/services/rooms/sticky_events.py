@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol.event_auth import EventAuthError, check_state_dependent, select_auth_keys_of
 from minihs.protocol.state_keys import CREATE
+from minihs.protocol.stickiness import STICKY_DURATION_MS_MAX
 from minihs.services.rooms import early_redactions
 from minihs.services.rooms.heads import load_head
 from minihs.services.rooms.state import load_state_events
@@ -83,12 +84,21 @@ async def _passes(services: Services, head: RoomHead, event: Event) -> bool:
     return True
 
 
+async def follow_clock_back(services: Services, step_ms: int) -> None:
+    """Let what became sticky while the clock was ahead end when its time has passed.
+
+    To be called when the clock has been put back by `step_ms`.
+    """
+    latest_ms = services.clock.now_ms() + STICKY_DURATION_MS_MAX
+    await sticky_events.bring_forward(services.db, latest_ms, step_ms)
+
+
 async def forget_expired(services: Services) -> None:
     """Forget events that are not sticky any more, in steps that block nobody.
 
     When an event ends is written down with it, so it does not matter whether the server ran.
     """
-    now_ms = services.clock.now_ms()
+    now_ms = services.clock.past_ms()
     while await sticky_events.delete_expired(services.db, now_ms, EXPIRED_AT_ONCE):
         pass
     await sticky_events.delete_unignored(services.db, now_ms)

@@ -157,7 +157,7 @@ async def ask(
     kept = services.remote_summaries.get(key)
     if kept is not None:
         good_since_ms = since_ms if kept.summary is None else now_ms - SUMMARY_KEPT_MS
-        if good_since_ms is not None and kept.at_ms >= good_since_ms:
+        if good_since_ms is not None and good_since_ms <= kept.at_ms <= now_ms:
             return kept
     found = RemoteAnswer(now_ms, None, {}, ())
     others = (name for name in dict.fromkeys(servers) if name != services.server_name)
