@@ -44,8 +44,8 @@ def typing_in(answer: dict, room: str) -> list[str] | None:
     return None
 
 
-async def test_bob_sees_alice_start_and_stop(homeserver: Homeserver) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_bob_sees_alice_start_and_stop(timed: Homeserver) -> None:
+    alice, bob = await timed.register("alice"), await timed.register("bob")
     room = await alice.create_room()
     await bob.join(room)
     before = (await bob.sync())["next_batch"]
@@ -62,9 +62,9 @@ async def test_bob_sees_alice_start_and_stop(homeserver: Homeserver) -> None:
 
 
 @pytest.mark.parametrize("how", ["leave", "kick", "ban"])
-async def test_who_goes_types_no_longer(homeserver: Homeserver, how: str) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    carol = await homeserver.register("carol")
+async def test_who_goes_types_no_longer(timed: Homeserver, how: str) -> None:
+    alice, bob = await timed.register("alice"), await timed.register("bob")
+    carol = await timed.register("carol")
     room = await alice.create_room()
     await bob.join(room)
     await carol.join(room)
@@ -77,7 +77,7 @@ async def test_who_goes_types_no_longer(homeserver: Homeserver, how: str) -> Non
         await alice.call("POST", at(room, how), {"user_id": bob.user_id})
     told = typing_in(await carol.sync(), room)
     while told is None:  # It is told after the membership.
-        told = typing_in(await carol.sync(timeout="10000"), room)
+        told = typing_in(await carol.sync(timeout="60000"), room)
     assert told == [alice.user_id]
 
 

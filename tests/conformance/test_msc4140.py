@@ -290,10 +290,10 @@ async def test_d_3_the_worker_sleeps_exactly_until_the_next_is_due(homeserver: H
     worker.start(homeserver.services)
 
     async def is_there() -> bool:
-        advance_ms(homeserver, 1)
+        advance_ms(homeserver, 5)
         return bool(await sent(bob, room_id))
 
-    await until(is_there, within_s=60)
+    await until(is_there)
     (event,) = await sent(bob, room_id)
     assert event["origin_server_ts"] - begun_ms >= 1_234
     assert event["origin_server_ts"] - begun_ms < 1_234 + 250
@@ -312,7 +312,7 @@ async def test_d_3_one_that_is_scheduled_while_the_worker_sleeps_is_not_late(
         advance_ms(homeserver, 1)
         return bool(await sent(bob, room_id))
 
-    await until(is_there, within_s=60)
+    await until(is_there)
     (event,) = await sent(bob, room_id)
     assert soon_ms <= event["origin_server_ts"] <= soon_ms + 250
 
@@ -388,7 +388,7 @@ async def test_d_4_nobody_takes_over_while_the_lease_holds(
             clock.advance_ms(20)
             return len(await sent(bob, room_id)) == 20
 
-        await until(all_there, within_s=60)
+        await until(all_there)
         assert [event["content"]["n"] for event in await sent(bob, room_id)] == [*range(20)]
 
 

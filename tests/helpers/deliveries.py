@@ -22,8 +22,8 @@ HOLDER = "the only one"
 class Peer:
     """Another server, which takes every transaction unless it is told otherwise.
 
-    `answer` is asked first: what it returns is the answer, None is a 200. `at_once` is the most
-    transactions that were under way at any time.
+    `answer` is asked first: what it returns is the answer, None is a 200. `under_way` is how many
+    transactions have come that it has not answered yet, `at_once` the most there were at any time.
     """
 
     def __init__(self, server: EvilServer) -> None:
@@ -32,19 +32,19 @@ class Peer:
         self.user = f"@mallory:{server.name}"
         self.answer: Callable[[Received], object] = lambda _: None
         self.taken: list[Received] = []
-        self.at_once = self._now = 0
+        self.at_once = self.under_way = 0
         self.open = asyncio.Event()
         self.open.set()
         server.on("PUT", SEND, self._take)
 
     async def _take(self, received: Received) -> object:
-        self._now += 1
-        self.at_once = max(self.at_once, self._now)
+        self.under_way += 1
+        self.at_once = max(self.at_once, self.under_way)
         try:
             await self.open.wait()
             answer = self.answer(received)
         finally:
-            self._now -= 1
+            self.under_way -= 1
         if answer is None:
             self.taken.append(received)
             return {"pdus": {}}

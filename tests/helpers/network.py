@@ -86,7 +86,11 @@ class Faults:
 
 
 class InMemoryNetwork:
-    """Carries requests between servers of one process. `log` has every request, in order."""
+    """Carries requests between servers of one process.
+
+    `log` has every request, in the order of their ends; `unanswered` is how many of them servers
+    that are silent have taken, and will not answer in time.
+    """
 
     def __init__(self, clock: Clock | None = None, seed: int = 0) -> None:
         self.clock = clock or SystemClock()
@@ -96,6 +100,7 @@ class InMemoryNetwork:
         self._nodes: dict[str, Node] = {}
         self._parts: list[frozenset[str]] = []
         self._silent: frozenset[str] = frozenset()
+        self.unanswered = 0
 
     def add(self, name: str, node: Node) -> None:
         """Put a server on the network, or replace it."""
@@ -152,7 +157,11 @@ class InMemoryNetwork:
         if node is None or not self._is_connected(origin, destination):
             return RemoteError("unreachable", destination, "not on the network")
         if destination in self._silent:
-            await self.clock.sleep_ms(request.timeout_ms)
+            self.unanswered += 1
+            try:
+                await self.clock.sleep_ms(request.timeout_ms)
+            finally:
+                self.unanswered -= 1
             return RemoteError("timed_out", destination, "silent")
         faults = self.faults
         delay_ms = self._randomness.between(*faults.delay_ms)

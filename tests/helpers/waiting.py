@@ -12,7 +12,7 @@ POLL_S = 0.01
 
 
 async def until(
-    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, within_s: float = 60
+    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, within_s: float = 180
 ) -> None:
     """Return as soon as `condition` holds, and fail when it does not within the time.
 

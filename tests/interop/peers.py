@@ -99,7 +99,7 @@ class SynapsePeer:
                 str(self._python), "-m", "synapse.app.homeserver", "-c", "homeserver.yaml",
                 cwd=self._directory, stdout=log, stderr=log,
             )  # fmt: skip
-        await until(self._is_ready, within_s=120)
+        await until(self._is_ready)
 
     async def _is_ready(self) -> bool:
         assert self._process is not None
