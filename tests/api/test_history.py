@@ -96,6 +96,9 @@ async def test_parameters_of_messages_are_checked_after_the_right_to_read(
         ({}, "M_MISSING_PARAM"),
         ({"dir": "x"}, "M_INVALID_PARAM"),
         ({"dir": "b", "limit": "-1"}, "M_INVALID_PARAM"),
+        ({"dir": "b", "limit": "1_0"}, "M_INVALID_PARAM"),
+        ({"dir": "b", "limit": "\u0661"}, "M_INVALID_PARAM"),
+        ({"dir": "b", "limit": "9" * 5000}, "M_INVALID_PARAM"),
         ({"dir": "b", "filter": "{"}, "M_INVALID_PARAM"),
         ({"dir": "b", "filter": '{"types":1}'}, "M_BAD_JSON"),
     ):
