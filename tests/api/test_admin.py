@@ -140,6 +140,17 @@ async def test_C03_a_nul_cannot_move_the_borders_of_what_is_signed(homeserver: H
     assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM")
 
 
+async def test_no_tool_makes_an_account_without_a_password(homeserver: Homeserver):
+    nonce = await nonce_of(homeserver)
+    body = {"nonce": nonce, "username": "alice", "password": ""}
+    mac = proof(nonce, "alice", "", "notadmin")
+
+    answer = await homeserver.request("POST", REGISTER, {**body, "mac": mac})
+
+    assert (answer.status, answer.json["errcode"]) == (400, "M_WEAK_PASSWORD")
+    assert (await homeserver.request("GET", "/profile/@alice:hs1")).status == 404
+
+
 async def test_C03_without_a_secret_there_is_no_such_endpoint(database_url: str, tmp_path: Path):
     async with running_homeserver(
         database_url, tmp_path, registration_shared_secret=""
