@@ -8,15 +8,16 @@ from urllib.parse import quote
 import pytest
 
 from minihs.remote.transport import RemoteError
-from minihs.services.rooms.gap_filling import UNREACHED_TIMES_MAX
+from minihs.services.rooms.gap_filling import UNREACHED_PAUSE_MS, UNREACHED_TIMES_MAX
 from tests.helpers.mirror import push, send_transaction, serve
 from tests.helpers.network import raw
 from tests.helpers.rooms import MALLORY
 
 if TYPE_CHECKING:
+    from minihs.base.clock import ManualClock
     from minihs.protocol.events import Event
     from tests.helpers.homeserver import Homeserver, User
-    from tests.helpers.network import EvilServer
+    from tests.helpers.network import EvilServer, Federation
     from tests.helpers.rooms import Room
 
 API = "/_matrix/federation/v1"
@@ -78,6 +79,46 @@ async def test_an_event_whose_server_is_never_well_is_dropped_in_the_end(
         assert isinstance(await send_transaction(evil, hs1, [last]), RemoteError)
     assert last.event_id in await push(evil, hs1, [last])
     assert await hs1.services.events.get(last.event_id) is None
+
+
+async def test_a_server_that_is_never_reached_is_asked_only_now_and_then(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    answers = serve(evil, room)
+    evil.on("POST", API + "/get_missing_events/{roomId}", raw({"errcode": "M_UNKNOWN"}, 502))
+    refused = asked = 0
+    for _ in range(5):
+        say(room, "missed")
+        last = say(room, "last")
+        while isinstance(await send_transaction(evil, hs1, [last]), RemoteError):
+            refused += 1
+    asked = len(evil.asked("/get_missing_events/"))
+    assert (refused, asked) == (UNREACHED_TIMES_MAX, UNREACHED_TIMES_MAX + 1)
+    clock.advance_ms(UNREACHED_PAUSE_MS)
+    evil.on("POST", API + "/get_missing_events/{roomId}", answers.missing_events)
+
+    last = say(room, "last")
+
+    assert await push(evil, hs1, [last]) == {last.event_id: {}}
+    for event_id in room.events:  # Nothing is lost.
+        assert await hs1.services.events.get(event_id) is not None
+
+
+async def test_another_server_in_the_room_tells_what_events_of_one_that_is_not_reached_follow(
+    federation: Federation, hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    serve(evil, room)
+    other = federation.evil("other")
+    join = room.join("@oscar:other")
+    assert await push(other, hs1, [join]) == {join.event_id: {}}
+    serve(other, room)
+    evil.on("POST", API + "/get_missing_events/{roomId}", raw({"errcode": "M_UNKNOWN"}, 502))
+    missed, last = say(room, "missed"), say(room, "last")
+
+    assert await push(evil, hs1, [last]) == {last.event_id: {}}
+
+    assert await content_of(alice, room, missed) == missed.content
+    assert await content_of(alice, room, last) == last.content
 
 
 async def test_what_comes_after_its_followers_does_not_take_the_room_back(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from minihs.base.errors import Unavailable
 from minihs.services.rooms import missing, missing_state
+from minihs.services.rooms.heads import Unreached
 from minihs.services.rooms.receipt import Receipt, is_sticky_message, why_misplaced
 from minihs.storage.events import list_range
+from minihs.storage.missing_events import list_servers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAR_ENDS_MAX = 5  # Events at the far end of a gap whose states we ask for.
-UNREACHED_TIMES_MAX = 3
+OTHERS_ASKED_MAX = 2
+UNREACHED_TIMES_MAX = 3  # So often events are to be sent again,
+UNREACHED_PAUSE_MS = 60_000  # then their server is asked only as often as this,
+UNREACHED_KEPT_MS = 3_600_000  # and after this all begins anew.
 
 
 async def fetch_what_is_missing(
@@ -39,9 +44,9 @@ async def fetch_what_is_missing(
     named = {e for event in events for e in event.auth_event_ids}
     named -= {event.event_id for event in events}
     unknown = named - (await services.events.get_many(named)).keys()
-    if unknown:
+    if unknown and not _is_left_alone(services, receipt.source):
         resting = [event for event in events if not unknown.isdisjoint(event.auth_event_ids)]
-        await missing.fetch_auth_events(services, receipt.origin, receipt.room, resting)
+        await missing.fetch_auth_events(services, receipt.source, receipt.room, resting)
 
 
 async def _to_be_linked(services: Services, receipt: Receipt) -> list[Event]:
@@ -89,46 +94,86 @@ async def _fetch_prev_events(
     following = [e for e in linked if not unknown.isdisjoint(e.prev_event_ids)]
     if not following:  # They came while we waited for our turn.
         return
-    try:
-        pulled = await missing.fetch_events_between(
-            services, receipt.origin, receipt.room, following, ends
-        )
-    except missing.NotReachedError as error:
-        _let_come_again(services, receipt.origin, following, error)
-        pulled = []
+    pulled = await _pull(services, receipt, following, ends)
     receipt.pulled = [event for event in pulled if why_misplaced(receipt.room, event) is None]
     far_ends = await _unknown_prevs(services, receipt, receipt.pulled)
     for event_id in sorted(far_ends)[:FAR_ENDS_MAX]:
         try:
             after = await missing_state.fetch_state_after(
-                services, receipt.origin, receipt.room, event_id, near
+                services, receipt.source, receipt.room, event_id, near
             )
         except missing_state.UntoldError:  # Also unknown to who came in later, by what follows it.
             follower = next(e for e in receipt.pulled if event_id in e.prev_event_ids)
             after = await missing_state.fetch_state_before(
-                services, receipt.origin, receipt.room, follower, near
+                services, receipt.source, receipt.room, follower, near
             )
         if after is not None:
             receipt.states[event_id] = after
 
 
-def _let_come_again(
-    services: Services, origin: str, following: Sequence[Event], error: Exception
-) -> None:
+async def _pull(
+    services: Services, receipt: Receipt, following: Sequence[Event], ends: Sequence[EventId]
+) -> list[Event]:
+    """Return what lies between, from who pushed the events, or else from others in the room.
+
+    Raises:
+        Unavailable: nobody tells, and the events are to be sent again.
+    """
+    origin, unreached = receipt.origin, services.heads.unreached
+    if not _is_left_alone(services, origin):
+        before = unreached.get(origin)
+        try:
+            pulled = await missing.fetch_events_between(
+                services, origin, receipt.room, following, ends
+            )
+        except missing.NotReachedError as error:
+            logger.info("cannot learn what events of %s follow: %s", origin, error)
+            if unreached.get(origin) is before:  # Else that was another request beside this one.
+                times = 0 if before is None or _is_old(services, before) else before.times
+                unreached.put(origin, Unreached(times + 1, services.clock.monotonic_ms()))
+        else:
+            unreached.discard(origin)
+            return pulled
+    for server in await list_servers(services.db, receipt.room.room_nid, 1 + OTHERS_ASKED_MAX):
+        if server == origin:
+            continue
+        try:
+            pulled = await missing.fetch_events_between(
+                services, server, receipt.room, following, ends
+            )
+        except missing.NotReachedError:
+            continue
+        if pulled:  # Else it need not have heard of the events.
+            receipt.source = server
+            return pulled
+    _let_come_again(services, origin)
+    return []
+
+
+def _is_old(services: Services, unreached: Unreached) -> bool:
+    return services.clock.monotonic_ms() - unreached.asked_ms > UNREACHED_KEPT_MS
+
+
+def _is_left_alone(services: Services, origin: str) -> bool:
+    """Return whether a server was not reached several times, and lately."""
+    unreached = services.heads.unreached.get(origin)
+    return (
+        unreached is not None
+        and unreached.times > UNREACHED_TIMES_MAX
+        and services.clock.monotonic_ms() - unreached.asked_ms < UNREACHED_PAUSE_MS
+    )
+
+
+def _let_come_again(services: Services, origin: str) -> None:
     """Let a server that did not tell what its events follow send them again, a few times.
 
     They may be the last that we hear of the room, such as one by which we have to leave it. Of a
-    server that can reach us, but that we can never reach, the events are dropped in the end: what
-    it has to say of other rooms must not wait for ever.
+    server that can reach us, but that we can never reach, such events are dropped in the end, and
+    it is asked only now and then: what it has to say of other rooms must not wait for ever.
 
     Raises:
         Unavailable: the events are to be sent again.
     """
-    unreached = services.heads.unreached
-    keys = [(origin, event.event_id) for event in following]
-    tries = max(unreached.get(key) or 0 for key in keys)
-    if tries < UNREACHED_TIMES_MAX:
-        for key in keys:
-            unreached.put(key, tries + 1)
-        logger.info("cannot learn what events of %s follow: %s", origin, error)
+    unreached = services.heads.unreached.get(origin)
+    if unreached is not None and unreached.times <= UNREACHED_TIMES_MAX:
         raise Unavailable("What the events follow cannot be fetched; send them again.")

@@ -72,18 +72,29 @@ HEADS_MAX = 5_000
 UNREACHED_MAX = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A server that sends us events, but does not answer: how often in a row, and when last.
+
+    `asked_ms` is by the clock that never steps.
+    """
+
+    times: int
+    asked_ms: int
+
+
 class RoomHeads:
     """The heads that this process keeps, and the lock that orders their builders.
 
     `fetching` are the turns to fetch what a room lacks: one at a time from each server. `unreached`
-    counts how often a server did not tell what an event of its follows.
+    are the servers that did not tell what events of theirs follow.
     """
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
         self._last_creation_ms = 0
         self.fetching: Turns[tuple[str, str]] = Turns()
-        self.unreached: BoundedCache[tuple[str, str], int] = BoundedCache(UNREACHED_MAX)
+        self.unreached: BoundedCache[str, Unreached] = BoundedCache(UNREACHED_MAX)
 
     def creation_ms(self, now_ms: int) -> int:
         """Return when a room is made: no two at the same moment.

@@ -25,7 +25,8 @@ class Receipt:
     """Events of one room on their way in, and what is known only of this way.
 
     `pulled` were fetched because the pushed `events` follow them. `states` are those after events
-    that we lack. `dropped` says why nothing is kept of an event.
+    that we lack. `dropped` says why nothing is kept of an event. `source` is the server that is
+    asked for what we lack: the one that pushed the events, or another that is in the room.
     """
 
     origin: str
@@ -35,6 +36,10 @@ class Receipt:
     pulled: list[Event] = field(default_factory=list)
     states: dict[EventId, State] = field(default_factory=dict)
     dropped: dict[EventId, str] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        self.source = self.source or self.origin
 
     def in_order(self) -> list[Event]:
         """Return all events, each after those that it follows or rests upon."""
