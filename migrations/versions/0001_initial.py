@@ -858,13 +858,13 @@ def upgrade() -> None:
             "room_nid", sa.BigInteger(), autoincrement=False, nullable=False, comment="The room"
         ),
         sa.Column("user_id", sa.Text(), nullable=False, comment="Whose stay it was"),
-        sa.Column("first_join_id", sa.Text(), nullable=False, comment="The join that began it"),
         sa.Column(
             "because_id",
             sa.Text(),
             nullable=False,
             comment="The kick or ban that ended it, and redacts it",
         ),
+        sa.Column("first_join_id", sa.Text(), nullable=False, comment="The join that began it"),
         sa.Column(
             "join_ids",
             postgresql.ARRAY(sa.Text()),
@@ -876,6 +876,12 @@ def upgrade() -> None:
             postgresql.ARRAY(sa.Text()),
             nullable=False,
             comment="Events of it that stay: state that kept the room safe at that moment",
+        ),
+        sa.Column(
+            "replaces",
+            postgresql.ARRAY(sa.Text()),
+            nullable=False,
+            comment="Kicks and bans in whose place this one is named where both redact an event",
         ),
         sa.Column(
             "position",
@@ -911,9 +917,9 @@ def upgrade() -> None:
             comment="The content of whatever it covers is gone",
         ),
         sa.PrimaryKeyConstraint(
-            "room_nid", "user_id", "first_join_id", name=op.f("redacted_stays_pkey")
+            "room_nid", "user_id", "because_id", name=op.f("redacted_stays_pkey")
         ),
-        comment="Stays in rooms that a kick or ban redacted (MSC4293): one row, however much was said",
+        comment="Stays in rooms that a kick or ban redacted (MSC4293): a row, however much was said",
     )
     op.create_index("redacted_stays_position", "redacted_stays", ["position"], unique=False)
     op.create_index(

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from minihs.protocol import unstable
+from minihs.protocol.event_auth import EventAuthError, check_state_dependent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from minihs.protocol.events import Event
+    from minihs.protocol.identifiers import StateKey
     from minihs.protocol.power_levels import PowerLevels
 
 CONTROL_STATE: Final = frozenset(
@@ -153,20 +155,41 @@ def _cited_member(event: Event, user_id: str, find: Callable[[str], Event | None
     return None
 
 
-def joins_of_stay(first_join_id: str, members: Iterable[Event]) -> frozenset[str]:
-    """Return the ids of the join events of a stay: the one that began it, and changes of profile.
+def goes_on(join: Event, after: Mapping[StateKey, Event]) -> bool:
+    """Return whether its sender goes on, by a change of profile, in spite of a kick or ban.
 
-    `members` are member events of its user, in any order, also such as branch off the others. With
-    these ids an event tells by itself whether it is of the stay: see `is_of_joins`.
+    `join` was sent beside the kick or ban, of which it does not know; `after` is the state after
+    that, or what of it authorizes the join. It is taken for a return: where anybody may join, who
+    is kicked may come back at once, and what they say then is not redacted. Nobody goes on after a
+    ban. This is, nearly always, what state resolution finds as well, but it depends on nothing else
+    that happens in the room, so that all servers agree whatever else they have seen.
+
+    MSC4293#proposal
+    """
+    try:
+        check_state_dependent(join, after)
+    except EventAuthError:
+        return False
+    return True
+
+
+def joins_of_stay(
+    led_by: Collection[str], members: Iterable[Event], going_on: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the ids of the join events of a stay, of which some are known: `led_by`.
+
+    `members` are member events of its user, in any order, also such as branch off the others; by
+    those that are `going_on` the stay goes on beyond what is asked for. With the ids an event tells
+    by itself whether it is of the stay: see `is_of_joins`.
 
     MSC4293#proposal
     """
     following: dict[str, list[Event]] = {}
     for member in members:
-        if is_own_join(member):
+        if is_own_join(member) and member.event_id not in going_on:
             for cited in member.auth_event_ids:
                 following.setdefault(cited, []).append(member)
-    found, queue = {first_join_id}, [first_join_id]
+    found, queue = set(led_by), list(led_by)
     while queue:
         for member in following.get(queue.pop(), ()):
             if member.event_id not in found:

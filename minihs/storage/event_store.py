@@ -21,7 +21,7 @@ from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.storage.sql import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from minihs.protocol.identifiers import EventId
     from minihs.storage.database import Queries, Row
@@ -146,16 +146,18 @@ class StoredEvent:
         """When its sender says that it was sent, as near as the database can note it."""
         return max(-INTEGER_MAX, min(self.event.origin_server_ts, INTEGER_MAX))
 
-    def redact_for_good(self, because_id: EventId) -> None:
+    def redact_for_good(self, because_id: EventId, replaces: Collection[str] = ()) -> None:
         """Take an event's content away, also from those who look at it otherwise than to show it.
 
         The id and the signatures stay right (Spec: server-server-api#signing-events), and so does
-        what authorization needs. A redaction that came before stays the reason.
+        what authorization needs. A redaction that came before stays the reason, unless this one
+        `replaces` it.
         """
         event = self.event
         pdu = redact(event.pdu, event.room_version)
         self.event = Event.from_pdu(pdu, event.room_version, event.event_id)
-        self.redacted_by = self.redacted_by or because_id
+        if self.redacted_by is None or self.redacted_by in replaces:
+            self.redacted_by = because_id
         self.thread_root = self.sticky_until_ms = None
         self.client_head = None
 
@@ -312,12 +314,13 @@ class EventStore:
         From now on its events are redacted when they are read, until the purge has rewritten them,
         and those of `window` and of the cache at once; whatever quotes its user is made anew.
         """
-        self._stays.setdefault(stay.user_id, {})[stay.first_join_id] = stay
+        self._stays.setdefault(stay.user_id, {})[stay.because_id] = stay
         if stay.purged:  # What was read before may still be on its way.
-            self._purged_stays[stay.user_id, stay.first_join_id] = None
+            self._purged_stays[stay.user_id, stay.because_id] = None
             if len(self._purged_stays) > PURGED_STAYS_MAX:
                 self._forget_purged_stay()
             return
+        self._purged_stays.pop((stay.user_id, stay.because_id), None)
         user = canonical_json.encode(stay.user_id)
         sender = b'"sender":' + user
         for stored in (*self._cache.values(), *window):
@@ -327,15 +330,15 @@ class EventStore:
                 stored.client_head = None
 
     def _forget_purged_stay(self) -> None:
-        (user_id, first_join_id), _ = self._purged_stays.popitem(last=False)
+        (user_id, because_id), _ = self._purged_stays.popitem(last=False)
         of_user = self._stays[user_id]
-        del of_user[first_join_id]
+        del of_user[because_id]
         if not of_user:
             del self._stays[user_id]
 
     def redact_by_stays(self, stored: StoredEvent) -> None:
         """Redact an event if a stay that it is of has been redacted."""
-        for stay in self._stays.get(stored.event.sender, _NO_STAYS).values():
+        for _, stay in sorted(self._stays.get(stored.event.sender, _NO_STAYS).items()):
             _redact_if_covered(stored, stay)
 
 
@@ -346,4 +349,4 @@ def _redact_if_covered(stored: StoredEvent, stay: StayRedaction) -> None:
         and (stored.position or 0) <= stay.upto
         and stay.covers(stored.event)
     ):
-        stored.redact_for_good(stay.because_id)
+        stored.redact_for_good(stay.because_id, stay.replaces)

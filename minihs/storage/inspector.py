@@ -153,7 +153,7 @@ LIST_STAYS = statement(
       next_major, next_nid
     FROM redacted_stays
     WHERE room_nid = $1
-    ORDER BY created_ms DESC, user_id, first_join_id
+    ORDER BY created_ms DESC, user_id, because_id
     LIMIT $2
     """,
 )

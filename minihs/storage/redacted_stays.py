@@ -47,7 +47,7 @@ class Purgeable:
 
 _STAY = """
       r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids,
-      s.created_ms, s.upto, s.purged
+      s.replaces, s.created_ms, s.upto, s.purged
 """
 
 # Primary key of redacted_stays.
@@ -148,8 +148,15 @@ PURGE_EVENTS = statement(
     """
     UPDATE events e
     SET
-      json = new.json, redacted_by = coalesce(e.redacted_by, $3), notifies = false,
-      thread_root = NULL, sticky_until_ms = NULL
+      json = new.json, notifies = false, thread_root = NULL, sticky_until_ms = NULL,
+      redacted_by = CASE
+        WHEN e.redacted_by IS NULL OR e.redacted_by IN (
+          SELECT s.because_id
+          FROM redacted_stays s
+          WHERE s.room_nid = $4 AND s.user_id = $5 AND s.because_id > $3
+        ) THEN $3
+        ELSE e.redacted_by
+      END
     FROM unnest($1::bigint[], $2::text[]) AS new (event_nid, json)
     WHERE e.event_nid = new.event_nid
     """,
@@ -187,13 +194,13 @@ DELETE_STICKY = statement(
     "DELETE FROM sticky_events WHERE event_id = ANY($1::text[])",
 )
 
-# Primary key of redacted_stays.
+# Primary key of redacted_stays. If it was redacted anew meanwhile, the purge has to begin anew.
 MARK_PROGRESS = statement(
     "redacted_stays.mark_progress",
     """
     UPDATE redacted_stays
-    SET next_major = $4, next_minor = $5, next_nid = $6
-    WHERE room_nid = $1 AND user_id = $2 AND first_join_id = $3
+    SET next_major = $5, next_minor = $6, next_nid = $7
+    WHERE room_nid = $1 AND user_id = $2 AND because_id = $3 AND upto = $4
     """,
 )
 
@@ -268,7 +275,15 @@ async def purge_events(
     """Replace the JSON of events by redacted JSON, and take back what else they left behind."""
     nids = [event.event_nid for event, _ in redacted]
     rows = await tx.fetch(LOCK_EVENTS, nids)
-    await tx.execute(PURGE_EVENTS, nids, [json for _, json in redacted], purge.stay.because_id)
+    stay = purge.stay
+    await tx.execute(
+        PURGE_EVENTS,
+        nids,
+        [json for _, json in redacted],
+        stay.because_id,
+        purge.room_nid,
+        stay.user_id,
+    )
     positions = [row[1] for row in rows if row[1] is not None]
     if positions:
         await tx.execute(DELETE_PUSHES, purge.room_nid, positions)
@@ -284,5 +299,5 @@ async def mark_progress(
     """Note where a purge goes on."""
     stay = purge.stay
     await queries.execute(
-        MARK_PROGRESS, purge.room_nid, stay.user_id, stay.first_join_id, *place, next_nid
+        MARK_PROGRESS, purge.room_nid, stay.user_id, stay.because_id, stay.upto, *place, next_nid
     )

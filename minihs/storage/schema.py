@@ -252,8 +252,8 @@ redacted_stays = Table(
     metadata,
     _bigint("room_nid", "The room", primary_key=True, autoincrement=False),
     _text("user_id", "Whose stay it was", primary_key=True),
-    _text("first_join_id", "The join that began it", primary_key=True),
-    _text("because_id", "The kick or ban that ended it, and redacts it"),
+    _text("because_id", "The kick or ban that ended it, and redacts it", primary_key=True),
+    _text("first_join_id", "The join that began it"),
     Column(
         "join_ids",
         ARRAY(Text),
@@ -265,6 +265,12 @@ redacted_stays = Table(
         ARRAY(Text),
         nullable=False,
         comment="Events of it that stay: state that kept the room safe at that moment",
+    ),
+    Column(
+        "replaces",
+        ARRAY(Text),
+        nullable=False,
+        comment="Kicks and bans in whose place this one is named where both redact an event",
     ),
     _bigint("position", "In the stream, when it was last changed"),
     _bigint("upto", "What came after this position was judged when it came"),
@@ -279,7 +285,7 @@ redacted_stays = Table(
     _flag("purged", "The content of whatever it covers is gone"),
     Index("redacted_stays_unpurged", "room_nid", postgresql_where=text("NOT purged")),
     Index("redacted_stays_position", "position"),
-    comment="Stays in rooms that a kick or ban redacted (MSC4293): one row, however much was said",
+    comment="Stays in rooms that a kick or ban redacted (MSC4293): a row, however much was said",
 )
 
 state_keys = Table(

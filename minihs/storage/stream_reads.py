@@ -129,7 +129,7 @@ LIST_STAY_REDACTIONS = statement(
     """
     SELECT
       s.position, r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids,
-      s.spared_ids, s.created_ms, s.upto, s.purged
+      s.spared_ids, s.replaces, s.created_ms, s.upto, s.purged
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE s.position > $1 AND s.position <= $2
@@ -140,8 +140,8 @@ LIST_UNPURGED_STAYS = statement(
     "stream_reads.list_unpurged_stays",
     """
     SELECT
-      r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids, s.created_ms,
-      s.upto, s.purged
+      r.room_id, s.user_id, s.first_join_id, s.because_id, s.join_ids, s.spared_ids, s.replaces,
+      s.created_ms, s.upto, s.purged
     FROM redacted_stays s
     JOIN rooms r ON r.room_nid = s.room_nid
     WHERE NOT s.purged

@@ -91,8 +91,10 @@ class StayRedaction:
     """A kick or ban redacts the stay that it ended (MSC4293), or more is known of such a stay.
 
     `join_ids` are its joins as far as they are known, `spared_ids` those of its events that are not
-    redacted, `unstuck` those that were sticky. What came after position `upto` (0: the one that
-    this row gets) was judged when it came. `purged`: no content of it is left.
+    redacted, `unstuck` those that were sticky. Of an event that several kicks and bans redact, the
+    one with the least id is the reason: `replaces` are those that this one is preferred to. What
+    came after position `upto` (0: the one that this row gets) was judged when it came. `purged`: no
+    content of it is left.
     """
 
     room_id: RoomId
@@ -101,6 +103,7 @@ class StayRedaction:
     because_id: EventId
     join_ids: frozenset[str]
     spared_ids: frozenset[str]
+    replaces: frozenset[str]
     created_ms: int
     upto: int = 0
     purged: bool = False
@@ -115,6 +118,7 @@ class StayRedaction:
         because_id: EventId,
         join_ids: Sequence[str],
         spared_ids: Sequence[str],
+        replaces: Sequence[str],
         created_ms: int,
         upto: int,
         purged: bool,  # noqa: FBT001  # a column
@@ -122,7 +126,7 @@ class StayRedaction:
         """Return the stay of a row."""
         return cls(
             room_id, user_id, first_join_id, because_id, frozenset(join_ids),
-            frozenset(spared_ids), created_ms, upto, purged,
+            frozenset(spared_ids), frozenset(replaces), created_ms, upto, purged,
         )  # fmt: skip
 
     def covers(self, event: Event) -> bool:

@@ -142,32 +142,43 @@ WRITE_STICKY_EVENTS = BatchStatement(
     {"new": {"event_id": "text", "position": "bigint"}},
 )
 
-# Primary key. The purge begins at the newest place in the room. More joins of a stay come later.
+# Primary key. The purge begins at the newest place in the room, and anew where a kick or ban that
+# had been taken back is in force again (the row is new: upto 0). More joins of a stay come later.
 WRITE_STAY_REDACTIONS = BatchStatement(
     "stream_writes.stay_redactions",
     """
     INSERT INTO redacted_stays AS old (
-      room_nid, user_id, first_join_id, because_id, join_ids, spared_ids, created_ms,
+      room_nid, user_id, first_join_id, because_id, join_ids, spared_ids, replaces, created_ms,
       purged, position, upto, next_major, next_minor
     )
-    SELECT DISTINCT ON (r.room_nid, user_id, first_join_id)
+    SELECT DISTINCT ON (r.room_nid, user_id, because_id)
       r.room_nid, user_id, first_join_id, because_id, join_ids::text[], spared_ids::text[],
-      created_ms, purged, position, position, 9223372036854775807, 0
+      replaces::text[], created_ms, purged, position,
+      CASE WHEN upto = 0 THEN position ELSE upto END, 9223372036854775807, 0
     FROM {new}
     JOIN rooms r ON r.room_id = new.room_id
-    ORDER BY r.room_nid, user_id, first_join_id, position DESC
-    ON CONFLICT (room_nid, user_id, first_join_id) DO UPDATE
+    ORDER BY r.room_nid, user_id, because_id, position DESC
+    ON CONFLICT (room_nid, user_id, because_id) DO UPDATE
     SET
       position = excluded.position,
       join_ids = ARRAY(SELECT DISTINCT unnest(old.join_ids || excluded.join_ids)),
       spared_ids = ARRAY(SELECT DISTINCT unnest(old.spared_ids || excluded.spared_ids)),
-      purged = old.purged OR excluded.purged
+      replaces = ARRAY(SELECT DISTINCT unnest(old.replaces || excluded.replaces)),
+      upto = greatest(old.upto, excluded.upto),
+      purged = CASE sign(excluded.upto - old.upto)
+        WHEN 1 THEN excluded.purged WHEN 0 THEN old.purged OR excluded.purged ELSE old.purged
+      END,
+      next_major =
+        CASE WHEN excluded.upto > old.upto THEN excluded.next_major ELSE old.next_major END,
+      next_minor =
+        CASE WHEN excluded.upto > old.upto THEN excluded.next_minor ELSE old.next_minor END,
+      next_nid = CASE WHEN excluded.upto > old.upto THEN NULL ELSE old.next_nid END
     """,
     {
         "new": {
             "room_id": "text", "user_id": "text", "first_join_id": "text", "because_id": "text",
-            "join_ids": "text", "spared_ids": "text", "created_ms": "bigint", "purged": "boolean",
-            "position": "bigint",
+            "join_ids": "text", "spared_ids": "text", "replaces": "text", "created_ms": "bigint",
+            "upto": "bigint", "purged": "boolean", "position": "bigint",
         },
     },
 )  # fmt: skip

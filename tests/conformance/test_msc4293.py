@@ -493,6 +493,99 @@ async def test_r_14_a_kick_beside_a_change_of_name_is_the_same_in_any_order(
     assert kept.redacted_by == kick.event_id
 
 
+async def two_moderators(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, ban: int = 50
+) -> tuple[str, str]:
+    """Let two of evil's users join who may kick, and the first of whom may ban; return them."""
+    moderators = "@one:evil", "@other:evil"
+    await push(evil, hs1, [room.join(user_id) for user_id in moderators])
+    levels = await alice.call("GET", f"/rooms/{quote(room.room_id)}/state/m.room.power_levels")
+    levels |= {"ban": ban, "users": levels["users"] | dict(zip(moderators, (75, 50), strict=True))}
+    await alice.put_state(room.room_id, "m.room.power_levels", levels)
+    await refresh(room, hs1)
+    return moderators
+
+
+async def test_r_14_a_second_ban_redacts_what_the_first_one_spared(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    """Mallory goes on by a change of name beside the kick, and all of that is purged by then."""
+    one, _ = await two_moderators(hs1, alice, evil, room)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    kicked, renamed = {"membership": "leave", FLAG: True}, {"membership": "join"}
+    kick = room.send(one, "m.room.member", kicked, state_key=MALLORY, prev=[spam])
+    rename = room.send(MALLORY, "m.room.member", renamed, state_key=MALLORY, prev=[spam])
+    said = room.send(MALLORY, "m.room.message", {"body": "on I go"}, prev=[rename])
+    await push(evil, hs1, [spam, kick, rename, said])
+    await purge(hs1, clock)
+    assert not by_ban(await shown_to(alice, room, said))
+    banned = await alice.put_state(
+        room.room_id, "m.room.member", {"membership": "ban", **FLAGGED}, MALLORY
+    )
+    for _ in range(2):
+        for event, reasons in ((spam, {kick.event_id, banned}), (said, {banned})):
+            shown = await shown_to(alice, room, event)
+            assert by_ban(shown)
+            assert shown["unsigned"]["redacted_because"]["event_id"] in reasons
+        await purge(hs1, clock)
+        hs1.services.events.drop_committed()
+    assert "on I go" not in await stored_json(hs1, said.event_id)
+
+
+@pytest.mark.parametrize("order", ["kick first", "ban first", "together"])
+async def test_r_14_a_kick_redacts_though_somebody_was_faster_with_a_ban(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, order: str
+):
+    """Who may kick but not ban cannot kick who is banned: where the ban is first, it soft-fails."""
+    one, other = await two_moderators(hs1, alice, evil, room, ban=75)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    await push(evil, hs1, [spam])
+    removals = [
+        room.send(sender, "m.room.member", content, state_key=MALLORY, prev=[spam])
+        for sender, content in (
+            (other, {"membership": "leave", FLAG: True}),
+            (one, {"membership": "ban"}),
+        )
+    ]
+    in_order = removals[::-1] if order == "ban first" else removals
+    for pushed in [in_order] if order == "together" else [[event] for event in in_order]:
+        await push(evil, hs1, pushed)
+    shown = await shown_to(alice, room, spam)
+    assert by_ban(shown)
+    assert shown["unsigned"]["redacted_because"]["event_id"] == removals[0].event_id
+
+
+@pytest.mark.parametrize("order", ["ban first", "ban last"])
+async def test_r_14_who_slips_past_a_ban_by_a_kick_beside_it_is_redacted_all_the_same(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, order: str
+):
+    """State resolution prefers the kick to the ban, and a change of name to the kick."""
+    one, other = await two_moderators(hs1, alice, evil, room)
+    spam = room.send(MALLORY, "m.room.message", {"body": "spam"})
+    await push(evil, hs1, [spam])
+    banned: dict[str, object] = {"membership": "ban", FLAG: True}
+    ban = room.send(one, "m.room.member", banned, state_key=MALLORY, prev=[spam])
+    left: dict[str, object] = {"membership": "leave"}
+    kick = room.send(other, "m.room.member", left, state_key=MALLORY, prev=[spam])
+    renamed: dict[str, object] = {"membership": "join", "displayname": "Eve"}
+    rename = room.send(MALLORY, "m.room.member", renamed, state_key=MALLORY, prev=[spam])
+    said = room.send(MALLORY, "m.room.message", {"body": "on I go"}, prev=[rename])
+    beside = [kick, rename, said]
+    for event in [ban, *beside] if order == "ban first" else [*beside, ban]:
+        await push(evil, hs1, [event])
+    members = await alice.call("GET", f"/rooms/{quote(room.room_id)}/joined_members")
+    assert MALLORY in members["joined"]
+    for event in (spam, rename, said):
+        stored = await hs1.services.events.get(event.event_id)
+        assert stored is not None
+        assert stored.redacted_by == ban.event_id
+    back = room.send(MALLORY, "m.room.member", {"membership": "leave"}, state_key=MALLORY)
+    joined = room.join(MALLORY)
+    sorry = room.send(MALLORY, "m.room.message", {"body": "sorry"})
+    await push(evil, hs1, [back, joined, sorry])
+    assert not by_ban(await shown_to(alice, room, sorry))
+
+
 async def test_r_14_three_servers_redact_the_same_though_one_was_away(
     federation: Federation, clock: ManualClock
 ):

@@ -12,6 +12,7 @@ from minihs.protocol.power_levels import PowerLevels
 from minihs.protocol.redact_on_ban import (
     RedactedStay,
     asks_to_redact,
+    goes_on,
     is_covered,
     is_of_joins,
     joins_leading_to,
@@ -111,9 +112,30 @@ def test_the_stay_is_covered_whatever_the_order_of_arrival(room: Room) -> None:
     room.member("$back", MALLORY, MALLORY, "join", "$ban")
     room.add("$new", MALLORY, "$back")
     room.add("$other", BOB, "$join2")
-    joins = joins_of_stay("$join2", room.events.values())
+    joins = joins_of_stay({"$join2"}, room.events.values())
     covered = {n for n, event in room.events.items() if is_of_joins(event, MALLORY, joins)}
     assert covered == {"$D", "$E", "$join2", "$renamed", "$late"}
+
+
+def test_by_a_change_of_profile_that_goes_on_the_stay_is_redacted_no_further(room: Room) -> None:
+    room.member("$again", MALLORY, MALLORY, "join", "$create", "$renamed")
+    joins = joins_of_stay({"$join2"}, room.events.values(), {"$renamed"})
+    assert joins == {"$join2"}
+    assert joins_of_stay(joins, room.events.values()) == {"$join2", "$renamed", "$again"}
+
+
+@pytest.mark.parametrize(
+    ("membership", "rule", "can"),
+    [("leave", "public", True), ("leave", "invite", False), ("ban", "public", False)],
+)
+def test_who_is_kicked_goes_on_where_anybody_may_join(
+    room: Room, membership: str, rule: str, can: bool
+) -> None:
+    create = room.add("$create", ALICE, event_type="m.room.create", state_key="", creator=ALICE)
+    rules = room.add("$rules", ALICE, event_type="m.room.join_rules", state_key="", join_rule=rule)
+    removal = room.member("$removal", ALICE, MALLORY, membership, "$join2", **FLAG)
+    after = {event.key: event for event in (create, rules, removal)}
+    assert goes_on(room.events["$renamed"], after) is can
 
 
 def test_a_rename_is_no_shield(room: Room) -> None:

@@ -7,7 +7,7 @@ whole or not at all. Nothing is called back afterwards: readers follow the strea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
 from minihs.base.tasks import give_way
@@ -199,27 +199,32 @@ async def _redact_late(
     head, event = plan.head, stored.event
     member = planned.auth.get(("m.room.member", event.sender))
     present_id = head.state.entries.get(("m.room.member", event.sender))
-    if present_id == event.event_id:
-        # By it they go on, whoever has ended what was before in this very plan.
-        plan.rows[:] = [
-            replace(row, spared_ids=row.spared_ids | {event.event_id})
-            if isinstance(row, StayRedaction) and row.user_id == event.sender
-            else row
-            for row in plan.rows
-        ]
+    if member is None:
         return False
-    if member is None or present_id == member.event_id:
+    planned_stays = _planned_stays(plan, event.sender)
+    is_present = present_id in (member.event_id, event.event_id)
+    if is_present and member.redacted_by is None and not planned_stays:
         return False
-    present: dict[str, EventId] = {} if present_id is None else {event.sender: present_id}
-    is_in_force = event.is_state and head.state.entries.get(event.key) == event.event_id
     covered, changed = await redact_on_ban.find_covering(
-        services, head.cursor.room_nid, [stored], present, {event.event_id} if is_in_force else ()
+        services, head.cursor.room_nid, [stored], head.state, planned_stays
     )
+    known_now = {stay.because_id for stay in changed}
+    plan.rows[:] = [
+        row
+        for row in plan.rows
+        if not (isinstance(row, StayRedaction) and row.because_id in known_now)
+    ]
     plan.rows += changed
     if event.event_id not in covered:
         return False
     stored.redact_for_good(covered[event.event_id])
     return True
+
+
+def _planned_stays(plan: Plan, *user_ids: str) -> list[StayRedaction]:
+    """Return the redacted stays of some users that will be written with a plan."""
+    rows = plan.rows
+    return [row for row in rows if isinstance(row, StayRedaction) and row.user_id in user_ids]
 
 
 async def _ended_stays(
@@ -243,9 +248,10 @@ async def _ended_stays(
             if stored is not None and stored.state_before is not None:
                 before = await services.states.get(stored.state_before)
         members.append((event, before))
-    head, planned = plan.head, [write.stored.event for write in plan.writes]
+    head, planned = plan.head, [*(write.stored.event for write in plan.writes), *events]
+    planned_stays = _planned_stays(plan, *(event.state_key or "" for event in asking))
     return await redact_on_ban.find_ended_stays(
-        services, head.room_id, head.cursor.room_nid, members, head.state, planned
+        services, head.room_id, head.cursor.room_nid, members, head.state, planned, planned_stays
     )
 
 

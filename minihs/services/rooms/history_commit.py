@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import forget, redact_on_ban
-from minihs.storage import history_writes, rooms, sticky_events
+from minihs.storage import history_writes, sticky_events
 from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
 from minihs.storage.stream_rows import StickyEvent
 
@@ -73,25 +73,29 @@ async def _stays_ended_in_history(
 ) -> list[StayRedaction]:
     """Return the stays that fetched kicks and bans once redacted. MSC4293#proposal.
 
-    Each acts upon the stay that it ended, whatever became of its target since.
+    Each acts upon the stay that it ended, whatever became of its target since. So does a kick that
+    is soft-failed only because another moderator was faster with a ban, which its sender may not
+    lift; but not one of somebody who has lost the power.
     """
-    members: list[tuple[Event, State | None]] = []
-    for write in writes:
-        stored = write.stored
-        if (
-            stored.status == ACCEPTED
-            and stored.order is not None
-            and stored.state_before is not None
-            and asks_to_redact(stored.event)
-        ):
-            members.append((stored.event, await services.states.get(stored.state_before)))
-    if not members:
+    asking = [
+        write.stored
+        for write in writes
+        if asks_to_redact(write.stored.event) and write.stored.state_before is not None
+    ]
+    if not asking:
         return []
-    room_id = members[0][0].room_id
-    current = await rooms.list_current_states(services.db, [room_id])
-    return await redact_on_ban.find_ended_stays(
-        services, room_id, room_nid, members, await services.states.get(current[room_id])
-    )
+    room_id = asking[0].event.room_id
+    current = await redact_on_ban.current_state(services, room_id)
+    members: list[tuple[Event, State | None]] = [
+        (stored.event, await redact_on_ban.state_before(services, stored))
+        for stored in asking
+        if (stored.status == ACCEPTED and stored.order is not None)
+        or (
+            stored.status == SOFT_FAILED
+            and await redact_on_ban.has_power(services, stored.event, current)
+        )
+    ]
+    return await redact_on_ban.find_ended_stays(services, room_id, room_nid, members, current)
 
 
 async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:

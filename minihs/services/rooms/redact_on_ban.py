@@ -9,13 +9,15 @@ content out of the database, with whatever else it left behind: counts of unread
 stickiness.
 
 The rules are `protocol.redact_on_ban`. To which stay an event belongs is read from what it cites,
-so every server finds the same. Three things are ours:
+so every server finds the same. Four things are ours:
 
 * the stay begins with its first join: a change of display name shields nothing;
 * control state stays (`protocol.redact_on_ban.CONTROL_STATE`) if it was in force before the kick or
   ban, which all servers agree about, or is in force when we learn of that;
 * a late event is redacted by the stay that it cites, also after its sender has come back; but no
-  longer where the flag has been redacted, or where state resolution has taken the ban back.
+  longer where the flag has been redacted, or where state resolution has taken the ban back;
+* each kick or ban acts for itself, also beside another one; a change of profile sent beside a kick
+  may be a return, and ends its reach (`protocol.redact_on_ban.goes_on`).
 
 MSC4293#proposal
 """
@@ -27,16 +29,23 @@ from typing import TYPE_CHECKING
 
 from minihs.base.tasks import give_way
 from minihs.protocol import canonical_json
+from minihs.protocol.event_auth import (
+    EventAuthError,
+    check_state_dependent,
+    select_auth_keys_of,
+)
 from minihs.protocol.events import Event
 from minihs.protocol.power_levels import PowerLevels
 from minihs.protocol.redact_on_ban import (
     STAY_JOINS_COUNT_MAX,
     RedactedStay,
     asks_to_redact,
+    goes_on,
     is_control_state,
     is_covered,
     is_of_joins,
     is_own_join,
+    joins_leading_to,
     joins_of_stay,
     redacted_stay,
 )
@@ -46,7 +55,7 @@ from minihs.protocol.state_keys import CREATE, POWER_LEVELS
 from minihs.services.rooms.client_events import as_shown
 from minihs.services.rooms.state import load_state_events
 from minihs.services.rooms.stripped_state import purge_stripped
-from minihs.storage import redacted_stays
+from minihs.storage import redacted_stays, rooms
 from minihs.storage.event_store import SOFT_FAILED
 from minihs.storage.stream_rows import StayRedaction
 
@@ -78,16 +87,19 @@ async def find_ended_stays(
     members: Iterable[tuple[Event, State | None]],
     current: State,
     planned: Iterable[Event] = (),
+    planned_stays: Iterable[StayRedaction] = (),
 ) -> list[StayRedaction]:
     """Return the stays that some kicks and bans redact: of each the row that says so.
 
     Of each member event the state before it is given; None for an outlier, of which nothing else is
-    known than what it cites. `current` is the room's state with them, `planned` are events that
-    will be committed before them. Events that ask for no redaction cost nothing.
+    known than what it cites. `current` is the room's state with them; `planned` are events, and
+    `planned_stays` rows, that will be committed before them. Events that ask for no redaction cost
+    nothing.
 
     A kick or ban need not be part of `current`: state resolution may prefer another one, or a join
     by which the target goes on. What was said before it is redacted all the same, as on servers
-    where it comes first, unless the stay has not ended at all.
+    where it comes first, unless it has been taken back. And each has a row of its own, so that none
+    takes anything away from another.
 
     MSC4293#proposal
     """
@@ -102,6 +114,8 @@ async def find_ended_stays(
             services.db, services.events, room_nid, targets
         )
     }
+    others = await redacted_stays.list_stays(services.db, room_nid, targets)
+    written = {stay.because_id: stay for stay in (*others, *planned_stays)}
     control = await _control_state(services, current)
     found: list[StayRedaction] = []
     for number, (event, before) in enumerate(asking, 1):
@@ -109,10 +123,15 @@ async def find_ended_stays(
         present_id = current.get("m.room.member", event.state_key or "")
         if stay is not None and present_id not in stay.led_by:
             was_control = () if before is None else await _control_state(services, before)
-            joins = joins_of_stay(stay.first_join_id, known.values())
-            forked: Iterable[str] = ()
-            if present_id in joins:  # State resolution lets them go on by a fork of the stay.
-                joins, forked = stay.led_by, joins - stay.led_by
+            going_on = await _going_on(
+                services, event, before or current, stay.led_by, known.values()
+            )
+            if not await has_power(services, event, current):
+                going_on |= _led_to(present_id, known) - stay.led_by
+            joins = joins_of_stay(stay.led_by, known.values(), going_on)
+            # If it is in force again, what was said while it was not stays.
+            before_that = written.get(event.event_id)
+            spared = going_on if before_that is None else going_on | before_that.spared_ids
             sticky = await services.events.get_many(
                 await redacted_stays.list_sticky(services.db, room_nid, stay.user_id)
             )
@@ -123,7 +142,13 @@ async def find_ended_stays(
                     first_join_id=stay.first_join_id,  # type: ignore[arg-type]  # an event id
                     because_id=stay.because_id,  # type: ignore[arg-type]  # an event id
                     join_ids=joins,
-                    spared_ids=_of_stay([*control, *was_control], stay, joins).union(forked),
+                    spared_ids=spared | _of_stay([*control, *was_control], stay, joins),
+                    replaces=frozenset(
+                        other.because_id
+                        for other in (*written.values(), *found)
+                        if other.first_join_id == stay.first_join_id
+                        and other.because_id > event.event_id
+                    ),
                     created_ms=services.clock.now_ms(),
                     unstuck=tuple(_of_stay(sticky.values(), stay, joins)),
                 )
@@ -153,6 +178,57 @@ async def _ended_stay(
         return None
     await _load_joins(services, member, known)
     return redacted_stay(event, member, levels, known.get)  # type: ignore[arg-type]  # an id is text
+
+
+async def _going_on(
+    services: Services,
+    event: Event,
+    before: State,
+    led_by: Collection[str],
+    members: Iterable[Event],
+) -> frozenset[EventId]:
+    """Return the changes of profile by which a user goes on in spite of a kick or ban `event`.
+
+    They are among `members`, but not among the joins `led_by`, of which the event knew.
+    """
+    every = {member.event_id: member for member in members}
+    beside = [every[e] for e in joins_of_stay(led_by, every.values()) - frozenset(led_by)]  # type: ignore[index]  # event ids
+    if not beside:
+        return frozenset()
+    keys = {CREATE, *(key for join in beside for key in select_auth_keys_of(join))}
+    after = {
+        key: stored.event
+        for key, stored in (await load_state_events(services, before, list(keys))).items()
+    }
+    after[event.key] = event
+    found: set[EventId] = set()
+    for number, join in enumerate(beside, 1):
+        if goes_on(join, after):
+            found.add(join.event_id)
+        if number % CHECKS_AT_ONCE == 0:
+            await give_way()
+    return frozenset(found)
+
+
+async def has_power(services: Services, event: Event, current: State) -> bool:
+    """Return whether a state of the room would allow a kick or ban, whatever its target is there.
+
+    If not, state resolution has taken it back: its sender, it has turned out, had no power.
+    """
+    keys = [key for key in (*select_auth_keys_of(event), CREATE) if key != event.key]
+    found = await load_state_events(services, current, keys)
+    try:
+        check_state_dependent(event, {key: stored.event for key, stored in found.items()})
+    except EventAuthError:
+        return False
+    return True
+
+
+def _led_to(member_id: EventId | None, known: Mapping[EventId, Event]) -> frozenset[EventId]:
+    """Return the joins that a member event leads back to, with itself; none if it is no join."""
+    member = None if member_id is None else known.get(member_id)
+    joins = [] if member is None else joins_leading_to(member, known.get)  # type: ignore[arg-type]  # an id is text
+    return frozenset(join.event_id for join in joins)
 
 
 async def _load_joins(services: Services, member: Event, known: dict[EventId, Event]) -> None:
@@ -191,15 +267,15 @@ async def find_covering(
     services: Services,
     room_nid: int,
     events: Iterable[StoredEvent],
-    current: Mapping[str, EventId] | None = None,
-    in_force: Collection[EventId] | None = None,
+    state: State | None = None,
+    planned: Iterable[StayRedaction] = (),
 ) -> tuple[dict[EventId, EventId], list[StayRedaction]]:
     """Return which of some events, not yet stored, a kick or ban redacts, and which one does.
 
-    Beside it: stays of which more is known now, to be written before the events. `current` are the
-    senders' present member events (None: to be looked up): whoever cites that is in a stay that has
-    not ended. `in_force` are those of the events that are in the room's current state. Where that
-    cannot be told (None), control state is left alone, unless it was soft-failed and so cannot be.
+    Beside it: stays of which more is known now, to be written before the events; also of those that
+    are `planned`, which will be written with them. `state` is the room's current state with the
+    events. Where it is not at hand (None), control state among them is left alone, unless it was
+    soft-failed and so cannot be in force.
 
     MSC4293#proposal
     """
@@ -207,27 +283,35 @@ async def find_covering(
     for stored in events:
         if stored.event.auth_event_ids:
             by_sender.setdefault(stored.event.sender, []).append(stored)
-    stays = await redacted_stays.list_stays(services.db, room_nid, by_sender)
+    stays = {
+        stay.because_id: stay
+        for stay in (
+            *await redacted_stays.list_stays(services.db, room_nid, by_sender),
+            *(stay for stay in planned if stay.user_id in by_sender),
+        )
+    }
     if not stays:
         return {}, []
-    if current is None:
+    if state is None:
         current = await redacted_stays.list_member_ids(services.db, room_nid, by_sender)
+    else:
+        ids = {user_id: state.get("m.room.member", user_id) for user_id in by_sender}
+        current = {user_id: event_id for user_id, event_id in ids.items() if event_id is not None}
     covered: dict[EventId, EventId] = {}
     changed: list[StayRedaction] = []
-    for stay in stays:
+    for _, stay in sorted(stays.items()):
         theirs = by_sender[stay.user_id]
-        late_joins = _late_joins(stay, [stored.event for stored in theirs])
-        if current.get(stay.user_id) in late_joins:  # As above: they go on by it.
-            late_joins = frozenset()
-        joins = stay.join_ids | late_joins
         because = await services.events.get(stay.because_id)
-        stands = _still_stands(stay, because, current.get(stay.user_id))
-        spared: set[EventId] = set()
+        joins, spared = await _late_joins(services, stay, because, [s.event for s in theirs])
+        present_id = current.get(stay.user_id)
+        stands = await _still_stands(
+            services, because, state, present_id if present_id in joins else None
+        )
         for stored in theirs:
-            if not is_of_joins(stored.event, stay.user_id, joins):
+            if stored.event_id in spared or not is_of_joins(stored.event, stay.user_id, joins):
                 continue
-            if stands and await _loses_content(services, stored, because, in_force):
-                covered[stored.event_id] = stay.because_id
+            if stands and await _loses_content(services, stored, because, state):
+                covered.setdefault(stored.event_id, stay.because_id)
             else:
                 spared.add(stored.event_id)
         known = replace(stay, join_ids=joins, spared_ids=stay.spared_ids | spared)
@@ -236,37 +320,70 @@ async def find_covering(
     return covered, changed
 
 
-def _still_stands(
-    stay: StayRedaction, because: StoredEvent | None, current_id: EventId | None
+async def _still_stands(
+    services: Services,
+    because: StoredEvent | None,
+    state: State | None,
+    redacted_join_id: EventId | None,
 ) -> bool:
     """Return whether what is late is still covered by a kick or ban.
 
     Not if it was redacted and lost the flag (MSC4298 makes it keep that), nor if state resolution
-    has taken it back: then the stay goes on.
+    has taken it back. Its target is then in the room by a join of the stay (`redacted_join_id`);
+    but so they may be, by one that was sent beside a ban, where a kick sent beside that, too, is
+    preferred to it.
     """
-    if current_id in stay.join_ids:
+    if because is None or not asks_to_redact(as_shown(because)):
         return False
-    return because is not None and asks_to_redact(as_shown(because))
+    if redacted_join_id is None:
+        return True
+    before = await state_before(services, because)
+    stay = await _ended_stay(services, because.event, before, {})
+    if stay is None or redacted_join_id in stay.led_by:
+        return False
+    if state is None:
+        state = await current_state(services, because.event.room_id)
+    return await has_power(services, because.event, state)
 
 
-def _late_joins(stay: StayRedaction, events: Iterable[Event]) -> frozenset[str]:
-    """Return the joins among some events that continue a stay."""
+async def state_before(services: Services, stored: StoredEvent) -> State | None:
+    """Return the state before an event, None if it is not known."""
+    return None if stored.state_before is None else await services.states.get(stored.state_before)
+
+
+async def current_state(services: Services, room_id: RoomId) -> State:
+    """Return the state of a room as the database has it."""
+    state_ids = await rooms.list_current_states(services.db, [room_id])
+    return await services.states.get(state_ids[room_id])
+
+
+async def _late_joins(
+    services: Services,
+    stay: StayRedaction,
+    because: StoredEvent | None,
+    events: Iterable[Event],
+) -> tuple[frozenset[str], set[EventId]]:
+    """Return a stay's joins with those among some events, and those by which its user goes on."""
     members = [event for event in events if is_own_join(event)]
-    found: frozenset[str] = frozenset()
-    for known in stay.join_ids if members else ():
-        found |= joins_of_stay(known, members)
-    return found
+    if not members or because is None:
+        return stay.join_ids, set()
+    before = await state_before(services, because) or await current_state(services, stay.room_id)
+    going_on = await _going_on(services, because.event, before, stay.join_ids, members)
+    return joins_of_stay(stay.join_ids, members, going_on), set(going_on)
 
 
 async def _loses_content(
     services: Services,
     stored: StoredEvent,
     because: StoredEvent | None,
-    in_force: Collection[EventId] | None,
+    state: State | None,
 ) -> bool:
     """Return whether a late event of a redacted stay loses its content; see `find_covering`."""
     event, spares = stored.event, services.config.redact_on_ban_spares_control_state
-    keeps_safe = stored.status != SOFT_FAILED if in_force is None else stored.event_id in in_force
+    if state is None:
+        keeps_safe = stored.status != SOFT_FAILED
+    else:
+        keeps_safe = event.is_state and state.entries.get(event.key) == event.event_id
     if is_covered(event, in_force=True, spare_control_state=spares):
         return True
     if not keeps_safe and because is not None and because.state_before is not None:
