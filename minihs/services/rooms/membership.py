@@ -135,7 +135,7 @@ async def change_membership(  # noqa: C901  # the cases of a membership, told on
         ):
             return stored.event_id
         if change.sticky_ms:
-            await services.sticky_limits.check_own(services, change.room_id, change.sender)
+            await services.sticky_limits.check_own(services, head, change.sender)
         return EventDraft(
             room_id=change.room_id,
             sender=change.sender,

@@ -73,8 +73,8 @@ async def send_message(
     if not sticky_ms:
         return await send_event(services, draft, transaction=transaction)
 
-    async def decide(_head: RoomHead) -> EventDraft:
-        await services.sticky_limits.check_own(services, room_id, sender)
+    async def decide(head: RoomHead) -> EventDraft:
+        await services.sticky_limits.check_own(services, head, sender)
         return draft
 
     async with services.sticky_limits.own_turn(room_id, sender, sticky_ms):
@@ -116,7 +116,7 @@ async def redact_event(
         if not own and standing.level < standing.levels.redact:
             raise Forbidden("You may not redact the events of others.")
         if sticky_ms:
-            await services.sticky_limits.check_own(services, room_id, sender)
+            await services.sticky_limits.check_own(services, head, sender)
         return EventDraft(
             room_id=room_id,
             sender=sender,
@@ -173,7 +173,7 @@ async def set_room_state(
         if key == (CANONICAL_ALIAS, ""):
             await check_new_aliases(services, room_id, content, known=aliases_of(current))
         if sticky_ms:
-            await services.sticky_limits.check_own(services, room_id, sender)
+            await services.sticky_limits.check_own(services, head, sender)
         if event_type == "m.room.power_levels":
             await _check_creators_keep_out(services, head, content)
         return EventDraft(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from minihs.base.clock import Clock
     from minihs.protocol.identifiers import ServerName
     from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
     from minihs.storage.stream_reads import Positioned
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ COUNTS_MAX = 10_000
 class StickyLimits:
     """What this process knows of who sends how much.
 
-    `_counts` has no fewer than there are, but for what other processes have only just committed; so
-    most events of our users need no look at the table.
+    `_counts` has no fewer than there are as of the follower's head; so most events of our users
+    need no look at the table.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -84,8 +85,10 @@ class StickyLimits:
         async with self._turns.take((room_id, sender)):
             yield
 
-    async def check_own(self, services: Services, room_id: str, sender: str) -> None:
-        """Check that a user of ours may have one more sticky event in a room.
+    async def check_own(self, services: Services, head: RoomHead, sender: str) -> None:
+        """Check that a user of ours may have one more sticky event in a room, built upon a head.
+
+        If another process commits one meanwhile the head is stale, and this is asked again.
 
         Raises:
             LimitExceeded: they have as many as they may; it says when the first of them ends.
@@ -93,8 +96,9 @@ class StickyLimits:
         count_max = services.config.sticky_events_per_user_max
         if not count_max:
             return
+        room_id = head.room_id
         known = self._counts.get((room_id, sender))
-        if known is not None and known < count_max // 2:  # Others may be ahead of the stream.
+        if known is not None and known < count_max // 2 and _is_followed(services, head):
             return
         now_ms = services.clock.now_ms()
         count, first_end_ms = await sticky_events.count_live(services.db, room_id, sender, now_ms)
@@ -129,6 +133,12 @@ class StickyLimits:
         )
         if waiting >= WAITING_MAX:
             raise LimitExceeded(REFUSED_MS, "Too many of your sticky events wait here.")
+
+
+def _is_followed(services: Services, head: RoomHead) -> bool:
+    """Return whether the follower has seen all that a head is made of."""
+    seen = services.follower.head
+    return all(end.position is not None and end.position <= seen for end in head.extremities)
 
 
 async def release_waiting(services: Services) -> None:
