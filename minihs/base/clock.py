@@ -107,6 +107,11 @@ class _ManualTimer:
         """Make sure that the call is not made."""
         self.cancelled = True
 
+    def fire(self) -> None:
+        """Make the call."""
+        if not self.cancelled:
+            self.callback()
+
 
 class ManualClock:
     """A clock that moves only when told to; `advance_ms` wakes whoever slept till then."""
@@ -141,15 +146,15 @@ class ManualClock:
             if not waiter.done():
                 waiter.set_result(None)
 
-        if duration_ms <= 0:
-            asyncio.get_running_loop().call_soon(wake)
-        else:
-            self.call_later_ms(duration_ms, wake)
+        self.call_later_ms(duration_ms, wake)
         await waiter
 
     def call_later_ms(self, duration_ms: int, callback: Callable[[], None]) -> Timer:
-        """Call `callback` once the clock has been advanced far enough."""
+        """Call `callback` once the clock has been advanced far enough; soon if it has been."""
         timer = _ManualTimer(callback)
+        if duration_ms <= 0:
+            asyncio.get_running_loop().call_soon(timer.fire)
+            return timer
         heapq.heappush(self._timers, (self._now_ms + duration_ms, next(self._order), timer))
         return timer
 
@@ -157,6 +162,4 @@ class ManualClock:
         """Move time on and make the calls whose moment has come, in order."""
         self._now_ms += duration_ms
         while self._timers and self._timers[0][0] <= self._now_ms:
-            _, _, timer = heapq.heappop(self._timers)
-            if not timer.cancelled:
-                timer.callback()
+            heapq.heappop(self._timers)[2].fire()

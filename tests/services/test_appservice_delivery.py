@@ -467,13 +467,16 @@ async def test_a_crash_after_the_answer_repeats_the_same_transaction(
         await begin(server.services, "first")
         ghost = await make_ghost(server, "_bridge_g")
 
+        crashed = asyncio.Event()
+
         async def crash(*_args: object) -> None:
+            crashed.set()
             raise ConnectionError("killed")
 
         with monkeypatch.context() as patch:
             patch.setattr(appservices, "end_transaction", crash)
             await ghost.create_room()
-            await until(lambda: bridge.asked)
+            await crashed.wait()
     async with house.running() as server:
         delivery = AppserviceDelivery(server.services, "second")
         await delivery.hold()
