@@ -662,6 +662,40 @@ async def test_a_declined_invite_is_told_once(homeserver: Homeserver) -> None:
     assert (await Client(bob, conn_id="new").sync())["rooms"] == {}
 
 
+@pytest.mark.parametrize("how", ["declined", "kick", "ban"])
+async def test_the_stripped_state_of_an_invite_that_ended_says_so(
+    homeserver: Homeserver, how: str
+) -> None:
+    """Clients take their membership from there; the unstable path has no other place for it."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room(preset="private_chat", name="Tea")
+    await alice.invite(room_id, bob)
+    client = Client(bob)
+    await client.sync()
+    if how == "declined":
+        await bob.leave(room_id)
+    else:
+        await alice.call("POST", f"/rooms/{quote(room_id)}/{how}", {"user_id": bob.user_id})
+    stripped = (await client.sync())["rooms"][room_id]["stripped_state"]
+    (own,) = [event for event in stripped if event["state_key"] == bob.user_id]
+    assert own["content"]["membership"] == ("ban" if how == "ban" else "leave")
+    assert [e["content"] for e in stripped if e["type"] == "m.room.name"] == [{"name": "Tea"}]
+
+
+async def test_who_is_banned_after_a_kick_is_told(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id = await alice.create_room()
+    await bob.join(room_id)
+    client = Client(bob)
+    lists = {"all": a_list(required=EVERYTHING)}
+    await client.sync(lists=lists)
+    for how, membership in (("kick", "leave"), ("ban", "ban"), ("unban", "leave")):
+        await alice.call("POST", f"/rooms/{quote(room_id)}/{how}", {"user_id": bob.user_id})
+        room = (await client.sync(lists=lists))["rooms"][room_id]
+        (own,) = [e for e in room["required_state"] if e["state_key"] == bob.user_id]
+        assert own["content"]["membership"] == room["membership"] == membership
+
+
 async def test_a_withdrawn_invite_is_told_once(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await alice.create_room(preset="private_chat")

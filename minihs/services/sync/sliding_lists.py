@@ -19,6 +19,7 @@ from minihs.storage import sliding, state_reads, timelines
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from minihs.protocol.identifiers import EventId
     from minihs.services.context import Services
     from minihs.services.sync.sliding_connections import Connection, Kind
     from minihs.services.sync.sliding_request import RoomFilters, RoomList, SlidingRequest
@@ -33,7 +34,8 @@ class UserRoom:
 
     `position` is when their membership changed last, `active` when anything happened that they know
     of, `joined_at` since when they have been joined, `left_at` up to where a departed member may
-    look, `state_id` the current state (of joined rooms).
+    look, `left_by` the event by which they are outside, `state_id` the current state (of joined
+    rooms).
     """
 
     room_id: str
@@ -43,6 +45,7 @@ class UserRoom:
     active: int
     joined_at: int | None = None
     left_at: int | None = None
+    left_by: EventId | None = None
     state_id: int | None = None
 
 
@@ -176,7 +179,9 @@ async def _departed(
         if left_at is None and sent is None:
             continue  # They never were in it: nothing is to be told of a ban or a refused knock.
         kind: Kind = "outside" if left_at is None else "left"
-        found[room_id] = UserRoom(room_id, membership, kind, position, position, left_at=left_at)
+        found[room_id] = UserRoom(
+            room_id, membership, kind, position, position, left_at=left_at, left_by=event_id
+        )
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from minihs.protocol import unstable
+from minihs.protocol.client_format import stripped_state
 from minihs.protocol.state_keys import AVATAR, NAME
 from minihs.services.rooms import client_events
 from minihs.services.rooms.tokens import Place, format_place
@@ -86,8 +87,12 @@ async def room_parts(
     inside = [plan for plan in plans if plan.room.kind != "outside"]
     read = await _read(services, request, rooms, inside)
     known = _known_members(services, request, inside, read)
+    left = await _departures(services, request, plans)
     chosen = {
-        plan.room_id: _required(plan, read[plan.room_id], known[plan.room_id]) for plan in inside
+        plan.room_id: _required(
+            plan, read[plan.room_id], known[plan.room_id], left.get(plan.room_id)
+        )
+        for plan in inside
     }
     wanted = {e for entries in chosen.values() for e in entries.values()}
     for plan in inside:
@@ -97,7 +102,9 @@ async def room_parts(
                 wanted.add(event_id)
     events = await services.events.get_many(wanted)
     parts = {
-        plan.room_id: RoomPart(_outside(request, rooms, plan), (), limited=False)
+        plan.room_id: RoomPart(
+            _outside(request, rooms, plan, left.get(plan.room_id)), (), limited=False
+        )
         for plan in plans
         if plan.room.kind == "outside" and (plan.sent is None or plan.room.position > plan.after)
     }
@@ -235,8 +242,12 @@ def _known_members(
     return known
 
 
-def _required(plan: Plan, read: _Read, known: Collection[EventId]) -> dict[StateKey, EventId]:
+def _required(
+    plan: Plan, read: _Read, known: Collection[EventId], departure: StoredEvent | None
+) -> dict[StateKey, EventId]:
     """Return the state to send; who says something is left out if their member event is `known`.
+
+    It is as the user left the room; only of themselves it says what they are now.
 
     MSC4186#lazy-loaded-memberships, MSC4186#changes-to-required_state
     """
@@ -259,6 +270,8 @@ def _required(plan: Plan, read: _Read, known: Collection[EventId]) -> dict[State
                 chosen[MEMBER, user_id] = event_id
         if not plan.is_new and not (read.timeline is not None and read.timeline.limited):
             chosen |= {k: e for k, e in read.changes.made.items() if k[0] == MEMBER}
+    if departure is not None and departure.event.key in chosen:
+        chosen[departure.event.key] = departure.event_id
     return chosen
 
 
@@ -326,15 +339,41 @@ def _content(
     return value if isinstance(value, str) and value else None
 
 
-def _outside(request: SlidingRequest, rooms: Rooms, plan: Plan) -> Json:
-    """Return what a room says to who is invited, knocks, or was never let in."""
+async def _departures(
+    services: Services, request: SlidingRequest, plans: Sequence[Plan]
+) -> dict[str, StoredEvent]:
+    """Return, by room, the user's own member events that say that they are outside."""
+    ids = {plan.room_id: plan.room.left_by for plan in plans if plan.room.left_by is not None}
+    events = await services.events.get_many(ids.values()) if ids else {}
+    return {
+        room_id: events[event_id]
+        for room_id, event_id in ids.items()
+        if event_id in events and events[event_id].event.key == (MEMBER, request.user_id)
+    }
+
+
+def _outside(
+    request: SlidingRequest, rooms: Rooms, plan: Plan, departure: StoredEvent | None
+) -> Json:
+    """Return what a room says to who is invited, knocks, or was never let in.
+
+    Of who is not invited any more, or knocks no more, it says so.
+    """
+    stripped = rooms.stripped.get(plan.room_id, [])
+    if departure is not None:
+        own = stripped_state(client_events.as_shown(departure))
+        stripped = [*(event for event in stripped if not _is_same_state(event, own)), own]
     return {
         "initial": True,
         "bump_stamp": plan.room.position,
-        "stripped_state" if request.merged else "invite_state": rooms.stripped.get(
-            plan.room_id, []
-        ),
+        "stripped_state" if request.merged else "invite_state": stripped,
     }
+
+
+def _is_same_state(event: object, other: Mapping[str, object]) -> bool:
+    return isinstance(event, dict) and all(
+        event.get(field) == other[field] for field in ("type", "state_key")
+    )
 
 
 async def _bumps(
