@@ -456,6 +456,8 @@ async def test_r_14_a_ban_that_state_resolution_takes_back_undoes_nothing(
     after = room.send(MALLORY, "m.room.message", {"body": "still here"}, prev=[demoted])
     await push(evil, hs1, [after])
     assert not by_ban(await shown_to(alice, room, after))
+    # Nor is a list made of all that Mallory goes on to say.
+    assert await hs1.services.db.fetchval("SELECT spared_ids FROM redacted_stays") == []
 
 
 @pytest.mark.parametrize("order", ["kick first", "rename first", "together"])

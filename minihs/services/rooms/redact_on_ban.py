@@ -129,7 +129,7 @@ async def find_ended_stays(
             if not await has_power(services, event, current):
                 going_on |= _led_to(present_id, known) - stay.led_by
             joins = joins_of_stay(stay.led_by, known.values(), going_on)
-            # If it is in force again, what was said while it was not stays.
+            # If it is in force again, what it was found to spare stays so.
             before_that = written.get(event.event_id)
             spared = going_on if before_that is None else going_on | before_that.spared_ids
             sticky = await services.events.get_many(
@@ -312,7 +312,7 @@ async def find_covering(
                 continue
             if stands and await _loses_content(services, stored, because, state):
                 covered.setdefault(stored.event_id, stay.because_id)
-            else:
+            elif state is None or not stay.upto:  # Else it comes after `upto`, which says enough.
                 spared.add(stored.event_id)
         known = replace(stay, join_ids=joins, spared_ids=stay.spared_ids | spared)
         if known != stay:
