@@ -282,7 +282,7 @@ async def build_services(
         follower.subscribe(rulesets.follow, rulesets.reset)
         follower.subscribe(services.sliding.follow, services.sliding.reset)
         follower.subscribe(services.views.follow, services.views.reset)
-        follower.subscribe_logouts(services.views.note_logout)
+        follower.subscribe_logouts(services.views.note_logout, services.views.note_deaf)
         follower.subscribe(services.sticky_limits.follow, services.sticky_limits.reset)
         follower.subscribe(delivery.follow, delivery.reset)
         follower.subscribe(functools.partial(typing_notifications.follow, services), lambda: None)

@@ -74,6 +74,7 @@ class StreamFollower:
             tuple[Callable[[Sequence[Positioned]], None], Callable[[], None]]
         ] = []
         self._on_logout: Callable[[int, str], None] | None = None
+        self._on_deaf: Callable[[], None] | None = None
         self._announced = 0
         self._committing = False
         self._begins_anew = False
@@ -98,9 +99,14 @@ class StreamFollower:
         """
         self._subscribers.append((on_items, on_reset))
 
-    def subscribe_logouts(self, on_logout: Callable[[int, str], None]) -> None:
-        """Be called with each device (its device_nid, and whose it is) that has been logged out."""
-        self._on_logout = on_logout
+    def subscribe_logouts(
+        self, on_logout: Callable[[int, str], None], on_deaf: Callable[[], None]
+    ) -> None:
+        """Be called with each device (its device_nid, and whose it is) that has been logged out.
+
+        `on_deaf` is called whenever it may have been that some were not heard of.
+        """
+        self._on_logout, self._on_deaf = on_logout, on_deaf
 
     @property
     def behind(self) -> int:
@@ -321,6 +327,9 @@ class StreamFollower:
             with self._db.errors_told():
                 await connection.add_listener(CHANNEL, self._heard)
                 await connection.add_listener(LOGOUT_CHANNEL, self._heard_logout)
+                self._announce(int(await connection.fetchval(FETCH_POSITION)))
+                if self._on_deaf is not None:
+                    self._on_deaf()
                 while True:
                     self._announce(int(await connection.fetchval(FETCH_POSITION)))
                     await self._clock.sleep_ms(POLL_MS)

@@ -14,6 +14,7 @@ from minihs.base.errors import UnknownToken
 from minihs.services.accounts import passwords
 from minihs.services.accounts.authentication import ACCESS_TOKEN_LIFETIME_MS, authenticate
 from minihs.services.sync.v3 import wait
+from minihs.storage.streams import FETCH_POSITION
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.waiting import until
 
@@ -214,6 +215,43 @@ async def test_who_is_logged_out_waits_for_news_no_longer(
     answer = await asyncio.wait_for(waiting, 30)
     assert (answer.status, answer.json["errcode"]) == (401, "M_UNKNOWN_TOKEN")
     assert answer.json["soft_logout"] is False
+
+
+async def test_who_was_logged_out_unheard_waits_until_we_hear_again(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+):
+    """The connection by which processes hear of logouts may have been away."""
+    alice = await homeserver.register("alice")
+    phone = await as_user(homeserver, "alice", device_id="PHONE")
+    login = (await log_in(homeserver, "alice", refresh_token=True)).json
+    tablet = User(homeserver, login["user_id"], login["access_token"])
+    waiting = []
+    for number, user in enumerate((alice, phone, tablet), 1):
+        await user.sync()
+        request = user.request(
+            "GET", "/sync", since=str(user.since), timeout="60000", set_presence="offline"
+        )
+        waiting.append(asyncio.ensure_future(request))
+
+        def all_wait(number: int = number) -> bool:
+            return sum(services.views.waiting for services in homeserver.workers) >= number
+
+        await until(all_wait)
+    for services in homeserver.workers:
+        monkeypatch.setattr(services.follower, "_on_logout", None)
+    await phone.call("POST", "/logout")
+    renewed = (await refresh(homeserver, login["refresh_token"])).json
+    assert await status_of(homeserver, renewed["access_token"]) == (200, None)
+    services = homeserver.services
+    listening = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1"
+    await services.db.execute(listening, FETCH_POSITION)
+
+    answer = await asyncio.wait_for(waiting[1], 30)
+
+    assert (answer.status, answer.json["soft_logout"]) == (401, False)
+    await alice.create_room()
+    for stays in (waiting[0], waiting[2]):
+        assert (await asyncio.wait_for(stays, 30)).status == 200
 
 
 async def test_who_stays_logged_in_waits_on_when_another_device_goes(homeserver: Homeserver):

@@ -111,3 +111,17 @@ async def require_session(services: Services, requester: Requester) -> None:
     """
     if requester.token_hash and await services.token_owners.load(requester.token_hash) is None:
         raise UnknownToken("You have been logged out.", soft_logout=False)
+
+
+async def require_device_in_use(services: Services, requester: Requester) -> None:
+    """Refuse who may have been logged out without our hearing of it, if their device is gone.
+
+    That their token is unknown says less: it may have been refreshed.
+
+    Raises:
+        UnknownToken: their session has ended.
+    """
+    if not requester.token_hash or await services.token_owners.load(requester.token_hash):
+        return
+    if await devices.fetch_device(services.db, requester.user_id, requester.device_id) is None:
+        raise UnknownToken("You have been logged out.", soft_logout=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json, unstable
 from minihs.services.accounts.account_data import ignored_in
-from minihs.services.accounts.authentication import require_session
+from minihs.services.accounts.authentication import require_device_in_use, require_session
 from minihs.services.rooms import client_events, delayed_events, visibility
 from minihs.services.rooms.stripped_state import load_stripped
 from minihs.services.sync import assemble
@@ -77,13 +77,26 @@ async def wait(services: Services, requester: Requester, seen: int, timeout_ms: 
         UnknownToken: the requester has been logged out meanwhile.
     """
     view = await services.views.get(requester.user_id)
-    if services.views.may_be_logged_out(requester):  # While we looked for what is new.
-        await require_session(services, requester)
+    if await _was_logged_out_perhaps(services, requester):  # While we looked for what is new.
         view = await services.views.get(requester.user_id)  # It may have been dropped meanwhile.
     if view.changed_at <= seen:
         await _wait_for_news(services, view, timeout_ms)
-        if services.views.may_be_logged_out(requester):
-            await require_session(services, requester)
+        await _was_logged_out_perhaps(services, requester)
+
+
+async def _was_logged_out_perhaps(services: Services, requester: Requester) -> bool:
+    """Return whether it had to be seen that the requester is still logged in.
+
+    Raises:
+        UnknownToken: they are not.
+    """
+    if services.views.may_be_logged_out(requester):
+        await require_session(services, requester)
+    elif services.views.may_have_gone_unheard(requester):
+        await require_device_in_use(services, requester)
+    else:
+        return False
+    return True
 
 
 async def _wait_for_news(services: Services, view: UserView, timeout_ms: int) -> None:

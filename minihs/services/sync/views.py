@@ -94,6 +94,7 @@ class Views:
         self._views: dict[str, UserView] = {}
         self._loading: dict[str, asyncio.Future[UserView]] = {}
         self._by_room: dict[str, set[UserView]] = {}
+        self._deaf_at = -1
         # The position at which devices were logged out last, of those that were lately.
         self._logouts: BoundedCache[int, int] = BoundedCache(LOGOUTS_MAX)
         self.is_closing = False
@@ -201,6 +202,16 @@ class Views:
         view = self._views.get(user_id)
         if view is not None:
             view.wake()
+
+    def note_deaf(self) -> None:
+        """Take notice that logouts may not have been heard of, and wake everybody who waits."""
+        self._deaf_at = self._follower.head + self._follower.behind
+        for view in self._views.values():
+            view.wake()
+
+    def may_have_gone_unheard(self, requester: Requester) -> bool:
+        """Return whether a logout of the requester's device may not have been heard of."""
+        return self._deaf_at >= requester.position
 
     def may_be_logged_out(self, requester: Requester) -> bool:
         """Return whether a requester's device has been logged out since they were authenticated.
