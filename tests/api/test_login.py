@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from tests.helpers.waiting import until
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from minihs.base.config import Config
     from tests.helpers.homeserver import Homeserver, Response
 
 
@@ -435,8 +437,19 @@ async def test_C04_a_flood_of_logins_does_not_queue_without_end(
     homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(passwords, "QUEUE_MAX", 2)
+    is_refused, hasher = threading.Event(), passwords._hasher
 
-    answers = await asyncio.gather(*(log_in(homeserver, "nobody") for _ in range(20)))
+    def takes_its_time(config: Config) -> object:
+        is_refused.wait()
+        return hasher(config)
+
+    monkeypatch.setattr(passwords, "_hasher", takes_its_time)
+    asking = [asyncio.ensure_future(log_in(homeserver, "nobody")) for _ in range(20)]
+    try:
+        await until(lambda: any(one.done() for one in asking))
+    finally:
+        is_refused.set()
+    answers = await asyncio.gather(*asking)
 
     assert {a.status for a in answers} == {403, 429}
 
