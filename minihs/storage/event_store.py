@@ -9,6 +9,7 @@ redacted (MSC4293) are reported to `note_stay`; those that are not purged are kn
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minihs.base.batching import Batcher
@@ -314,7 +315,11 @@ class EventStore:
         From now on its events are redacted when they are read, until the purge has rewritten them,
         and those of `window` and of the cache at once; whatever quotes its user is made anew.
         """
-        self._stays.setdefault(stay.user_id, {})[stay.because_id] = stay
+        of_user = self._stays.setdefault(stay.user_id, {})
+        known = of_user.get(stay.because_id)
+        if known is not None and known.upto > stay.upto:  # As the row: it has come into force anew.
+            stay = replace(stay, upto=known.upto, purged=known.purged)
+        of_user[stay.because_id] = stay
         if stay.purged:  # What was read before may still be on its way.
             self._purged_stays[stay.user_id, stay.because_id] = None
             if len(self._purged_stays) > PURGED_STAYS_MAX:

@@ -5,6 +5,7 @@ Mallory is sometimes a user of hs1 and sometimes of `evil`, a server that does a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import pytest
 from minihs.base.leaky_buckets import Limit
 from minihs.protocol.identifiers import EventId
 from minihs.services.rooms import redact_on_ban, user_redaction
+from minihs.storage import redacted_stays
 from minihs.storage.event_store import REJECTED
 from tests.federation.test_backfill import Past, join, pages
 from tests.helpers.appservices import make_ghost, running_bridge
@@ -1015,6 +1017,25 @@ async def test_the_purge_goes_on_where_it_was_interrupted(
         assert await scene.redacted(*said) == [True] * 5
     assert left[0] > left[-1] == 0
     assert sorted(left, reverse=True) == left
+
+
+async def test_a_purge_that_ends_after_the_ban_came_into_force_anew_uncovers_nothing(
+    hs1: Homeserver, scene: Scene, clock: ManualClock
+):
+    """State resolution had taken the ban back; the purge ends for what was said before that."""
+    said = EventId(await scene.mallory.say(scene.room_id, "spam"))
+    await scene.remove("ban", FLAGGED)
+    clock.advance_ms(redact_on_ban.PURGE_AFTER_MS)
+    now_ms = clock.now_ms()
+    (begun,) = await redacted_stays.list_unpurged(hs1.services.db, now_ms, now_ms, 1)
+    stored = await hs1.services.events.get(said)
+    assert stored is not None
+    assert stored.position is not None
+    before = replace(begun.stay, upto=stored.position - 1)
+    await hs1.services.committer.commit_rows([replace(before, purged=True)])
+    hs1.services.events.forget(said)
+    assert await scene.redacted(said) == [True]
+    assert await hs1.services.db.fetchval("SELECT purged FROM redacted_stays") is False
 
 
 async def test_the_purge_takes_back_what_counted_as_unread(
