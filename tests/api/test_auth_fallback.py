@@ -97,6 +97,8 @@ async def test_a_password_authorizes_what_its_user_asked_for(homeserver: Homeser
 
     session = await begin_as_alice()
     path = page_path("m.login.password", session)
+    _, page = await get(homeserver, path)
+    assert "Go on only if you have asked it for something just now." in page
     for user, password in (("alice", "wrong"), ("nobody", PASSWORD), ("", ""), ("@a:b", PASSWORD)):
         status, page = await post(homeserver, path, user=user, password=password)
         assert (status, "Wrong password." in page) == (401, True)

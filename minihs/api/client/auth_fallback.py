@@ -39,7 +39,9 @@ HEADERS = {
 }
 FIELDS = {
     DUMMY: "<p>Nothing has to be typed.</p>",
-    PASSWORD: (
+    PASSWORD: (  # What it is for is not known here, and anybody may hand out a link to the page.
+        "<p>With your password you let the client that sent you here do what you asked it for. "
+        "Go on only if you have asked it for something just now.</p>"
         '<p><label>User name <input name="user" autocomplete="username" required></label></p>'
         '<p><label>Password <input name="password" type="password" '
         'autocomplete="current-password" required></label></p>'
