@@ -134,7 +134,7 @@ LIST_UNPLACED = statement(
 LOCK_EVENTS = statement(
     "redacted_stays.lock_events",
     """
-    SELECT event_nid, position, notifies AND thread_root IS NULL
+    SELECT position, notifies, thread_root IS NULL
     FROM events
     WHERE event_nid = ANY($1::bigint[])
     ORDER BY event_nid
@@ -163,6 +163,8 @@ PURGE_EVENTS = statement(
 )
 
 # Primary keys of memberships and event_pushes: of each local member the rows of these positions.
+# Where an event does not notify, a purge has been there before (two kicks redact one event): what
+# it took back stands in a row of less than nothing, and stays.
 DELETE_PUSHES = statement(
     "redacted_stays.delete_pushes",
     """
@@ -171,6 +173,7 @@ DELETE_PUSHES = statement(
     WHERE
       m.room_nid = $1 AND m.local AND p.user_id = m.user_id AND p.room_nid = m.room_nid
       AND p.position = ANY($2::bigint[])
+      AND (p.notify_delta >= 0 OR p.position = ANY($3::bigint[]))
     """,
 )
 
@@ -284,10 +287,11 @@ async def purge_events(
         purge.room_nid,
         stay.user_id,
     )
-    positions = [row[1] for row in rows if row[1] is not None]
+    positions = [position for position, _, _ in rows if position is not None]
     if positions:
-        await tx.execute(DELETE_PUSHES, purge.room_nid, positions)
-    counted = [row[1] for row in rows if row[1] is not None and row[2]]
+        notifying = [row[0] for row in rows if row[0] is not None and row[1]]
+        await tx.execute(DELETE_PUSHES, purge.room_nid, positions, notifying)
+    counted = [row[0] for row in rows if row[0] is not None and row[1] and row[2]]
     if counted:
         await tx.execute(TAKE_BACK_COUNTS, purge.room_nid, counted)
     await tx.execute(DELETE_STICKY, [event.event_id for event, _ in redacted])

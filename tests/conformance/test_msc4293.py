@@ -1062,6 +1062,30 @@ async def test_the_purge_takes_back_what_counted_as_unread(
     assert after[0] == 4
 
 
+async def test_what_counted_as_unread_is_taken_back_for_good(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    """Two kicks redact the same events, and the purge of the second comes upon them again."""
+    one, other = await two_moderators(hs1, alice, evil, room)
+    spam = [room.send(MALLORY, "m.room.message", {"body": "spam"}) for _ in range(3)]
+    await push(evil, hs1, spam)
+
+    async def unread() -> int:
+        part = (await alice.sync(full_state="true"))["rooms"]["join"][room.room_id]
+        return part["unread_notifications"]["notification_count"]
+
+    counts = [await unread()]
+    for moderator in (one, other):
+        kick = room.send(
+            moderator, "m.room.member", {"membership": "leave", FLAG: True},
+            state_key=MALLORY, prev=[spam[-1]],
+        )  # fmt: skip
+        await push(evil, hs1, [kick])
+        await purge(hs1, clock)
+        counts.append(await unread())
+    assert counts == [3, 0, 0]
+
+
 async def test_events_in_a_cache_are_redacted_in_every_process(hs1: Homeserver, scene: Scene):
     said = await scene.mallory.say(scene.room_id, "spam")
     stored = await hs1.services.events.get(said)  # type: ignore[arg-type]  # an event id
