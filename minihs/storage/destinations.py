@@ -82,14 +82,17 @@ LIST_OF_SHARDS = statement(
     """,  # noqa: S608  # a constant
 )
 
-# Index destinations_behind.
+# Index destinations_behind, a range of it each time.
 LIST_DUE = statement(
     "destinations.list_due",
     """
     SELECT server_name
     FROM destinations
-    WHERE
-      shard = ANY($1::smallint[]) AND behind AND (retry_at_ms <= $2 OR retry_at_ms > $3)
+    WHERE shard = ANY($1::smallint[]) AND behind AND retry_at_ms <= $2
+    UNION
+    SELECT server_name
+    FROM destinations
+    WHERE shard = ANY($1::smallint[]) AND behind AND retry_at_ms > $3
     """,
 )
 

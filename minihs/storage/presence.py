@@ -121,31 +121,21 @@ LIST_PRESENT_HERE = statement(
     """,  # noqa: S608  # a constant
 )
 
-# Indexes presence_until_ms, presence_last_active_ms, presence_written_ms.
+# Indexes presence_until_ms, presence_last_active_ms, presence_written_ms: each line is a range.
+_DUE = (
+    "p.presence <> 'offline' AND p.until_ms <= $1",
+    "p.presence <> 'offline' AND p.until_ms > $5",
+    "p.presence = 'online' AND p.local AND p.last_active_ms <= $2",
+    "p.presence = 'online' AND p.local AND p.last_active_ms > $4",
+    "p.presence <> 'offline' AND p.local AND p.written_ms <= $3",
+    "p.presence <> 'offline' AND p.local AND p.written_ms > $4",
+)
 LIST_DUE = statement(
     "presence.list_due",
-    f"""
-    (
-      SELECT {PRESENCE_COLUMNS}
-      FROM presence p
-      WHERE p.presence <> 'offline' AND (p.until_ms <= $1 OR p.until_ms > $5)
-      LIMIT $6
-    ) UNION (
-      SELECT {PRESENCE_COLUMNS}
-      FROM presence p
-      WHERE
-        p.presence = 'online' AND p.local
-        AND (p.last_active_ms <= $2 OR p.last_active_ms > $4)
-      LIMIT $6
-    ) UNION (
-      SELECT {PRESENCE_COLUMNS}
-      FROM presence p
-      WHERE
-        p.presence <> 'offline' AND p.local
-        AND (p.written_ms <= $3 OR p.written_ms > $4)
-      LIMIT $6
-    )
-    """,  # noqa: S608  # a constant
+    " UNION ".join(
+        f"(SELECT {PRESENCE_COLUMNS} FROM presence p WHERE {due} LIMIT $6)"  # noqa: S608
+        for due in _DUE
+    ),
 )
 
 # Primary key.

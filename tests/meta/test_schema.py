@@ -7,11 +7,14 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 import asyncpg
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import minihs.storage
+from minihs.storage import destinations, presence
+from minihs.storage.database import SETTINGS
 from minihs.storage.migrate import is_current
 from minihs.storage.schema import metadata
 from minihs.storage.sql import STATEMENTS
@@ -53,6 +56,22 @@ async def test_every_statement_is_understood_by_postgresql(database_url: str) ->
             wrong[name] = str(error)
     await connection.close()
     assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("question", "parameters"), [(destinations.LIST_DUE, 3), (presence.LIST_DUE, 6)]
+)
+async def test_what_is_due_is_found_without_looking_at_what_is_not(
+    database_url: str, question: str, parameters: int
+) -> None:
+    """These are asked every few seconds; no two ranges of an index are one scan of it."""
+    connection = await asyncpg.connect(database_url, server_settings=SETTINGS)
+    await connection.execute(f"PREPARE asked AS {question}")
+    nothing = ", ".join(["NULL"] * parameters)
+    plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE asked ({nothing})"))
+    await connection.close()
+    assert "Index Cond" in plan
+    assert "Filter" not in plan, plan
 
 
 def test_every_table_and_column_says_what_it_holds() -> None:
