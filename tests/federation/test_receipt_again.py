@@ -9,7 +9,7 @@ import pytest
 
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms.gap_filling import UNREACHED_PAUSE_MS, UNREACHED_TIMES_MAX
-from tests.helpers.mirror import push, send_transaction, serve
+from tests.helpers.mirror import mirror, push, send_transaction, serve
 from tests.helpers.network import raw
 from tests.helpers.rooms import MALLORY
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
     from minihs.protocol.events import Event
     from tests.helpers.homeserver import Homeserver, User
-    from tests.helpers.network import EvilServer, Federation
+    from tests.helpers.network import EvilServer, Federation, Received
     from tests.helpers.rooms import Room
 
 API = "/_matrix/federation/v1"
@@ -119,6 +119,35 @@ async def test_another_server_in_the_room_tells_what_events_of_one_that_is_not_r
 
     assert await content_of(alice, room, missed) == missed.content
     assert await content_of(alice, room, last) == last.content
+
+
+async def test_nothing_is_dropped_when_its_server_is_well_again_while_others_are_asked(
+    federation: Federation, hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    other_room = await mirror(hs1, await alice.create_room())
+    for_other_room = other_room.join(MALLORY)
+    assert await push(evil, hs1, [for_other_room]) == {for_other_room.event_id: {}}
+    bystander = federation.evil("bystander")
+    join = room.join("@oscar:bystander")
+    assert await push(bystander, hs1, [join]) == {join.event_id: {}}
+    serve(evil, room)
+    evil.on("POST", API + "/get_missing_events/{roomId}", raw({"errcode": "M_UNKNOWN"}, 502))
+
+    async def while_asked(_: Received) -> object:
+        serve(evil, other_room)
+        say(other_room, "missed")
+        said = say(other_room, "said")
+        assert await push(evil, hs1, [said]) == {said.event_id: {}}
+        return raw({"errcode": "M_UNKNOWN"}, 502)
+
+    bystander.on("POST", API + "/get_missing_events/{roomId}", while_asked)
+    missed, last = say(room, "missed"), say(room, "last")
+
+    assert isinstance(await send_transaction(evil, hs1, [last]), RemoteError)
+
+    serve(evil, room)
+    assert await push(evil, hs1, [last]) == {last.event_id: {}}
+    assert await content_of(alice, room, missed) == missed.content
 
 
 async def test_what_comes_after_its_followers_does_not_take_the_room_back(

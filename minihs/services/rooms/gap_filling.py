@@ -175,5 +175,5 @@ def _let_come_again(services: Services, origin: str) -> None:
         Unavailable: the events are to be sent again.
     """
     unreached = services.heads.unreached.get(origin)
-    if unreached is not None and unreached.times <= UNREACHED_TIMES_MAX:
+    if unreached is None or unreached.times <= UNREACHED_TIMES_MAX:  # None: it is reached again.
         raise Unavailable("What the events follow cannot be fetched; send them again.")
