@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +11,7 @@ from minihs.protocol.event_assembly import EventDraft
 from minihs.services.federation import catch_up, sending
 from minihs.services.federation import delivery as delivery_module
 from minihs.services.rooms.send import send_event
+from minihs.storage import destinations
 from tests.helpers.deliveries import HOLDER, Peer, begin, handed_out, pass_time, settled
 from tests.helpers.network import Received, raw
 from tests.helpers.remote_members import put_event, put_member
@@ -289,6 +290,41 @@ async def test_the_longest_pause_is_an_option(federation: Federation, clock: Man
     row = await server.services.db.fetchrow("SELECT retry_at_ms FROM destinations")
     assert row is not None
     assert row[0] <= clock.now_ms() + 5_000
+
+
+async def test_who_fails_while_the_leases_are_renewed_is_left_alone_for_the_longest_pause(
+    federation: Federation,
+    hs1: Homeserver,
+    alice: User,
+    clock: ManualClock,
+    evil: Peer,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    services = hs1.services
+    monkeypatch.setattr(services.randomness, "between", lambda _, high: high)
+    room_id = await alice.create_room()
+    await put_member(services, room_id, evil.user)
+    federation.network.isolate("evil")
+    await alice.say(room_id, "hello")
+    await settled(services)
+    destination = services.delivery.outbox.destinations["evil"]
+    destination.failures = 40
+    take_shards, save_positions = destinations.take_shards, destinations.save_positions
+
+    async def time_passes(*arguments: Any) -> dict[int, int]:
+        clock.advance_ms(5)
+        return await take_shards(*arguments)
+
+    async def it_fails(*arguments: Any) -> None:
+        await settled(services)
+        await save_positions(*arguments)
+
+    monkeypatch.setattr(destinations, "take_shards", time_passes)
+    monkeypatch.setattr(destinations, "save_positions", it_fails)
+    clock.advance_ms(1_000 * services.config.federation_max_backoff_seconds)
+    await services.delivery.hold_shards(services, HOLDER)
+    await settled(services)
+    assert destination.failures == 41
 
 
 async def test_a_request_from_a_server_ends_its_pause(

@@ -252,9 +252,9 @@ class Delivery:
         await outbox.save_all()
         await destinations.save_positions(db, holder, outbox.served())
         pause_ms_max = 1_000 * services.config.federation_max_backoff_seconds
-        for name in await destinations.list_due(
-            db, list(outbox.shards), now_ms, now_ms + pause_ms_max
-        ):
+        # Some may have begun while all this was done.
+        latest_ms = now_ms + LEASE_MS + pause_ms_max
+        for name in await destinations.list_due(db, list(outbox.shards), now_ms, latest_ms):
             self._try_now(services, name, now_ms)
         await self._pauses.refresh(db, pause_ms_max)
 
