@@ -11,6 +11,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from minihs.base.errors import DatabaseAway
 from minihs.services.rooms import sticky_events
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ async def _watch(services: Services) -> None:
         await clock.sleep_ms(INTERVAL_MS)
         now_ahead_ms = clock.now_ms() - clock.monotonic_ms()
         step_ms = now_ahead_ms - ahead_ms
+        if step_ms < -STEP_MS_MAX:
+            try:
+                await sticky_events.follow_clock_back(services, -step_ms)
+            except DatabaseAway:
+                continue  # The step is still there the next time.
         if abs(step_ms) > STEP_MS_MAX:
             logger.warning(
                 "the clock was set %s by %d s: sticky and delayed events end and are sent %s",
@@ -41,6 +47,4 @@ async def _watch(services: Services) -> None:
                 abs(step_ms) // 1_000,
                 "early" if step_ms > 0 else "late",
             )
-        if step_ms < -STEP_MS_MAX:
-            await sticky_events.follow_clock_back(services, -step_ms)
         ahead_ms = now_ahead_ms

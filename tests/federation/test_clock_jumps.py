@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from minihs.api.rate_limits import LIMITS
+from minihs.base.errors import DatabaseAway
 from minihs.services.accounts.authentication import LAST_SEEN_TASK
 from minihs.services.encryption import to_device
 from minihs.services.ephemeral import presence
@@ -35,6 +36,7 @@ from tests.helpers.waiting import until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
+    from minihs.storage.database import Queries
     from tests.helpers.homeserver import Homeserver
     from tests.helpers.network import EvilServer, Federation
     from tests.helpers.rooms import Room
@@ -265,6 +267,33 @@ async def test_D05_what_is_sticky_ends_in_time(
     assert await live() == 1
     clock.advance_ms(600_000)
     assert await live() == 0
+
+
+async def test_D05_what_is_sticky_ends_in_time_if_the_clock_was_set_while_the_database_was_away(
+    hs1: Homeserver, alice: User, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    room_id = await alice.create_room()
+    await stick(alice, room_id, ms=600_000)
+    timers = len(clock._timers)
+    clock_watch.start(hs1.services)
+    await until(lambda: len(clock._timers) > timers)
+    bring_forward, failures = sticky_events.bring_forward, [DatabaseAway()]
+
+    async def fail_first(queries: Queries, latest_ms: int, by_ms: int) -> None:
+        if failures:
+            raise failures.pop()
+        await bring_forward(queries, latest_ms, by_ms)
+
+    monkeypatch.setattr(sticky_events, "bring_forward", fail_first)
+    clock.step_ms(-TEN_YEARS_MS)
+    end_ms = clock.now_ms() + 600_000
+
+    async def follows() -> bool:
+        clock.advance_ms(clock_watch.INTERVAL_MS)
+        return await hs1.services.db.fetchval("SELECT until_ms FROM sticky_events") == end_ms
+
+    await until(follows)
+    assert not failures
 
 
 @pytest.mark.parametrize("step_ms", [-HOUR_MS, -TEN_YEARS_MS, TEN_YEARS_MS])
