@@ -775,6 +775,31 @@ async def test_who_was_kicked_still_has_the_room_in_the_list(homeserver: Homeser
     assert room["timeline"][-1]["content"]["membership"] == "leave"
 
 
+@pytest.mark.parametrize("how", ["kick", "ban", "leave"])
+async def test_what_others_say_tells_nothing_to_who_is_outside(
+    homeserver: Homeserver, how: str
+) -> None:
+    """Nor is the room told again as it was, whenever the client is told something else."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room_id, other_id = await alice.create_room(), await alice.create_room()
+    await bob.join(room_id)
+    await bob.join(other_id)
+    client, top = Client(bob), {"all": a_list(0, 0), "every": a_list()}
+    subscriptions = {room_id: subscription()}
+    await client.sync(lists=top, room_subscriptions=subscriptions)
+    if how == "leave":
+        await bob.leave(room_id)
+    else:
+        await alice.call("POST", f"/rooms/{quote(room_id)}/{how}", {"user_id": bob.user_id})
+    told = await client.sync(lists=top, room_subscriptions=subscriptions)
+    assert told["rooms"].keys() == {room_id}
+    for wishes in (subscriptions, {}, subscriptions):
+        await alice.say(room_id, "not for bob")
+        await alice.say(other_id, "for bob")
+        told = await client.sync(lists=top, room_subscriptions=wishes)
+        assert told["rooms"].keys() == {other_id}
+
+
 async def test_who_was_banned_still_has_the_room_in_the_list(homeserver: Homeserver) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     carol = await homeserver.register("carol")

@@ -51,7 +51,10 @@ def plan_rooms(
     matches: Matches,
     changed: Collection[str],
 ) -> list[Plan]:
-    """Return the rooms to look at; `changed` are those in which something happened."""
+    """Return the rooms to look at; `changed` are those in which something happened.
+
+    To who is not in a room only what becomes of their own membership is news.
+    """
     plans: list[Plan] = []
     for room_id, rule in matches.rules.items():
         room = rooms.rooms[room_id]
@@ -68,9 +71,8 @@ def plan_rooms(
         )
         if (
             sent is None
-            or sent.upto is not None
+            or (room.kind == "join" and (sent.upto is not None or room_id in changed))
             or room.position > after
-            or room_id in changed
             or sent.config.required != rule.config.required
             or sent.config.timeline_limit < rule.config.timeline_limit
             or sent.is_dm != is_dm
