@@ -65,9 +65,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
-    """How long not to ask a server (by the clock that never steps): it has disappointed us.
+    """How long not to ask a server that has disappointed us `times` in a row.
 
-    `times` in a row.
+    `until_ms` is by the clock that never steps.
     """
 
     until_ms: int

@@ -244,7 +244,7 @@ DELETE_EXPIRED = statement(
 # Index sticky_events_until.
 BRING_FORWARD = statement(
     "sticky_events.bring_forward",
-    "UPDATE sticky_events SET until_ms = until_ms - $2 WHERE until_ms > $1",
+    "UPDATE sticky_events SET until_ms = least(until_ms - $2, $1) WHERE until_ms > $1",
 )
 
 # Index unignored_until.
@@ -379,7 +379,7 @@ async def delete_expired(queries: Queries, now_ms: int, limit: int) -> int:
 
 
 async def bring_forward(queries: Queries, latest_ms: int, by_ms: int) -> None:
-    """Let what would be sticky until after `latest_ms` be so for less."""
+    """Let what would be sticky until after `latest_ms` be so for less, and no longer than that."""
     await queries.execute(BRING_FORWARD, latest_ms, by_ms)
 
 

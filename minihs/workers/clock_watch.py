@@ -2,7 +2,8 @@
 
 Sticky and delayed events live by the wall clock, as other servers' do. A step is survived, but
 somebody should know why events ended together. What became sticky while the clock was ahead ends
-after its time when it is put back, not when the clock comes there again.
+after its time when it is put back, not when the clock comes there again; if no process saw that, no
+later than anything that becomes sticky now.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def start(services: Services) -> None:
 
 async def _watch(services: Services) -> None:
     clock = services.clock
+    await sticky_events.follow_clock_back(services, 0)
     ahead_ms = clock.now_ms() - clock.monotonic_ms()
     while True:
         await clock.sleep_ms(INTERVAL_MS)

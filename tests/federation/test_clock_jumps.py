@@ -14,6 +14,7 @@ import pytest
 
 from minihs.api.rate_limits import LIMITS
 from minihs.base.errors import DatabaseAway
+from minihs.protocol.stickiness import STICKY_DURATION_MS_MAX
 from minihs.services.accounts.authentication import LAST_SEEN_TASK
 from minihs.services.encryption import to_device
 from minihs.services.ephemeral import presence
@@ -294,6 +295,23 @@ async def test_D05_what_is_sticky_ends_in_time_if_the_clock_was_set_while_the_da
 
     await until(follows)
     assert not failures
+
+
+async def test_D05_what_became_sticky_ahead_does_not_stay_so_for_years_in_the_next_process(
+    hs1: Homeserver, alice: User, clock: ManualClock
+):
+    room_id = await alice.create_room()
+    clock.step_ms(TEN_YEARS_MS)
+    await stick(alice, room_id, ms=600_000)
+    clock.step_ms(-TEN_YEARS_MS)
+    end_ms = clock.now_ms() + STICKY_DURATION_MS_MAX
+
+    clock_watch.start(hs1.services)
+
+    async def follows() -> bool:
+        return await hs1.services.db.fetchval("SELECT until_ms FROM sticky_events") == end_ms
+
+    await until(follows)
 
 
 @pytest.mark.parametrize("step_ms", [-HOUR_MS, -TEN_YEARS_MS, TEN_YEARS_MS])

@@ -87,7 +87,8 @@ async def _passes(services: Services, head: RoomHead, event: Event) -> bool:
 async def follow_clock_back(services: Services, step_ms: int) -> None:
     """Let what became sticky while the clock was ahead end when its time has passed.
 
-    To be called when the clock has been put back by `step_ms`.
+    To be called when the clock has been put back by `step_ms`; with 0 when a process begins, as
+    nobody knows by how much it was put back before.
     """
     latest_ms = services.clock.now_ms() + STICKY_DURATION_MS_MAX
     await sticky_events.bring_forward(services.db, latest_ms, step_ms)
