@@ -128,8 +128,11 @@ def _check_port(database_url: str) -> None:
     try:
         _ = parts.port
     except ValueError as error:
-        shown = without_password(database_url)
-        raise ConfigError(f"database_url {shown!r}: {error}") from error
+        shown = without_password(database_url)  # The error may quote a part of the password.
+        raise ConfigError(
+            f"database_url {shown!r} has a port that is no number "
+            "(a password has %2F, %3A, %40, %3F and %23 for / : @ ? #)"
+        ) from error
 
 
 def _check_listeners(config: Config) -> None:

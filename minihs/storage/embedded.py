@@ -193,7 +193,11 @@ class Cluster:
         return program == "postgres" and not state.startswith("Z")
 
     async def answers(self) -> bool:
-        """Return whether a server runs on this cluster; waits while one recovers or stops."""
+        """Return whether a server runs on this cluster; waits while one recovers or stops.
+
+        Raises:
+            EmbeddedPostgresError: one runs, and lets nobody in.
+        """
         clock = SystemClock()
         while True:
             try:
@@ -204,6 +208,11 @@ class Cluster:
                 await clock.sleep_ms(50)
             except asyncpg.TooManyConnectionsError:
                 return True
+            except asyncpg.PostgresError as error:
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL runs and lets nobody in: {error}. End it (the first line of "
+                    f"{self.data / 'postmaster.pid'} is its process) and start again"
+                ) from error
             else:
                 await connection.close()
                 return True
@@ -223,6 +232,8 @@ class Cluster:
             "listen_addresses": "",
             "port": str(PORT),
             "unix_socket_directories": str(self.socket_directory),
+            # In its own directory: from /dev/shm systemd takes it away when its user logs out.
+            "dynamic_shared_memory_type": "mmap",
             **(self.settings or {}),
         }
         command = [

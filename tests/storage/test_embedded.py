@@ -106,6 +106,27 @@ async def test_a_killed_server_recovers_what_was_committed(data_dir: Path) -> No
     await second.stop()
 
 
+async def test_nobody_who_tidies_up_dev_shm_takes_its_memory_away(data_dir: Path) -> None:
+    postgres = await start_embedded(data_dir)
+    assert await value(postgres.dsn, "SHOW dynamic_shared_memory_type") == "mmap"
+    await postgres.stop()
+
+
+async def test_a_server_that_lets_nobody_in_is_told_in_a_sentence(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = await start_embedded(data_dir)
+
+    async def refuse(_dsn: str) -> None:
+        raise asyncpg.UndefinedFileError("could not open shared memory segment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg, "connect", refuse)
+        with pytest.raises(EmbeddedPostgresError, match=r"lets nobody in: could not open .*\.pid"):
+            await start_embedded(data_dir)
+    await postgres.stop()
+
+
 async def test_a_server_that_ends_is_started_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

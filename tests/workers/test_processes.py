@@ -346,6 +346,11 @@ async def test_a_data_directory_that_is_none_is_refused_in_a_sentence(
     status, said = await minihs(server, "check-config")
     assert status == 2
     assert "database_url 'postgresql://minihs:(secret)@127.0.0.1:port/minihs'" in said
+    server.environment["MINIHS_DATABASE_URL"] = "postgresql://minihs:tea/pot@127.0.0.1/minihs"
+    status, said = await minihs(server, "check-config")
+    assert status == 2
+    assert "tea" not in said
+    assert "%2F" in said
 
 
 async def test_tests_that_are_terminated_leave_no_database_behind(tmp_path: Path):
