@@ -60,9 +60,8 @@ another terminal, in the directory of the project:
 
 ```
 SERVER=http://127.0.0.1:8008 NAME=bob PASSWORD=correct-horse
-for user in ada $NAME; do
-  echo $PASSWORD | .venv/bin/minihs register-user $user --password-stdin
-done
+echo $PASSWORD | .venv/bin/minihs register-user ada --admin --password-stdin
+echo $PASSWORD | .venv/bin/minihs register-user $NAME --password-stdin
 field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' $1; }
 login() {
   curl -s $SERVER/_matrix/client/v3/login -d '{"type": "m.login.password",
@@ -76,9 +75,10 @@ curl -X POST -H "Authorization: Bearer $TOKEN" -d '{}' \
   "$SERVER/_matrix/client/v3/rooms/$ROOM/join"
 ```
 
-`$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it; `$TOKEN` is Bob's. Some
-guides end with Bob outside the room, or without an account: then do this again with another
-`NAME`. On a server of another name, write that for `localhost`.
+`$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it, and on the server; `$TOKEN` is
+Bob's. Some guides end with Bob outside the room, or without an account: then do this again with
+another `NAME` (that Ada's name is taken does no harm). On a server of another name, write that for
+`localhost`.
 """.strip()
 
 
