@@ -75,8 +75,8 @@ curl -X POST -H "Authorization: Bearer $TOKEN" -d '{}' \
   "$SERVER/_matrix/client/v3/rooms/$ROOM/join"
 ```
 
-`$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it, and on the server; `$TOKEN` is
-Bob's. Some guides end with Bob outside the room, or without an account: then do this again with
+`$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it, and on the server; `$TOKEN`
+is Bob's. Some guides end with Bob outside the room, or without an account: then do this again with
 another `NAME` (that Ada's name is taken does no harm). On a server of another name, write that for
 `localhost`.
 """.strip()
