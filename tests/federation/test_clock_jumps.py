@@ -234,6 +234,7 @@ async def test_D05_who_is_gone_is_offline_in_time(
         await hs1.services.presence.renew(hs1.services)
         await presence.expire(hs1.services)
     await until(lambda: is_so("offline"))
+    assert (await status(bob, alice))["presence"] == "offline", "and stays so"
 
 
 @steps
@@ -312,6 +313,9 @@ async def test_D05_what_became_sticky_ahead_does_not_stay_so_for_years_in_the_ne
         return await hs1.services.db.fetchval("SELECT until_ms FROM sticky_events") == end_ms
 
     await until(follows)
+    clock.advance_ms(STICKY_DURATION_MS_MAX)
+    await stickiness.forget_expired(hs1.services)
+    assert await hs1.services.db.fetchval("SELECT count(*) FROM sticky_events") == 0
 
 
 @pytest.mark.parametrize("step_ms", [-HOUR_MS, -TEN_YEARS_MS, TEN_YEARS_MS])
