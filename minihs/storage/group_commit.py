@@ -55,8 +55,9 @@ REFUSED_S = 10
 
 # What makes it necessary to look at units one by one: another writer came first, or crosswise.
 EXPECTED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, Conflict)
-# An event has got a number by another process: see event_writes.
-RENUMBERED = asyncpg.DivisionByZeroError
+# An event has got a number, or a room a list of who types, by another process: see event_writes
+# and stream_writes.
+OVERTAKEN = asyncpg.DivisionByZeroError
 
 
 @dataclass(slots=True, eq=False)
@@ -234,7 +235,7 @@ class GroupCommitter:
                     self._db.note_away(error)
                     self._fail(units, DatabaseAway(), error)
             elif len(units) == 1:
-                self._fail(units, Conflict() if isinstance(error, RENUMBERED) else error, None)
+                self._fail(units, Conflict() if isinstance(error, OVERTAKEN) else error, None)
             else:  # Whoever is to blame for it shall suffer alone.
                 apart = True
         else:

@@ -42,11 +42,16 @@ class ReceiptWrite:
 
 @dataclass(frozen=True, slots=True)
 class TypingWrite:
-    """Who types in a room from now on, and until when each of them."""
+    """Who types in a room from now on, and until when each of them.
+
+    It was made of the list of position `replaces` (0: there was none). Where another has taken that
+    one's place meanwhile, nothing is written, and the writer hears `Conflict`.
+    """
 
     room_id: RoomId
     user_ids: tuple[UserId, ...]
     expires_ms: tuple[int, ...]
+    replaces: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,20 +110,29 @@ READ_BY_RECEIPTS = BatchStatement(
     {"new": {"room_id": "text", "user_id": "text", "thread_id": "text", "event_id": "text"}},
 )
 
+# Primary key. Who writes has the next position of the stream, so what is read here is the newest.
+# n / 0 undoes everything. A list that is not there any more was lost in a crash.
 WRITE_TYPING = BatchStatement(
     "stream_writes.typing",
     """
     INSERT INTO typing (room_nid, position, user_ids, expires_ms)
-    SELECT DISTINCT ON (r.room_nid) r.room_nid, position, user_ids::text[], expires_ms::bigint[]
+    SELECT
+      r.room_nid, new.position / (coalesce(old.position, new.replaces) = new.replaces)::integer,
+      new.user_ids::text[], new.expires_ms::bigint[]
     FROM {new}
     JOIN rooms r ON r.room_id = new.room_id
-    ORDER BY r.room_nid, position DESC
+    LEFT JOIN typing old ON old.room_nid = r.room_nid
     ON CONFLICT (room_nid)
     DO UPDATE SET
       position = excluded.position, user_ids = excluded.user_ids, expires_ms = excluded.expires_ms
     """,
-    {"new": {"room_id": "text", "user_ids": "text", "expires_ms": "text", "position": "bigint"}},
-)
+    {
+        "new": {
+            "room_id": "text", "user_ids": "text", "expires_ms": "text", "replaces": "bigint",
+            "position": "bigint",
+        },
+    },
+)  # fmt: skip
 
 # Primary key. A soft-failed sticky event passed its checks after all: it comes now.
 WRITE_STICKY_EVENTS = BatchStatement(

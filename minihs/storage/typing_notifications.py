@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FETCH = statement(
     "typing_notifications.fetch",
     """
-    SELECT m.membership = 'join', t.user_ids, t.expires_ms
+    SELECT m.membership = 'join', t.user_ids, t.expires_ms, t.position
     FROM rooms r
     LEFT JOIN memberships m ON m.room_nid = r.room_nid AND m.user_id = $2
     LEFT JOIN typing t ON t.room_nid = r.room_nid
@@ -38,12 +38,17 @@ LIST_OVERDUE = statement(
 )
 
 
-async def fetch_typing(queries: Queries, room_id: str, user_id: str) -> tuple[bool, dict[str, int]]:
-    """Return whether a user is joined to a room, and who types there until when."""
+async def fetch_typing(
+    queries: Queries, room_id: str, user_id: str
+) -> tuple[bool, dict[str, int], int]:
+    """Return whether a user is joined to a room, who types there until when, and its position.
+
+    The position is the one at which the list was written; 0: nobody has ever typed there.
+    """
     row = await queries.fetchrow(FETCH, room_id, user_id)
     if row is None:
-        return False, {}
-    return row[0] is True, dict(zip(row[1] or (), row[2] or (), strict=True))
+        return False, {}, 0
+    return row[0] is True, dict(zip(row[1] or (), row[2] or (), strict=True)), row[3] or 0
 
 
 async def list_overdue(queries: Queries, before_ms: int, latest_ms: int) -> Sequence[str]:

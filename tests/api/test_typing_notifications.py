@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from minihs.base.clock import ManualClock
 from minihs.services.ephemeral import typing_notifications
+from minihs.storage import typing_notifications as storage
 from minihs.storage.typing_notifications import fetch_typing
 from tests.api.test_history import at
 from tests.helpers.homeserver import running_homeserver
@@ -157,6 +159,30 @@ async def test_who_leaves_while_it_is_written_that_they_type_does_not(
 
     await until(is_over)
     assert typing_in(await alice.sync(), room) in ([], None)
+
+
+async def test_who_types_in_two_processes_at_once_is_not_lost(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_homeserver(database_url, tmp_path, workers=2) as server:
+        users = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+        room = await users[0].create_room()
+        for user in users[1:]:
+            await user.join(room)
+        both, fetched = asyncio.Barrier(2), itertools.count(1)
+
+        async def fetch_at_once(*asked: Any) -> object:
+            found = await fetch_typing(*asked)
+            if next(fetched) <= both.parties:
+                await both.wait()
+            return found
+
+        monkeypatch.setattr(storage, "fetch_typing", fetch_at_once)
+        for pair in (users[:2], users[2:]):  # There is no list yet, and there is one.
+            fetched = itertools.count(1)
+            assert await asyncio.gather(*(types(user, room) for user in pair)) == [200, 200]
+        typing = typing_in(await users[0].sync(), room)
+        assert set(typing or ()) == {user.user_id for user in users}
 
 
 async def test_only_members_type_and_only_for_themselves(homeserver: Homeserver) -> None:

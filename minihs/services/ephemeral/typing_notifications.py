@@ -2,15 +2,17 @@
 
 What is kept of a room is the whole list, as that is what clients are told; each change of it is
 news in the stream, also when the list becomes empty. Changes of one room take turns within the
-process, so that none is lost. The process that accepted a change looks again when the first user's
-time runs out, and when a member goes; should it die before, `expire_overdue` (leased housekeeping)
-does.
+process, and each says which list it was made of: where another process has written a later one, it
+is made again of that, so that none is lost. The process that accepted a change looks again when the
+first user's time runs out, and when a member goes; should it die before, `expire_overdue` (leased
+housekeeping) does.
 
 Spec: client-server-api#typing-notifications
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from minihs.base.errors import Forbidden
@@ -18,10 +20,11 @@ from minihs.base.limits import TYPING_TIMEOUT_MAX_MS
 from minihs.base.turns import Turns
 from minihs.protocol.identifiers import RoomId, UserId
 from minihs.storage import typing_notifications as typing_reads
+from minihs.storage.group_commit import Conflict
 from minihs.storage.stream_rows import Membership, TypingWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from minihs.services.context import Services
     from minihs.storage.stream_reads import Positioned
@@ -52,28 +55,28 @@ async def set_typing(
 
     Spec: client-server-api#put_matrixclientv3roomsroomidtypinguserid
     """
-    async with services.typing.turns.take(room_id):
-        now_ms = services.clock.now_ms()
-        joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
+
+    def change(joined: bool, old: Mapping[str, int]) -> dict[str, int]:  # noqa: FBT001
         if not joined:
             raise Forbidden("You are not in this room.")
+        now_ms = services.clock.now_ms()
         new = _others(old, user_id, now_ms)
         if timeout_ms is not None:
             new[user_id] = now_ms + min(timeout_ms, TYPING_TIMEOUT_MAX_MS)
-        if new != old:
-            await _write(services, room_id, new)
+        return new
+
+    await _change(services, room_id, user_id, change)
     services.presence.note_active(services, user_id)
 
 
 async def expire(services: Services, room_id: RoomId) -> None:
     """Take those out of a room's list whose time has run out."""
-    async with services.typing.turns.take(room_id):
-        _, old = await typing_reads.fetch_typing(services.db, room_id, "")
-        new = _others(old, "", services.clock.now_ms())
-        if new != old:
-            await _write(services, room_id, new)
-        elif new:
-            _look_again(services, room_id, min(new.values()))
+
+    def change(_: bool, old: Mapping[str, int]) -> dict[str, int]:  # noqa: FBT001
+        return _others(old, "", services.clock.now_ms())
+
+    if typing := await _change(services, room_id, "", change):
+        _look_again(services, room_id, min(typing.values()))
 
 
 async def expire_overdue(services: Services) -> None:
@@ -102,10 +105,12 @@ def follow(services: Services, items: Sequence[Positioned]) -> None:
 
 
 async def _stop(services: Services, room_id: RoomId, user_id: UserId) -> None:
-    async with services.typing.turns.take(room_id):
-        joined, old = await typing_reads.fetch_typing(services.db, room_id, user_id)
-        if user_id in old and not joined:
-            await _write(services, room_id, _others(old, user_id, services.clock.now_ms()))
+    def change(joined: bool, old: Mapping[str, int]) -> Mapping[str, int]:  # noqa: FBT001
+        if joined or user_id not in old:
+            return old
+        return _others(old, user_id, services.clock.now_ms())
+
+    await _change(services, room_id, user_id, change)
 
 
 def _others(typing: Mapping[str, int], user_id: str, now_ms: int) -> dict[str, int]:
@@ -114,12 +119,32 @@ def _others(typing: Mapping[str, int], user_id: str, now_ms: int) -> dict[str, i
     return {u: ms for u, ms in typing.items() if u != user_id and now_ms < ms <= latest_ms}
 
 
-async def _write(services: Services, room_id: RoomId, until_ms: dict[str, int]) -> None:
-    await services.committer.commit_rows(
-        [TypingWrite(room_id, tuple(map(UserId, until_ms)), tuple(until_ms.values()))]
-    )
-    if until_ms:
-        _look_again(services, room_id, min(until_ms.values()))
+async def _change(
+    services: Services,
+    room_id: RoomId,
+    user_id: str,
+    change: Callable[[bool, Mapping[str, int]], Mapping[str, int]],
+) -> Mapping[str, int]:
+    """Return who types in a room until when, after writing what `change` makes of who did.
+
+    It is told whether the user is in the room, and that list. Where another process was faster it
+    is asked again, about what that has written.
+    """
+    async with services.typing.turns.take(room_id):
+        while True:
+            joined, old, position = await typing_reads.fetch_typing(services.db, room_id, user_id)
+            new = change(joined, old)
+            if new == old:
+                return new
+            users, until_ms = tuple(map(UserId, new)), tuple(new.values())
+            with contextlib.suppress(Conflict):
+                await services.committer.commit_rows(
+                    [TypingWrite(room_id, users, until_ms, position)]
+                )
+                break
+        if new:
+            _look_again(services, room_id, min(until_ms))
+        return new
 
 
 def _look_again(services: Services, room_id: RoomId, at_ms: int) -> None:
