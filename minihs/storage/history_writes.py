@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import DatabaseBusy
+from minihs.storage import missing_events
 from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class HistoryWrite:
-    """An event without a position; its `order` is None for outliers and refused events."""
+    """An event without a position; its `order` is None for outliers and refused events.
+
+    `is_gap`: what it follows has no place in the room yet.
+    """
 
     stored: StoredEvent
     auth_nids: Sequence[int] | None = None
     states: Sequence[StateRow] = ()
     refusal: Refusal | None = None
+    is_gap: bool = False
 
 
 ATTEMPTS = 20
@@ -165,7 +170,7 @@ async def write_history(
     key_nids: Mapping[StateKey, int],
     more_states: Sequence[StateRow] = (),
 ) -> set[EventId]:
-    """Write events, and the states and refusals that come with them, in one transaction.
+    """Write events, and the states, refusals and gaps that come with them, in one transaction.
 
     `more_states` are written, too. Returned are the events that were written; the others are
     stored already, and not as they were given. Whatever another process has stored meanwhile has
@@ -222,6 +227,8 @@ async def _write_once(
         ]
         if refused:
             await tx.execute(WRITE_REFUSALS.text, *WRITE_REFUSALS.arguments({"new": refused}))
+        if gaps := [w.stored.event_nid for w in writes if w.is_gap]:
+            await missing_events.insert_gaps(tx, room_nid, gaps)
     return {row[0] for row in rows}
 
 

@@ -1,7 +1,8 @@
 """What we lack of rooms: which events are known, where history has gaps, and what awaits its event.
 
 A *gap* is an event with a place in the room whose `prev_events` have none. It is noted before its
-event is committed, so that none is ever forgotten; a note whose event never came says nothing.
+event is committed, or with it, so that none is ever forgotten; a note whose event never came says
+nothing.
 """
 
 from __future__ import annotations

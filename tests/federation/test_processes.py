@@ -11,16 +11,18 @@ import pytest
 
 from minihs.protocol.identifiers import RoomId
 from minihs.services.rooms import backfill
-from minihs.storage import events, rooms
+from minihs.storage import events, history_writes, rooms
+from minihs.storage.event_store import StoredEvent
+from minihs.storage.history_writes import HistoryWrite, write_history
 from minihs.storage.missing_events import list_gaps
 from tests.federation.test_joins import enter, members
 from tests.helpers.network import node_of
 
 if TYPE_CHECKING:
+    from minihs.protocol.identifiers import EventId
     from minihs.remote.transport import OutgoingRequest, RawAnswer
     from minihs.services.context import Services
-    from minihs.storage.database import Queries
-    from minihs.storage.event_store import StoredEvent
+    from minihs.storage.database import Database, Queries
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import Federation
 
@@ -185,4 +187,35 @@ async def test_history_that_another_process_fetches_between_two_looks_is_not_pas
         return found
 
     monkeypatch.setattr(events, "list_range", look_away)
+    assert await paged(bob, room_id) == said[::-1]
+
+
+async def test_what_lies_behind_fetched_history_is_not_forgotten_if_its_reader_goes(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+):
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room()
+    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
+    await enter(bob, room_id, "hs1")
+    reader, other = hs2.workers
+
+    async def write_and_go(
+        db: Database, room_nid: int, writes: list[HistoryWrite], *more: Any
+    ) -> set[EventId]:
+        if not writes or writes[0].stored.order is None:  # What history rests upon comes first.
+            return await write_history(db, room_nid, writes, *more)
+        far = writes[0].stored
+        await other.event_numbers.reserve(1)
+        stored = StoredEvent(far.event, other.event_numbers.take())
+        assert await write_history(other.db, room_nid, [HistoryWrite(stored)], {})
+        assert await write_history(db, room_nid, writes, *more)
+        assert far.event_nid == stored.event_nid, "the other process was faster"
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history_writes, "write_history", write_and_go)
+        with pytest.raises(asyncio.CancelledError):
+            await fill_gaps(reader, room_id)
     assert await paged(bob, room_id) == said[::-1]

@@ -182,7 +182,6 @@ class Writing:
         self.known: dict[EventId, StoredEvent] = {}
         self.far: Mapping[EventId, State] = {}
         self.writes: list[HistoryWrite] = []
-        self.gaps: list[StoredEvent] = []
 
     async def load(self, events: Sequence[Event], far: Mapping[EventId, State]) -> None:
         """Read what the events name; `far` are states before some of them that were given."""
@@ -246,11 +245,10 @@ class Writing:
         stored.status = ACCEPTED if refusal is None else REJECTED
         stored.state_before, stored.state_after = before.state_id, after.state_id
         auth_nids = [found.event_nid for found in auth] if event.is_state else None
-        self.writes.append(HistoryWrite(stored, auth_nids, rows, refusal))
+        is_gap = any(self._is_missing(prev_id) for prev_id in event.prev_event_ids)
+        self.writes.append(HistoryWrite(stored, auth_nids, rows, refusal, is_gap))
         self.known[event.event_id] = stored
         services.events.remember(stored)  # State resolution may have to see it.
-        if any(self._is_missing(prev_id) for prev_id in event.prev_event_ids):
-            self.gaps.append(stored)
         if refusal is None and event.type == "m.room.redaction":
             await self._redact(event, before)
 
@@ -294,14 +292,8 @@ class Writing:
         first = gap.lowest_minor - len(self.writes)
         for number, write in enumerate(self.writes):
             write.stored.order = gap.order_major, first + number
-        gaps = [stored.event_nid for stored in self.gaps]
-        if gaps:
-            await missing_events.insert_gaps(services.db, room.room_nid, gaps)
         if self.writes:
             await history_commit.store_history(services, room.room_nid, self.writes)
-        renumbered = [s.event_nid for s in self.gaps if s.event_nid not in gaps]
-        if renumbered:  # Another process had just stored what is behind the gap.
-            await missing_events.insert_gaps(services.db, room.room_nid, renumbered)
         if not any(self._is_missing(prev_id) for prev_id in after.prev_event_ids):
             await missing_events.delete_gaps(services.db, [gap.event_nid])
         return len(self.writes)
