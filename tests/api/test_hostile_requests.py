@@ -24,6 +24,7 @@ from minihs.api.routes import ROUTES
 from minihs.base.limits import BODY_BYTES_MAX
 from tests.fuzz.mutations import Mutator
 from tests.helpers.homeserver import PASSWORD
+from tests.helpers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -346,7 +347,7 @@ async def test_C21_no_request_is_smuggled_in_another(homeserver: Homeserver, num
     """There is one answer, a refusal, and the connection ends with it."""
     async with connection(homeserver) as (reader, writer):
         writer.write(READ_IN_TWO_WAYS[number])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             said = await reader.read(-1)
     assert re.match(rb"HTTP/1\.[01] 400 ", said), said
     assert b" 200 OK" not in said
@@ -454,7 +455,7 @@ async def test_F16_headers_that_drip_are_not_waited_for(
     homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ):
     """Nor is a connection on which nothing comes: both last as long as one may lie idle."""
-    monkeypatch.setattr(app, "KEEPALIVE_S", 0.3)
+    monkeypatch.setattr(app, "KEEPALIVE_S", 1)
     listener = app._bind("listen", "127.0.0.1:0")
     port = listener.getsockname()[1]
     async with app.serve(homeserver.services, [listener, None]):
@@ -464,7 +465,7 @@ async def test_F16_headers_that_drip_are_not_waited_for(
             assert (await answer(reader))[0] == 200
         writer.write(b"GET / HTTP/1.1\r\n")
         reading = asyncio.ensure_future(reader.read())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             for number in itertools.count():
                 writer.write(b"X-%d: y\r\n" % number)
                 done, _ = await asyncio.wait([reading], timeout=0.05)

@@ -17,7 +17,7 @@ from minihs.services.accounts.authentication import ACCESS_TOKEN_LIFETIME_MS, au
 from minihs.services.sync.v3 import wait
 from minihs.storage.streams import FETCH_POSITION
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,10 +192,10 @@ async def test_who_is_logged_out_waits_for_news_no_longer(
     lists = {"lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 1, "required_state": []}}}
     if sliding:
         pos = (await phone.call("POST", path, lists))["pos"]
-        request = phone.request("POST", path, lists, pos=pos, timeout="60000")
+        request = phone.request("POST", path, lists, pos=pos, timeout="300000")
     else:
         request = phone.request(
-            "GET", "/sync", since=str(phone.since), timeout="60000", set_presence="offline"
+            "GET", "/sync", since=str(phone.since), timeout="300000", set_presence="offline"
         )
     waiting = asyncio.ensure_future(request)
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
@@ -214,7 +214,7 @@ async def test_who_is_logged_out_waits_for_news_no_longer(
         await as_user(homeserver, "alice", device_id="PHONE")
     else:
         await alice.call("POST", "/account/deactivate", {"auth": auth})
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert (answer.status, answer.json["errcode"]) == (401, "M_UNKNOWN_TOKEN")
     assert answer.json["soft_logout"] is False
 
@@ -231,7 +231,7 @@ async def test_who_was_logged_out_unheard_waits_until_we_hear_again(
     for number, user in enumerate((alice, phone, tablet), 1):
         await user.sync()
         request = user.request(
-            "GET", "/sync", since=str(user.since), timeout="60000", set_presence="offline"
+            "GET", "/sync", since=str(user.since), timeout="300000", set_presence="offline"
         )
         waiting.append(asyncio.ensure_future(request))
 
@@ -248,12 +248,12 @@ async def test_who_was_logged_out_unheard_waits_until_we_hear_again(
     listening = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1"
     await services.db.execute(listening, FETCH_POSITION)
 
-    answer = await asyncio.wait_for(waiting[1], 30)
+    answer = await asyncio.wait_for(waiting[1], PATIENCE_S)
 
     assert (answer.status, answer.json["soft_logout"]) == (401, False)
     await alice.create_room()
     for stays in (waiting[0], waiting[2]):
-        assert (await asyncio.wait_for(stays, 30)).status == 200
+        assert (await asyncio.wait_for(stays, PATIENCE_S)).status == 200
 
 
 async def test_who_stays_logged_in_waits_on_when_another_device_goes(homeserver: Homeserver):
@@ -263,11 +263,11 @@ async def test_who_stays_logged_in_waits_on_when_another_device_goes(homeserver:
     phone = await as_user(homeserver, "alice", device_id="PHONE")
     await alice.sync()
     await alice.sync()
-    waiting = asyncio.ensure_future(alice.sync(timeout="60000"))
+    waiting = asyncio.ensure_future(alice.sync(timeout="300000"))
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
     await phone.call("POST", "/logout")
     await bob.say(room_id)
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert room_id in answer["rooms"]["join"]
 
 
@@ -279,7 +279,8 @@ async def test_who_has_refreshed_their_token_is_not_logged_out_with_another_devi
     phone = await as_user(homeserver, "alice", device_id="PHONE")
     old = User(homeserver, login["user_id"], login["access_token"])
     await old.sync()
-    request = old.request("GET", "/sync", since=str(old.since), timeout="60000")
+    unseen = {"set_presence": "offline"}  # Else there is news: that they are there.
+    request = old.request("GET", "/sync", since=str(old.since), timeout="300000", **unseen)
     waiting = asyncio.ensure_future(request)
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
     renewed = (await refresh(homeserver, login["refresh_token"])).json
@@ -287,7 +288,7 @@ async def test_who_has_refreshed_their_token_is_not_logged_out_with_another_devi
     assert (await status_of(homeserver, login["access_token"]))[0] == 401
     await phone.call("POST", "/logout")
     await User(homeserver, login["user_id"], renewed["access_token"]).create_room()
-    assert (await asyncio.wait_for(waiting, 30)).status == 200
+    assert (await asyncio.wait_for(waiting, PATIENCE_S)).status == 200
 
 
 async def test_who_is_logged_out_while_news_is_looked_for_does_not_wait(homeserver: Homeserver):
@@ -310,8 +311,9 @@ async def test_who_is_logged_out_while_news_is_looked_for_does_not_wait(homeserv
 
     await until(have_noticed)
     for services, requester in looking:
+        noticing = wait(services, requester, services.follower.head, 600_000)
         with pytest.raises(UnknownToken):
-            await asyncio.wait_for(wait(services, requester, services.follower.head, 600_000), 30)
+            await asyncio.wait_for(noticing, PATIENCE_S)
 
 
 async def test_a_hash_with_outdated_parameters_is_replaced(database_url: str, tmp_path: Path):

@@ -11,6 +11,7 @@ from minihs.base.clock import ManualClock
 from minihs.services.accounts import registration_tokens
 from tests.helpers.homeserver import PASSWORD, running_homeserver
 from tests.helpers.inspected_room import make_admin
+from tests.helpers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -176,7 +177,7 @@ async def test_a_token_that_many_use_at_once_serves_one_and_holds_up_nobody(
             body = {"username": f"user{number}", "password": PASSWORD, "auth": auth}
             return await homeserver.request("POST", "/register", body)
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             answers = await asyncio.gather(*(register(number) for number in range(16)))
 
         assert sorted(answer.status for answer in answers) == [200, *[401] * 15]

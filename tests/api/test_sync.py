@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, User
 
@@ -54,10 +56,10 @@ async def test_bob_waits_and_is_woken_by_alices_message(homeserver: Homeserver) 
     room_id = await alice.create_room()
     await bob.join(room_id)
     await bob.sync()
-    waiting = asyncio.ensure_future(bob.sync(timeout="60000"))
+    waiting = asyncio.ensure_future(bob.sync(timeout="300000"))
     await alice.sync()  # A request of its own, so that Bob's is under way.
     await alice.say(room_id, "wake up")
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert bodies(answer, room_id) == ["wake up"]
     assert "transaction_id" not in room_of(answer, room_id)["timeline"]["events"][0]["unsigned"]
 

@@ -22,7 +22,7 @@ from tests.helpers.homeserver import PASSWORD, User, running_homeserver
 from tests.helpers.messages import send_at
 from tests.helpers.servers import pass_time, quiet
 from tests.helpers.servers import start as start_servers
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -897,7 +897,7 @@ async def test_d_23_a_failure_ends_a_long_poll(homeserver: Homeserver) -> None:
     polling = asyncio.create_task(told())
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
     await fire(homeserver, 1_000)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         assert len(await polling) == 1
 
 

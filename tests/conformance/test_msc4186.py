@@ -10,7 +10,7 @@ import pytest
 
 from minihs.base.caching import BoundedCache
 from minihs.services.sync import sliding_memory
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from tests.helpers.homeserver import Homeserver, Response, User
@@ -325,10 +325,10 @@ async def test_a_long_poll_is_woken(homeserver: Homeserver) -> None:
     await bob.join(room_id)
     client = Client(bob)
     await client.sync()
-    waiting = asyncio.ensure_future(client.sync(timeout=60_000))
+    waiting = asyncio.ensure_future(client.sync(timeout=300_000))
     await alice.sync()  # A request of its own, so that Bob's is under way.
     await alice.say(room_id, "wake up")
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert bodies(answer["rooms"][room_id]) == ["wake up"]
 
 
@@ -352,11 +352,11 @@ async def test_changes_elsewhere_do_not_end_a_long_poll(homeserver: Homeserver) 
     quiet, loud = await alice.create_room(), await alice.create_room()
     client, wishes = Client(alice), {"room_subscriptions": {quiet: subscription()}}
     await client.sync(**wishes)
-    waiting = asyncio.ensure_future(client.sync(timeout=60_000, **wishes))
+    waiting = asyncio.ensure_future(client.sync(timeout=300_000, **wishes))
     await alice.sync()
     await alice.say(loud, "not asked for")
     await alice.say(quiet, "asked for")
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert set(answer["rooms"]) == {quiet}
 
 

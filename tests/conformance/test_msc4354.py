@@ -20,7 +20,7 @@ from minihs.protocol import unstable
 from minihs.services.rooms import delayed_sending, sticky_events
 from minihs.storage.delayed_events import Busy
 from tests.helpers.homeserver import running_homeserver
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -404,10 +404,10 @@ async def test_s_09_a_new_sticky_event_ends_a_long_poll(homeserver: Homeserver) 
     alice, bob, room_id = await room_of_two(homeserver)
     await bob.sync()
     nothing = json.dumps({"room": {"timeline": {"types": []}}})
-    waiting = asyncio.ensure_future(bob.sync(timeout="30000", filter=nothing))
+    waiting = asyncio.ensure_future(bob.sync(timeout="300000", filter=nothing))
     await until(lambda: any(services.views.waiting for services in homeserver.workers))
     sticky = await stick(alice, room_id)
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     assert ids(section(answer, room_id)) == [sticky]
 
 

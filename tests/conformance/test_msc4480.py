@@ -11,6 +11,7 @@ import pytest
 from minihs.base.clock import ManualClock
 from minihs.protocol import unstable
 from tests.helpers.homeserver import PASSWORD, User, running_homeserver
+from tests.helpers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -268,10 +269,10 @@ async def test_ss_10_something_sticky_ends_a_long_poll(homeserver: Homeserver) -
     await client.sync(lists=top)
     await bob.say(other, "the newest room")
     await client.sync(lists=top)
-    waiting = asyncio.ensure_future(client.sync(timeout=60_000, lists=top))
+    waiting = asyncio.ensure_future(client.sync(timeout=300_000, lists=top))
     await alice.sync()
     event_id = await stick(alice, room_id)
-    answer = await asyncio.wait_for(waiting, 30)
+    answer = await asyncio.wait_for(waiting, PATIENCE_S)
     shown = [e["event_id"] for e in answer["rooms"].get(room_id, {}).get("timeline", ())]
     assert [*shown, *section(answer, room_id)] == [event_id]
 

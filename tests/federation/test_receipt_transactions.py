@@ -19,7 +19,7 @@ from tests.helpers.homeserver import running_homeserver
 from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction, serve
 from tests.helpers.network import node_of, raw
 from tests.helpers.rooms import ALICE, MALLORY, Room
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -304,7 +304,7 @@ async def test_F19_who_keeps_us_waiting_keeps_nobody_else_waiting(
     asked = len(evil.asked(f"/{at}"))
     await until(lambda: len(evil.asked(f"/{at}")) > asked)
     event = room.send(carol, "m.room.message", {"body": "here"}, prev=before)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         assert await push(hs2, hs1, [event]) == {event.event_id: {}}
         await alice.say(room.room_id, "I, too")
         assert {"here", "I, too"} <= set(await bodies(alice, room))

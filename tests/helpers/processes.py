@@ -217,6 +217,8 @@ async def running_server(
 async def kill_postgres(cluster: Cluster) -> None:
     """Kill a cluster's postmaster and all of its backends at once, as a power cut would."""
     postmaster = int((cluster.data / "postmaster.pid").read_text().split("\n")[0])
+    kill([postmaster], signal.SIGSTOP)
+    await until(lambda: _states(postmaster) <= {"T", "Z"})  # It starts no other backend.
     pids = [postmaster, *children_of(postmaster)]
     kill(pids)
     await until(lambda: not any(map(is_alive, pids)))

@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 POLL_S = 0.01
+PATIENCE_S = 180  # Nothing takes that long; what is broken takes for ever.
 
 
 async def until(
-    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, within_s: float = 180
+    condition: Callable[[], object] | Callable[[], Awaitable[object]],
+    *,
+    within_s: float = PATIENCE_S,
 ) -> None:
     """Return as soon as `condition` holds, and fail when it does not within the time.
 
