@@ -14,6 +14,7 @@ import aiohttp
 import asyncpg
 import pytest
 
+from minihs.api.health import READY_S_MAX
 from minihs.protocol.identifiers import ServerName
 from minihs.protocol.server_keys import read_server_keys
 from minihs.protocol.signatures import read_signing_key
@@ -151,7 +152,7 @@ async def test_the_database_goes_away_and_comes_back(tmp_path: Path):
                         assert (health.status, refused) == (200, [503] * 3)
                         assert send.json["errcode"] == "M_UNKNOWN"
                         took_s.append(time.monotonic() - began)
-                    assert min(took_s) < 1, "nobody waits for it, however busy the machine is"
+                    assert min(took_s) < READY_S_MAX, "nobody waits for it"
                     await cluster.start()
                     await server.until_ready()
                     await until(lambda n=number: _sends(server, say + f"{n}", message, token))
