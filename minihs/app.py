@@ -40,7 +40,7 @@ from minihs.protocol.identifiers import EventId, ServerName, parse_server_name
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
-from minihs.remote.http import HttpTransport, tls_context
+from minihs.remote.http import HttpTransport, trust_own_authorities
 from minihs.remote.signed_requests import SignedRequests
 from minihs.services import own_keys
 from minihs.services.appservices import registry
@@ -114,7 +114,7 @@ def check_files(config: Config) -> None:
     Raises:
         ConfigError: one of them cannot be used.
     """
-    tls_context(config)
+    trust_own_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), config)
     if config.federation_listen:
         _server_tls(config)
     own_keys.find_signing_key(config)

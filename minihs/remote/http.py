@@ -44,13 +44,12 @@ IDLE_S: Final = 60
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
-def tls_context(config: Config) -> ssl.SSLContext:
-    """Return what federation trusts.
+def trust_own_authorities(context: ssl.SSLContext, config: Config) -> None:
+    """Let a context trust those of `federation_ca_file`, too.
 
     Raises:
-        ConfigError: `federation_ca_file` cannot be read.
+        ConfigError: the file cannot be used.
     """
-    context = ssl.create_default_context()
     if config.federation_ca_file:
         try:
             context.load_verify_locations(config.federation_ca_file)
@@ -58,6 +57,12 @@ def tls_context(config: Config) -> ssl.SSLContext:
             raise ConfigError(
                 f"federation_ca_file {config.federation_ca_file} cannot be used: {error}"
             ) from error
+
+
+def _tls_context(config: Config) -> ssl.SSLContext:
+    """Return what federation trusts. Reading the system's authorities takes a while."""
+    context = ssl.create_default_context()
+    trust_own_authorities(context, config)
     if not config.federation_verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -77,7 +82,7 @@ class HttpTransport:
             )
         self._clock = clock
         self._randomness = randomness
-        self._tls = tls_context(config)
+        self._config = config
         self._make_socket = socket_factory(allow_private=config.federation_allow_private_addresses)
         self._dns = dns
         self._session: aiohttp.ClientSession | None = None
@@ -90,7 +95,7 @@ class HttpTransport:
                 return await self._send(request)
         except TimeoutError:
             return RemoteError("timed_out", request.destination, "no answer in time")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, ConfigError) as error:
             return RemoteError("unreachable", request.destination, str(error) or repr(error))
 
     async def close(self) -> None:
@@ -144,7 +149,7 @@ class HttpTransport:
         if self._session is None or self._discovery is None:
             self._dns = self._dns or SystemDns()
             connector = aiohttp.TCPConnector(
-                ssl=self._tls,
+                ssl=_tls_context(self._config),
                 resolver=self._dns.addresses,
                 socket_factory=self._make_socket,
                 limit=0,  # One slow server must not keep us from the others.

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import gzip
 import logging
+import shutil
 import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from tests.remote.names import FakeDns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     import pytest
 
@@ -115,6 +117,18 @@ async def test_f17_a_connection_for_one_name_is_no_connection_for_another(
         assert isinstance(await wire.send(get("hs2.test")), RawAnswer)
         hs2.received.clear()
         assert_unreachable(await wire.send(get("other.test")), hs2)
+
+
+async def test_authorities_that_are_gone_after_the_start_fail_a_request_and_no_more(
+    ca_file: str, hs2: TlsServer, tmp_path: Path
+) -> None:
+    """They are read for the first request, which tells; the next one tries again."""
+    authorities = tmp_path / "authorities.pem"
+    async with transport(str(authorities)) as wire:
+        request = get(f"hs2.test:{hs2.port}")
+        assert "authorities.pem cannot be used" in assert_unreachable(await wire.send(request), hs2)
+        shutil.copyfile(ca_file, authorities)
+        assert isinstance(await wire.send(request), RawAnswer)
 
 
 async def test_redirects_are_not_followed(ca_file: str, hs2: TlsServer) -> None:
