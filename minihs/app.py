@@ -171,7 +171,7 @@ async def check_database(config: Config, dsn: str) -> None:
     Raises:
         ConfigError: the configuration cannot be used with it.
     """
-    db = await Database.connect(dsn, connections=2)
+    db = await Database.connect(dsn, connections=1)
     try:
         unsafe = await _check_database(db, config)
     finally:

@@ -42,7 +42,6 @@ FIGURES = "MINIHS_SHARED_FIGURES"
 READY = b"."
 RESTART_PAUSE_S = 1
 END_S_MAX = 20
-GC_THRESHOLDS = (50_000, 20, 50)
 
 
 async def run_server(config: Config, dsn: str, workers: int) -> int:
@@ -67,10 +66,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
         sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
         parent = int(os.environ[PARENT])
         loop.add_reader(parent, stop.set)  # Nothing comes from there: readable means closed.
-    # What lives after the start lives for ever, and few of a request's objects are in cycles: the
-    # collector's default rhythm would cost a fifth of the time of a large page of history.
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.freeze()  # What lives after the start lives for ever.
     async with app.build_services(config, dsn) as services:
         if figures := os.environ.get(FIGURES):
             services.metrics.shared = SharedFigures(*map(int, figures.split(",")))

@@ -153,7 +153,7 @@ class Database:
         """
         pool = await asyncpg.create_pool(
             dsn,
-            min_size=2,
+            min_size=min(2, connections),
             max_size=connections,
             statement_cache_size=STATEMENT_CACHE_SIZE,
             max_cached_statement_lifetime=0,
@@ -283,8 +283,8 @@ async def close(connection: asyncpg.Connection) -> None:
         await connection.close(timeout=CLOSE_S_MAX)
 
 
-async def wait_until_ready(dsn: str, within_s: int) -> None:
-    """Return once the database accepts connections: it may be starting beside us.
+async def connect_when_ready(dsn: str, within_s: int) -> asyncpg.Connection:
+    """Return a connection once the database accepts them: it may be starting beside us.
 
     Raises:
         StartError: it did not in that time, or it refuses us.
@@ -294,7 +294,7 @@ async def wait_until_ready(dsn: str, within_s: int) -> None:
     name, is_told = without_password(dsn), False
     while True:
         try:
-            connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+            return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
         except (OSError, asyncpg.CannotConnectNowError) as error:
             reason = str(error) or "it does not answer"
             if clock.monotonic_ms() >= deadline_ms:
@@ -305,6 +305,3 @@ async def wait_until_ready(dsn: str, within_s: int) -> None:
             await clock.sleep_ms(READY_PAUSE_MS)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise StartError(f"the database {name} refuses us: {error}") from error
-        else:
-            await connection.close()
-            return

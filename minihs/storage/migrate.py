@@ -7,10 +7,13 @@ needs neither.
 from __future__ import annotations
 
 from pathlib import Path
-
-import asyncpg
+from typing import TYPE_CHECKING
 
 from minihs.base.config import ConfigError, StartError
+from minihs.storage.database import connect_when_ready
+
+if TYPE_CHECKING:
+    import asyncpg
 
 HEAD = "0001"
 
@@ -30,26 +33,25 @@ async def fetch_revision(connection: asyncpg.Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
-async def is_begun(dsn: str) -> bool:
-    """Return whether a database has tables of ours."""
-    connection = await asyncpg.connect(dsn)
+async def read_revision(dsn: str, within_s: int = 0) -> str | None:
+    """Return `fetch_revision` of a database, which is waited for that long.
+
+    Raises:
+        StartError: it cannot be reached, or it refuses us.
+    """
+    connection = await connect_when_ready(dsn, within_s)
     try:
-        return await fetch_revision(connection) is not None
+        return await fetch_revision(connection)
     finally:
         await connection.close()
 
 
-async def is_current(dsn: str) -> bool:
-    """Return whether the database's schema is the one this program was written for.
+def is_current(revision: str | None) -> bool:
+    """Return whether a database's schema is the one this program was written for.
 
     Raises:
         ConfigError: it was made by a newer program.
     """
-    connection = await asyncpg.connect(dsn)
-    try:
-        revision = await fetch_revision(connection)
-    finally:
-        await connection.close()
     if revision is not None and revision > HEAD:
         raise ConfigError(
             f"the database's schema is {revision}, and this minihs knows {HEAD}: "

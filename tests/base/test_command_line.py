@@ -18,7 +18,7 @@ from minihs.base.config import Config, ConfigError, StartError
 from minihs.base.randomness import Randomness
 from minihs.protocol.signatures import generate_signing_key, write_signing_key
 from minihs.services.own_keys import load_signing_key
-from minihs.storage.database import wait_until_ready
+from minihs.storage.database import connect_when_ready
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ async def test_a_database_that_is_waited_for_is_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(StartError, match="cannot be reached"):
-        await wait_until_ready(NOWHERE, within_s=1)
+        await connect_when_ready(NOWHERE, within_s=1)
     told = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
     assert len(told) == 1
     assert "waiting for the database postgresql://u:(secret)@127.0.0.1:1/none: [Errno" in told[0]
