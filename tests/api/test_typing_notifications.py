@@ -180,7 +180,8 @@ async def test_who_types_in_two_processes_at_once_is_not_lost(
         monkeypatch.setattr(storage, "fetch_typing", fetch_at_once)
         for pair in (users[:2], users[2:]):  # There is no list yet, and there is one.
             fetched = itertools.count(1)
-            assert await asyncio.gather(*(types(user, room) for user in pair)) == [200, 200]
+            asking = (types(user, room, 120_000) for user in pair)
+            assert await asyncio.gather(*asking) == [200, 200]
         typing = typing_in(await users[0].sync(), room)
         assert set(typing or ()) == {user.user_id for user in users}
 

@@ -48,6 +48,7 @@ async def test_messages_arrive_in_order_one_transaction_at_a_time(
     await until(lambda: evil.attempts)
     for n in range(1, 121):
         await alice.say(room_id, str(n))
+    await handed_out(hs1.services)
     evil.open.set()
     await until(lambda: len(evil.bodies) == 121)
     assert evil.bodies == [str(n) for n in range(121)]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from tests.helpers.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
 
@@ -38,8 +40,6 @@ OPTIONS = (
 )
 # Others are about how the test drives the page.
 ISSUES = ("ContentSecurityPolicyIssue", "CookieIssue", "MixedContentIssue", "QuirksModeIssue")
-START_S = 60
-LOAD_S = 60
 
 
 def find_chromium() -> str | None:
@@ -103,7 +103,7 @@ class Browser:
         self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters}
         await self._socket.send_json(message | ({"sessionId": session_id} if session_id else {}))
-        async with asyncio.timeout(LOAD_S):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await self._answers[number]
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
@@ -129,7 +129,7 @@ class Browser:
         event = self._loaded[page.session_id] = asyncio.Event()
 
         async def loaded() -> None:
-            async with asyncio.timeout(LOAD_S):
+            async with asyncio.timeout(PATIENCE_S):
                 await event.wait()
             await page.evaluate("1")  # What it had to say has been said before this is answered.
 
@@ -187,7 +187,7 @@ async def chromium() -> AsyncIterator[Browser]:
         )  # fmt: skip
         try:
             assert process.stderr is not None
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while b"ws://" not in (line := await process.stderr.readline()):
                     assert line, "chromium ended"
             url = line.decode().split()[-1]
@@ -205,7 +205,7 @@ async def chromium() -> AsyncIterator[Browser]:
                         await socket.send_json({"id": 0, "method": "Browser.close"})
                     listening.cancel()
                     await asyncio.gather(listening, return_exceptions=True)
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(PATIENCE_S):
                 await process.wait()
             await draining
         finally:

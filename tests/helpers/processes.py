@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from tests.helpers.homeserver import CLIENT, PASSWORD, Response
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from minihs.storage.embedded import Cluster
 
 ROOT = Path(__file__).parents[2]
-ENDS_WITHIN_S = 60  # Several times what the server allows itself.
 
 
 def free_port() -> int:
@@ -99,7 +98,7 @@ class Server:
             f"MINIHS_{key.upper()}": value for key, value in {"config": "", **settings}.items()
         }
         self._process: asyncio.subprocess.Process | None = None
-        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S))
 
     @property
     def pid(self) -> int:
@@ -165,7 +164,7 @@ class Server:
 
     async def _ended(self) -> int:
         assert self._process is not None
-        async with asyncio.timeout(ENDS_WITHIN_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._process.wait()
 
     async def request(
