@@ -196,6 +196,40 @@ async def test_r_1_an_open_invite_says_no_more_who_wrote_what(
     await carol.join(scene.room_id)
 
 
+@pytest.mark.parametrize("outside", ["invite", "knock"])
+@pytest.mark.parametrize("how", ["ban", "redaction"])
+async def test_r_1_who_is_outside_is_shown_no_more_what_the_target_called_the_room(
+    hs1: Homeserver, scene: Scene, clock: ManualClock, how: str, outside: str
+):
+    """Though somebody else invited them, and the room has had another name since."""
+    alice, carol = scene.alice, await hs1.register("carol")
+    levels = {"users": {scene.mallory.user_id: 50}}
+    await alice.put_state(scene.room_id, "m.room.power_levels", levels)
+    spam = await scene.mallory.put_state(scene.room_id, "m.room.name", {"name": "Buy my pills"})
+    if outside == "invite":
+        await alice.invite(scene.room_id, carol)
+    else:
+        await alice.put_state(scene.room_id, "m.room.join_rules", {"join_rule": "knock"})
+        await carol.call("POST", f"/knock/{scene.room_id}", {})
+    await alice.put_state(scene.room_id, "m.room.name", {"name": "Tea"})
+    assert "pills" in str((await carol.sync())["rooms"][outside])
+    if how == "ban":
+        await scene.remove("ban", FLAGGED)
+    else:
+        await alice.call("PUT", f"{scene.path}/redact/{quote(spam)}/1", {})
+    for _ in range(2):
+        carol.since = None
+        room = (await carol.sync())["rooms"][outside][scene.room_id]
+        events = room[f"{outside}_state"]["events"]
+        assert "pills" not in str(events)
+        assert not any("event_id" in event for event in events)
+        assert {e["type"]: e["content"] for e in events}["m.room.name"] == {}
+        await purge(hs1, clock)
+    if how == "ban":
+        rows = await hs1.services.db.fetch("SELECT json FROM invite_states")
+        assert "pills" not in str([row[0] for row in rows])
+
+
 async def test_r_1_the_names_that_the_target_joined_by_are_redacted(scene: Scene):
     await scene.mallory.call(
         "PUT", f"/profile/{scene.mallory.user_id}/displayname", {"displayname": "Buy my pills"}

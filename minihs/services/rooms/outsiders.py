@@ -35,9 +35,14 @@ STRIPPED_STATE_KEYS: tuple[StateKey, ...] = (
 async def stripped_room_state(
     services: Services, head: RoomHead, member_event: Event
 ) -> list[dict[str, object]]:
-    """Return what somebody outside is shown of a room, with the member event that concerns them."""
+    """Return what somebody outside is shown of a room, with the member event that concerns them.
+
+    Each event has its `event_id`, by which it is found when it is redacted; clients do not see it.
+    """
     shown = await room_state_for_outsiders(services, head, member_event)
-    return [*map(stripped_state, shown), stripped_state(member_event)]
+    return [
+        {**stripped_state(event), "event_id": event.event_id} for event in (*shown, member_event)
+    ]
 
 
 async def room_state_for_outsiders(

@@ -1,8 +1,8 @@
 """Stripped state: what somebody is shown of a room to which they are invited, or knock.
 
-It is kept as it came. Where the invite is redacted since, by itself or with all that its sender
-said (MSC4293), what that sender wrote is taken out of it as well: the reason, their name, their
-picture.
+It is kept as it came; with the ids of its events, if it is of a room of ours. What was redacted
+since, by itself or with all that its sender said (MSC4293), is shown redacted; and where that is
+the invite, so is whatever its sender wrote: the reason, their name, their picture.
 
 Spec: client-server-api#stripped-state
 """
@@ -12,14 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minihs.protocol import canonical_json
+from minihs.protocol.identifiers import EventId
 from minihs.protocol.redaction import redact
 from minihs.storage import stripped_states
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from minihs.protocol.events import Event
     from minihs.services.context import Services
+    from minihs.storage.stripped_states import StrippedState
 
 PAGE = 1_000
 
@@ -29,33 +31,59 @@ async def load_stripped(
 ) -> dict[str, list[object]]:
     """Return the stripped state that came with a user's invites and knocks, by room."""
     rows = await stripped_states.list_of_user(services.db, user_id, room_ids)
-    members = await services.events.get_many([row.member_id for row in rows])
-    found: dict[str, list[object]] = {}
-    for row in rows:
-        events = canonical_json.decode(row.json)
-        member = members.get(row.member_id)
-        if not isinstance(events, list):
-            continue
-        if member is not None and member.redacted_by is not None:
-            events = _without(events, member.event)
-        found[row.room_id] = events
-    return found
+    return {
+        row.room_id: [_shown(event) for event in events]
+        for row, events in await _with_redactions(services, rows)
+    }
 
 
-def _without(stripped: list[object], member: Event) -> list[object]:
-    """Return stripped state with no more of what a member event's sender wrote than is kept."""
+def _shown(event: object) -> object:
+    """Return an event of stripped state as clients are given it."""
+    if isinstance(event, dict):
+        return {key: value for key, value in event.items() if key != "event_id"}
+    return event
+
+
+async def _with_redactions(
+    services: Services, rows: Collection[StrippedState]
+) -> list[tuple[StrippedState, list[object]]]:
+    """Return stripped states with no more of what was redacted since than is kept."""
+    decoded = [(row, canonical_json.decode(row.json)) for row in rows]
+    states = [(row, events) for row, events in decoded if isinstance(events, list)]
+    of_rooms = (_id_of(event) for _, events in states for event in events)
+    ids = {row.member_id for row in rows}.union(filter(None, of_rooms))
+    stored = await services.events.get_many(list(ids))
+    redacted = {i: one.event for i, one in stored.items() if one.redacted_by is not None}
     return [
-        {**event, "content": redact(event, member.room_version)["content"]}
-        if isinstance(event, dict) and event.get("sender") == member.sender
-        else event
-        for event in stripped
+        (row, [_left_of(event, redacted, redacted.get(row.member_id)) for event in events])
+        for row, events in states
     ]
+
+
+def _id_of(event: object) -> EventId | None:
+    """Return the id of an event of stripped state; None in what another server gave us."""
+    return event.get("event_id") if isinstance(event, dict) else None
+
+
+def _left_of(event: object, redacted: Mapping[EventId, Event], member: Event | None) -> object:
+    """Return what is left of an event of stripped state.
+
+    `member`: the event that invites, if it was redacted. Then all that its sender wrote goes.
+    """
+    if not isinstance(event, dict):
+        return event
+    own = redacted.get(EventId(event.get("event_id", "")))
+    if own is None and member is not None and event.get("sender") == member.sender:
+        own = member
+    if own is None:
+        return event
+    return {**event, "content": redact(event, own.room_version)["content"]}
 
 
 async def purge_stripped(services: Services, room_nid: int, sender: str) -> None:
     """Take out of the database what somebody wrote into the stripped state of a room.
 
-    As far as invites are redacted or over: those of a later stay are not touched.
+    As far as it is redacted, or the invite is over: those of a later stay are not touched.
     MSC4293#proposal
     """
     sender_json = '"sender":' + canonical_json.encode(sender).decode()
@@ -64,12 +92,7 @@ async def purge_stripped(services: Services, room_nid: int, sender: str) -> None
         services.db, room_nid, sender_json, after, PAGE
     ):
         after = rows[-1].user_id
-        members = await services.events.get_many([row.member_id for row in rows])
-        for row in rows:
-            member, events = members.get(row.member_id), canonical_json.decode(row.json)
-            if row.is_over:
-                await stripped_states.replace(services.db, row, None)
-            elif member is not None and member.redacted_by is not None and isinstance(events, list):
-                json = canonical_json.encode_any(_without(events, member.event)).decode()
-                if json != row.json:
-                    await stripped_states.replace(services.db, row, json)
+        for row, events in await _with_redactions(services, rows):
+            json = None if row.is_over else canonical_json.encode_any(events).decode()
+            if json != row.json:
+                await stripped_states.replace(services.db, row, json)
