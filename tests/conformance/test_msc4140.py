@@ -1610,7 +1610,7 @@ async def test_nobody_keeps_all_rooms_busy(
 
     await sender.begin()
     await until(is_sent)
-    assert len(under_way) == 2
+    await until(lambda: len(under_way) == 2)
     await sender.begin()
     assert len(under_way) == 2
     released.set()
