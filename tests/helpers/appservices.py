@@ -167,7 +167,9 @@ async def settled(delivery: AppserviceDelivery) -> None:
     def idle() -> bool:
         now_ms = services.clock.now_ms()
         return all(
-            q.retry_at_ms > now_ms or (q.pending is None and q.position >= head)
+            # What it has done is written down when it waits for news.
+            q.news._waiters
+            and (q.retry_at_ms > now_ms or (q.pending is None and q.position >= head))
             for q in delivery._queues.values()
         )
 
