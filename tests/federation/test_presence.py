@@ -9,7 +9,7 @@ import pytest
 from minihs.services.ephemeral import presence
 from minihs.services.federation.recipients import NEWCOMERS_PAUSE_MS
 from tests.api.test_presence import hears, says, status, told
-from tests.helpers.deliveries import Peer, settled
+from tests.helpers.deliveries import Peer, handed_out, settled
 from tests.helpers.mirror import push
 from tests.helpers.remote_members import put_member
 from tests.helpers.rooms import ALICE, MALLORY
@@ -79,6 +79,7 @@ async def test_the_edu_has_everybody_in_one_list(federation: Federation):
     await says(alice, "unavailable", "soon")
     await says(bob, "online")
     await says(stranger, "online")
+    await handed_out(server.services)
     peer.open.set()
     await until(lambda: peer.edus("m.presence"))
     (content,) = peer.edus("m.presence")
