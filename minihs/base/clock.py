@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
+RIGHT_SINCE_MS = 1_735_689_600_000  # 2025: no clock that has been set shows less.
+
+
 class Timer(Protocol):
     """A call that will be made unless it is cancelled."""
 
@@ -39,7 +42,9 @@ class Clock(Protocol):
     def past_ms(self) -> int:
         """Return the wall time, or what it would be had nobody set it forward since we began.
 
-        What is forgotten after a while is older than that while, whatever became of the clock.
+        What is forgotten after a while is older than that while, whatever became of the clock. A
+        machine without a clock of its own may begin in 1970: what it shows before `RIGHT_SINCE_MS`
+        is no time, and we count as having begun when it is first seen to show a later one.
         """
         ...
 
@@ -83,7 +88,11 @@ class SystemClock:
 
     def past_ms(self) -> int:
         """Return the wall time, or what it would be had nobody set it forward since we began."""
-        return min(self.now_ms(), self.monotonic_ms() + self._ahead_ms)
+        now_ms, supposed_ms = self.now_ms(), self.monotonic_ms() + self._ahead_ms
+        if supposed_ms < RIGHT_SINCE_MS <= now_ms:
+            self._ahead_ms += now_ms - supposed_ms
+            return now_ms
+        return min(now_ms, supposed_ms)
 
     async def sleep_ms(self, duration_ms: int) -> None:
         """Return after `duration_ms`."""
