@@ -67,6 +67,7 @@ async def _preflight(_request: Request) -> object:
 # These two, and no others, are not in the table.
 PREFLIGHT = Route("OPTIONS", "", _preflight, None, "anybody")
 NO_ROUTE = Route("", "", _preflight, None, "anybody")
+FOR_PROBES = ("anybody", "anyone_or_user")  # By HEAD: what needs no token.
 
 
 def build_router() -> Router[Route]:
@@ -147,13 +148,16 @@ class _Server:
             return PREFLIGHT, {}
         if "%00" in http.raw_path:  # PostgreSQL's text has no NUL; no name of anything has one.
             raise InvalidParam("There is a NUL in the URL.")
+        method = "GET" if http.method == "HEAD" else http.method  # aiohttp leaves the body out.
         path = http.raw_path.partition("?")[0]
-        found = self._router.match(http.method, path)
+        found = self._router.match(method, path)
         if found is None and path.endswith("/"):
-            found = self._router.match(http.method, path.rstrip("/"))
+            found = self._router.match(method, path.rstrip("/"))
         if found is None:
             raise Unrecognized("Unrecognized request.")
-        if isinstance(found, frozenset):
+        if isinstance(found, frozenset) or (
+            http.method == "HEAD" and found[0].access not in FOR_PROBES
+        ):
             raise Unrecognized("This path does not take that method.", status=405)
         return found
 

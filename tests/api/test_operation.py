@@ -56,6 +56,22 @@ async def test_a_server_that_lives_and_is_ready_says_so(homeserver: Homeserver):
             assert answer.status == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/_matrix/client/versions", "/nowhere"])
+async def test_a_probe_that_asks_by_head_is_answered_as_by_get(homeserver: Homeserver, path: str):
+    async with homeserver.client.get(path) as answer:
+        status, length = answer.status, answer.content_length
+    async with homeserver.client.head(path) as answer:
+        assert (answer.status, answer.content_length) == (status, length)
+        assert await answer.read() == b""
+
+
+async def test_nothing_of_a_user_is_asked_for_by_head(homeserver: Homeserver):
+    alice = await homeserver.register("alice")
+    headers = {"Authorization": f"Bearer {alice.token}"}
+    async with homeserver.client.head("/_matrix/client/v3/sync", headers=headers) as answer:
+        assert answer.status == 405
+
+
 async def test_requests_and_commits_are_counted(homeserver: Homeserver):
     server = _alone(homeserver)
     alice = await server.register("alice")
