@@ -35,7 +35,6 @@ $(STAMP): pyproject.toml requirements.lock
 # Settings: minihs.toml or MINIHS_* variables, see docs/configuration.md.
 .PHONY: run
 run: install ## From a fresh checkout to a server on 127.0.0.1:8008
-	@echo "The first user, in another terminal: $(BIN)/minihs register-user alice --admin"
 	@exec $(BIN)/minihs run
 
 ##@ Check

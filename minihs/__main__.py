@@ -9,7 +9,6 @@ import getpass
 import gzip
 import math
 import os
-import signal
 import sys
 import zlib
 from pathlib import Path
@@ -67,21 +66,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dag.add_argument("--explain", metavar="EVENT_ID", help="explain how a merge was resolved")
     options = parser.parse_args(arguments)
     if options.command == "dag":
-        # Whoever reads what is printed may stop. A server must not die of that: never for `run`.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return _dag(options.files, options.explain)
     options.config = find_config_file(options.config, os.environ)
     try:
         config = load_config(options.config, os.environ)
         return _COMMANDS[options.command](config, options)
     except ConfigError as error:
-        print(f"minihs: {error}", file=sys.stderr)  # noqa: T201
+        for fault in str(error).splitlines():
+            print(f"minihs: {fault}", file=sys.stderr)  # noqa: T201
         return 2
     except StartError as error:
         print(f"minihs: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _print(text: str) -> None:
+    """Print a line, unless whoever read what is printed has stopped."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _count(text: str) -> int:
@@ -111,7 +117,7 @@ def _dag(paths: Sequence[Path], explain_event: str | None) -> int:
     except ValueError as error:
         print(f"minihs dag: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(output)  # noqa: T201
+    _print(output)
     return 0 if agrees else 1
 
 
@@ -271,7 +277,7 @@ def _register_user(config: Config, options: argparse.Namespace) -> int:
                 "soon guessed: change it",
                 file=sys.stderr,
             )
-        print(f"{user_id} can log in now.")  # noqa: T201
+        _print(f"{user_id} can log in now.")
         return 0
 
     return _with_server(config, options, register)
@@ -310,7 +316,7 @@ def _registration_token(config: Config, options: argparse.Namespace) -> int:
                 )
             except MatrixError as error:
                 raise ConfigError(error.message) from error
-        print(made.token)  # noqa: T201
+        _print(made.token)
         if config.registration != "token":
             print(  # noqa: T201
                 f"minihs: it serves once registration is 'token'; it is {config.registration!r}",
@@ -332,7 +338,7 @@ def _check_config(config: Config, _options: argparse.Namespace) -> int:
         shown = "(secret)" if "secret" in name and value else value
         if name == "database_url":
             shown = without_password(config.database_url)
-        print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))  # noqa: T201
+        _print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))
     unknown = unknown_variables(os.environ)
     for variable in unknown:
         print(f"minihs: {variable} is no option of minihs", file=sys.stderr)  # noqa: T201
@@ -350,9 +356,9 @@ def _doctor(config: Config, _options: argparse.Namespace) -> int:
     async def examine(dsn: str | None) -> int:
         findings = await doctor.examine(config, dsn, SystemClock().now_ms())
         for found in findings:
-            print(f"{found.level:7}  {found.subject}: {found.message}")  # noqa: T201
+            _print(f"{found.level:7}  {found.subject}: {found.message}")
             if found.fix:
-                print(f"         fix: {found.fix}")  # noqa: T201
+                _print(f"         fix: {found.fix}")
         return 1 if any(found.level == "error" for found in findings) else 0
 
     if not config.database_url and not has_cluster(Path(config.data_dir)):
@@ -368,12 +374,12 @@ def _new_signing_key(config: Config, options: argparse.Namespace) -> int:
     path = config.signing_key_file
     if options.replace:
         key = own_keys.replace_signing_key(config, Randomness(), SystemClock().now_ms())
-        print("The old key is retired; restart the server to sign with the new one.")  # noqa: T201
+        _print("The old key is retired; restart the server to sign with the new one.")
     elif path.exists():
         raise ConfigError(f"{path} is there; it is never overwritten (--replace retires that key)")
     else:
         key = own_keys.load_signing_key(config, Randomness())
-    print(f"{path} holds the new key {key.key_id}.")  # noqa: T201
+    _print(f"{path} holds the new key {key.key_id}.")
     return 0
 
 

@@ -29,6 +29,7 @@ from minihs.base.config import (
     ConfigError,
     StartError,
     parse_address,
+    refuse,
     without_password,
 )
 from minihs.base.leaky_buckets import LeakyBuckets
@@ -67,7 +68,7 @@ from minihs.storage.state import StateStore
 from minihs.storage.streams import StreamFollower
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from minihs.remote.transport import Transport
 
@@ -88,24 +89,28 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: an option cannot be used.
     """
+    refuse(_faults(config))
+
+
+def _faults(config: Config) -> Iterator[str]:
     if parse_server_name(config.server_name) is None:
-        raise ConfigError(f"server_name {config.server_name!r} is not a server name")
+        yield f"server_name {config.server_name!r} is not a server name"
     if config.default_room_version not in ROOM_VERSIONS:
-        raise ConfigError(f"default_room_version {config.default_room_version!r} is not known")
+        yield f"default_room_version {config.default_room_version!r} is not known"
     for notary in config.notaries:
         if parse_server_name(notary) is None:
-            raise ConfigError(f"trusted_key_servers: {notary!r} is not a server name")
-    if config.database_url and config.database_url.partition("://")[0] not in POSTGRES_SCHEMES:
-        shown = without_password(config.database_url)
-        raise ConfigError(f"database_url {shown!r} is not postgresql://…")
-    _check_port(config.database_url)
+            yield f"trusted_key_servers: {notary!r} is not a server name"
+    yield from _faults_of_database_url(config.database_url)
     if config.public_base_url and not _is_base_url(config.public_base_url):
-        raise ConfigError(f"public_base_url {config.public_base_url!r} is not http(s)://…")
-    _check_listeners(config)
+        yield f"public_base_url {config.public_base_url!r} is not http(s)://…"
+    yield from _faults_of_listeners(config)
     for option in ("federation_ca_file", "tls_cert", "tls_key"):
         if path := getattr(config, option):
-            _check_readable(option, path)
-    load_registrations(config.registration_files, config.server_name)
+            yield from _faults_of_file(option, path)
+    try:
+        load_registrations(config.registration_files, config.server_name)
+    except ConfigError as error:
+        yield str(error)
 
 
 def check_files(config: Config) -> None:
@@ -114,30 +119,40 @@ def check_files(config: Config) -> None:
     Raises:
         ConfigError: one of them cannot be used.
     """
-    trust_own_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), config)
+    refuse(_faults_in_files(config))
+
+
+def _faults_in_files(config: Config) -> Iterator[str]:
+    trust = functools.partial(trust_own_authorities, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    readers: list[Callable[[Config], object]] = [trust]
     if config.federation_listen:
-        _server_tls(config)
-    own_keys.find_signing_key(config)
-    own_keys.read_retired_keys(config)
+        readers.append(_server_tls)
+    for read in (*readers, own_keys.find_signing_key, own_keys.read_retired_keys):
+        try:
+            read(config)
+        except ConfigError as error:
+            yield str(error)
 
 
-def _check_port(database_url: str) -> None:
-    parts = urlsplit(database_url)
-    if "," in parts.netloc:  # Several hosts, each with its port.
+def _faults_of_database_url(database_url: str) -> Iterator[str]:
+    shown = without_password(database_url)  # An error may quote a part of the password.
+    if database_url and database_url.partition("://")[0] not in POSTGRES_SCHEMES:
+        yield f"database_url {shown!r} is not postgresql://…"
         return
     try:
-        _ = parts.port
-    except ValueError as error:
-        shown = without_password(database_url)  # The error may quote a part of the password.
-        raise ConfigError(
-            f"database_url {shown!r} has a port that is no number "
+        parts = urlsplit(database_url)
+        if "," not in parts.netloc:  # Else there are several hosts, each with its port.
+            _ = parts.port
+    except ValueError:
+        yield (
+            f"database_url {shown!r} has no such host, or a port that is no number "
             "(a password has %2F, %3A, %40, %3F and %23 for / : @ ? #)"
-        ) from error
+        )
 
 
-def _check_listeners(config: Config) -> None:
+def _faults_of_listeners(config: Config) -> Iterator[str]:
     if config.federation_listen and not (config.tls_cert and config.tls_key):
-        raise ConfigError("federation_listen needs tls_cert and tls_key")
+        yield "federation_listen needs tls_cert and tls_key"
     addresses = {"listen": config.listen}
     if config.federation_listen:
         addresses["federation_listen"] = config.federation_listen
@@ -145,7 +160,7 @@ def _check_listeners(config: Config) -> None:
         try:
             parse_address(address)
         except ConfigError as error:
-            raise ConfigError(f"{option}: {error}") from error
+            yield f"{option}: {error}"
 
 
 def _is_base_url(text: str) -> bool:
@@ -157,23 +172,24 @@ def _is_base_url(text: str) -> bool:
         return False
 
 
-def _check_readable(option: str, path: str) -> None:
+def _faults_of_file(option: str, path: str) -> Iterator[str]:
     try:
         with Path(path).open("rb"):
             pass
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from error
+        yield f"{option} {path} cannot be read: {error.strerror}"
 
 
-async def check_database(config: Config, dsn: str) -> None:
-    """Refuse a database that is not ours, and warn about one that may forget.
+async def check_database(config: Config, dsn: str) -> bool:
+    """Return whether there are users; warn about a database that may forget.
 
     Raises:
-        ConfigError: the configuration cannot be used with it.
+        ConfigError: it is not ours, or the configuration cannot be used with it.
     """
     db = await Database.connect(dsn, connections=1)
     try:
         unsafe = await _check_database(db, config)
+        has_users = await inspection.has_users(db)
     finally:
         await db.close()
     if unsafe:
@@ -182,6 +198,7 @@ async def check_database(config: Config, dsn: str) -> None:
             "Only for tests; see `minihs doctor`.",
             ", ".join(unsafe),
         )
+    return has_users
 
 
 async def _check_database(db: Database, config: Config) -> list[str]:

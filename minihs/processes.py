@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -50,16 +51,16 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    inherited, parent = os.environ.get(INHERITED), None
+    inherited, parent, has_users = os.environ.get(INHERITED), None, True
     if inherited is None:
         if config.registration == "open":
             logger.warning("registration is open: anybody who reaches this server can register")
-        await app.check_database(config, dsn)
+        has_users = await app.check_database(config, dsn)
         # What keeps a worker from starting would do so for ever, so it is found before.
         own_keys.load_signing_key(config, Randomness())
         sockets = list(app.listen_sockets(config))
         if workers > 1:
-            await _supervise(config, dsn, workers, sockets, stop)
+            await _supervise(config, dsn, workers, sockets, stop, has_users=has_users)
             logger.info("%s has stopped", config.server_name)
             return 0
     else:
@@ -77,7 +78,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
             appservice_delivery.start(services)
             delayed_events.start(services)
             if parent is None:
-                _say_where(config)
+                _say_where(config, has_users=has_users)
             else:
                 with contextlib.suppress(BrokenPipeError):  # It is gone, and `stop` is set.
                     os.write(parent, READY)
@@ -87,12 +88,21 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     return 0
 
 
-def _say_where(config: Config) -> None:
+def _say_where(config: Config, *, has_users: bool) -> None:
     logger.info("%s answers at http://%s", config.server_name, config.listen)
+    if not has_users:
+        command = shlex.join([*_program(), *_own_options()[:-1], "register-user", "alice"])
+        logger.info("nobody is registered yet; in another terminal: %s --admin", command)
 
 
 async def _supervise(
-    config: Config, dsn: str, workers: int, sockets: list[socket.socket | None], stop: asyncio.Event
+    config: Config,
+    dsn: str,
+    workers: int,
+    sockets: list[socket.socket | None],
+    stop: asyncio.Event,
+    *,
+    has_users: bool,
 ) -> None:
     """Keep `workers` children running until told to stop."""
     children_end, our_end = socket.socketpair()
@@ -112,7 +122,7 @@ async def _supervise(
         our_end.recv(1024)
         if is_first:
             is_first = False
-            _say_where(config)
+            _say_where(config, has_users=has_users)
 
     loop.add_reader(our_end, note_ready)
 
@@ -145,6 +155,13 @@ async def _supervise(
         loop.remove_reader(our_end)
         our_end.close()
         children_end.close()
+
+
+def _program() -> list[str]:
+    """Return how we were called."""
+    if sys.argv[0].endswith(".py"):
+        return [sys.executable, "-m", "minihs"]
+    return sys.argv[:1]
 
 
 def _own_options() -> list[str]:

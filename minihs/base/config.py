@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 ENVIRONMENT_PREFIX = "MINIHS_"
 PORT_MAX = 65_535
@@ -24,7 +24,7 @@ DEFAULT_FILE = Path("minihs.toml")
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message says which option, and why."""
+    """The configuration cannot be used; the message says which option, and why: a line each."""
 
 
 class StartError(Exception):
@@ -228,26 +228,47 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
             values |= tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:  # No TOML, or no UTF-8.
             raise ConfigError(f"{path}: {error}") from error
-        _convert(values, f"{path}: ")
     kinds = get_type_hints(Config)
-    for name in Config.__struct_fields__:
+    faults = [
+        f"{path}: {fault}"
+        for name, value in values.items()
+        if (fault := _fault_of(name, kinds.get(name), value)) is not None
+    ]
+    for name, kind in kinds.items():
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-        if text is not None:
-            values[name] = _from_text(name, kinds[name], text)
-    return _convert(values, "")
+        if text is None:
+            continue
+        try:
+            values[name] = _from_text(name, kind, text)
+        except ConfigError as error:
+            faults.append(str(error))
+            continue
+        if (fault := _fault_of(name, kind, values[name])) is not None:
+            faults.append(fault)
+    refuse(faults)
+    return msgspec.convert(values, Config)
 
 
-def _convert(values: Mapping[str, object], source: str) -> Config:
-    """Return values as a configuration; what is wrong with them begins with `source`."""
-    kinds = get_type_hints(Config)
-    for name, value in values.items():
-        choices = get_args(kinds.get(name))
-        if get_origin(kinds.get(name)) is Literal and value not in choices:
-            raise ConfigError(f"{source}{name} must be {' or '.join(choices)}, not {value!r}")
+def refuse(faults: Iterable[str]) -> None:
+    """Do nothing if there are none.
+
+    Raises:
+        ConfigError: there are some; a line for each.
+    """
+    if lines := list(faults):
+        raise ConfigError("\n".join(lines))
+
+
+def _fault_of(name: str, kind: object, value: object) -> str | None:
+    """Return what is wrong with an option; None if nothing is."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal and value not in choices:
+        return f"{name} must be {' or '.join(choices)}, not {value!r}"
     try:
-        return msgspec.convert(values, Config)
+        msgspec.convert({name: value}, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}{error}") from error
+        return str(error)
+    return None
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -40,6 +40,12 @@ FETCH_CLOCK = statement(
 
 HAS_EVENTS = statement("inspection.has_events", "SELECT EXISTS (SELECT FROM events)")
 
+# A scan that ends at the first.
+HAS_USERS = statement(
+    "inspection.has_users",
+    "SELECT EXISTS (SELECT FROM accounts WHERE password_hash IS NOT NULL)",
+)
+
 FETCH_SERVER_NAME = statement(
     "inspection.fetch_server_name", "SELECT value FROM server_facts WHERE name = 'server_name'"
 )
@@ -106,6 +112,11 @@ async def check_usable(queries: Queries) -> list[str]:
             "ENCODING 'UTF8'"
         )
     return DatabaseFacts(settings, "", 0, None, None, has_events=False).unsafe_settings
+
+
+async def has_users(queries: Queries) -> bool:
+    """Return whether anybody has a password to log in with."""
+    return await queries.fetchval(HAS_USERS) is True
 
 
 async def has_events(queries: Queries) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -132,6 +133,46 @@ def test_what_cannot_be_used_is_named_before_anything_is_started(
     assert main([command]) == 2
     assert capsys.readouterr().err.startswith(f"minihs: {said}")
     assert [path.name for path in tmp_path.iterdir()] == ["minihs.toml"]
+
+
+def test_all_that_cannot_be_used_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "minihs.toml"
+    file.write_text('listen = "8008"\nserver_name = "no name"\ndatabase_url = "postgresql://[/d"')
+    assert main(["check-config"]) == 2
+    assert [line[:24] for line in capsys.readouterr().err.splitlines()] == [
+        "minihs: server_name 'no ", "minihs: database_url 'po", "minihs: listen: '8008' i",
+    ]  # fmt: skip
+    file.write_text('listen = 8008\ninspector = "yes"\nlisten_on = "8008"')
+    monkeypatch.setenv("MINIHS_DATABASE_CONNECTIONS", "many")
+    monkeypatch.setenv("MINIHS_PASSWORD_HASH_ITERATIONS", "0")
+    assert main(["check-config"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    options = ("$.listen", "$.inspector", "listen_on", "iterations", "CONNECTIONS")
+    assert len(said) == len(options)
+    assert all(option in line for option, line in zip(options, said, strict=True))
+    file.unlink()
+    for name in ("DATABASE_CONNECTIONS", "PASSWORD_HASH_ITERATIONS"):
+        monkeypatch.delenv(f"MINIHS_{name}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "signing.key").write_text("junk")
+    (tmp_path / "data" / "signing.key.retired").write_text("junk")
+    assert main(["check-config"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+async def test_who_reads_no_further_ends_a_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "minihs", "check-config",
+        env={name: value for name, value in os.environ.items() if not name.startswith("MINIHS_")},
+        stdout=writer, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")
 
 
 SIGNING_KEY = write_signing_key(generate_signing_key(b"k" * 32)).encode()

@@ -190,8 +190,23 @@ async def test_an_orderly_end_is_in_the_log(database_url: str, tmp_path: Path, w
         assert "stopped" not in server.log.read_text()
         assert await server.stop() == 0
         assert server.log.read_text().count(answers) == 1
+        first_user = f"terminal: {sys.executable} -m minihs register-user alice --admin\n"
+        assert server.log.read_text().count(first_user) == 1
         last = server.log.read_text().splitlines()[-1]
     assert last.endswith("INFO minihs.processes: hs1 has stopped")
+
+
+async def test_a_server_with_users_does_not_ask_for_the_first(database_url: str, tmp_path: Path):
+    async with running_server(database_url, tmp_path, log_level="info") as server:
+        told = "nobody is registered yet"
+        await until(lambda: told in server.log.read_text())
+        await server.register("alice")
+        await server.stop()
+        server.log.unlink()
+        await server.start()
+        await until(lambda: "hs1 answers at" in server.log.read_text())
+        await server.stop()
+        assert told not in server.log.read_text()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
