@@ -11,9 +11,10 @@ from urllib.parse import quote
 import pytest
 
 from minihs.protocol.events import Event
+from minihs.services.rooms import receive
 from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, Room
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
@@ -528,7 +529,11 @@ async def test_a_join_is_asked_for_once_by_whoever_wants_it(bob: User, resident:
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_what_is_said_while_the_join_is_on_its_way_back_is_not_lost(
-    federation: Federation, resident: Resident, clock: ManualClock, workers: int
+    federation: Federation,
+    resident: Resident,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
 ):
     """The room has taken the join, and its answer is still under way when somebody speaks.
 
@@ -536,6 +541,7 @@ async def test_what_is_said_while_the_join_is_on_its_way_back_is_not_lost(
     """
     import asyncio
 
+    monkeypatch.setattr(receive, "JOIN_TIMEOUT_S", PATIENCE_S)
     hs2 = await federation.start("hs2", workers=workers)
     bob = await hs2.register("bob")
     room, server = resident.room, resident.server
