@@ -62,10 +62,14 @@ OVERTAKEN = asyncpg.DivisionByZeroError
 
 @dataclass(slots=True, eq=False)
 class RoomCursor:
-    """The version of a room that this process knows to be committed; None: it is being made."""
+    """The version of a room that this process knows to be committed; None: it is being made.
+
+    What made it so lies at `position` in the stream, or before.
+    """
 
     room_nid: int
     version: int | None
+    position: int = 0
     generation: int = 0
     last: asyncio.Future[int] | None = field(default=None, repr=False)
 
@@ -321,7 +325,7 @@ class GroupCommitter:
         self.counts.rows += sum(len(unit.rows) for unit in units)
         bumped = {u.cursor for u in units if u.cursor is not None}
         for cursor in bumped:
-            cursor.version = (cursor.version or 0) + 1
+            cursor.version, cursor.position = (cursor.version or 0) + 1, position
         self._follower.offer(base, position, items)
         for unit in units:
             if not unit.done.done():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoomRow:
-    """A room at some version."""
+    """A room at some version. `position`: the stream's end when it was read."""
 
     room_nid: int
     room_version: str
@@ -26,6 +26,7 @@ class RoomRow:
     main_count: int
     published: bool
     joined_count: int
+    position: int
 
 
 # Unique index rooms_room_id_key; primary keys of events and memberships.
@@ -42,7 +43,8 @@ FETCH_ROOM = statement(
       r.state_id, r.main_count, r.published,
       (
         SELECT count(*) FROM memberships m WHERE m.room_nid = r.room_nid AND m.membership = 'join'
-      ) AS joined_count
+      ) AS joined_count,
+      (SELECT position FROM stream) AS position
     FROM rooms r
     WHERE r.room_id = $1
     """,
@@ -92,7 +94,7 @@ async def fetch_room(queries: Queries, room_id: RoomId) -> RoomRow | None:
     if row is None:
         return None
     extremities = [(event_id, int(nid)) for event_id, nid in row[3] or ()]
-    return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6], row[7])
+    return RoomRow(row[0], row[1], row[2], extremities, row[4], row[5], row[6], row[7], row[8])
 
 
 async def fetch_version(queries: Queries, room_id: RoomId) -> int | None:

@@ -187,7 +187,7 @@ async def load_head(services: Services, room_id: RoomId) -> RoomHead | None:
     return RoomHead(
         room_id,
         ROOM_VERSIONS[row.room_version],
-        RoomCursor(row.room_nid, row.version),
+        RoomCursor(row.room_nid, row.version, row.position),
         [events[e] for e, _ in row.extremities],  # type: ignore[index]
         state,
         row.main_count,

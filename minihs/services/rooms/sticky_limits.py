@@ -98,7 +98,8 @@ class StickyLimits:
             return
         room_id = head.room_id
         known = self._counts.get((room_id, sender))
-        if known is not None and known < count_max // 2 and _is_followed(services, head):
+        is_followed = head.cursor.position <= services.follower.head
+        if known is not None and known < count_max // 2 and is_followed:
             return
         now_ms = services.clock.now_ms()
         count, first_end_ms = await sticky_events.count_live(services.db, room_id, sender, now_ms)
@@ -133,12 +134,6 @@ class StickyLimits:
         )
         if waiting >= WAITING_MAX:
             raise LimitExceeded(REFUSED_MS, "Too many of your sticky events wait here.")
-
-
-def _is_followed(services: Services, head: RoomHead) -> bool:
-    """Return whether the follower has seen all that a head is made of."""
-    seen = services.follower.head
-    return all(end.position is not None and end.position <= seen for end in head.extremities)
 
 
 async def release_waiting(services: Services) -> None:
