@@ -459,6 +459,21 @@ async def test_s_11_a_room_that_is_filtered_out_has_no_section(homeserver: Homes
     assert room_id not in answer.get("rooms", {}).get("join", {})
 
 
+async def test_s_11_a_room_that_is_filtered_out_between_pages_keeps_its_rest(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    await bob.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(110)]
+    await talk(alice, room_id)
+    seen = ids(section(await bob.sync(), room_id))
+    answer = await bob.sync(filter=json.dumps({"room": {"not_rooms": [room_id]}}))
+    assert room_id not in answer.get("rooms", {}).get("join", {})
+    seen += ids(section(await bob.sync(), room_id))
+    assert seen == sent
+    assert section(await bob.sync(), room_id) == []
+
+
 @pytest.mark.shapes_events
 async def test_s_11_whoever_asks_for_few_fields_can_let_it_expire(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)

@@ -91,6 +91,19 @@ async def room_of_two(homeserver: Homeserver, **options: object) -> tuple[User, 
     return alice, bob, room_id
 
 
+async def ignore(user: User, *others: User) -> None:
+    path = f"/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
+    await user.call("PUT", path, {"ignored_users": {other.user_id: {} for other in others}})
+
+
+async def all_pages(client: Client, room_id: str, limit: int = 3) -> list[str]:
+    """Return what the extension has, till nothing comes."""
+    seen: list[str] = []
+    while page := section(await client.sync(limit=limit), room_id):
+        seen += page
+    return seen
+
+
 async def test_ss_02_what_is_sticky_comes_in_the_extension_once(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     client = Client(bob)
@@ -352,6 +365,63 @@ async def test_ss_06_who_is_ignored_no_longer_is_made_up_for(homeserver: Homeser
         seen += section(await client.sync(limit=3), room_id)
     assert seen == sent
     assert section(await client.sync(), room_id) == []
+
+
+async def test_ss_06_what_is_made_up_for_comes_once_among_what_had_to_wait(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    carol = await homeserver.register("carol")
+    await carol.join(room_id)
+    await ignore(bob, carol)
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(user, room_id) for _ in range(6) for user in (alice, carol)]
+    await alice.say(room_id)
+    seen = section(await client.sync(limit=2), room_id)
+    await ignore(bob)
+    seen += await all_pages(client, room_id)
+    assert sorted(seen) == sorted(sent)
+
+
+async def test_ss_06_whoever_joined_since_is_made_up_for_nothing(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    other = await alice.create_room()
+    await ignore(bob, alice)
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(alice, other) for _ in range(7)]
+    here = [await stick(alice, room_id) for _ in range(3)]
+    await alice.say(room_id)
+    await client.sync()
+    await ignore(bob)
+    await bob.join(other)
+    seen: list[str] = []
+    for _ in range(9):
+        answer = await client.sync(limit=2)
+        seen += section(answer, room_id) + section(answer, other)
+    assert sorted(seen) == sorted([*sent, *here])
+
+
+async def test_ss_06_one_after_another_is_ignored_no_longer(homeserver: Homeserver) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    others = [await homeserver.register(f"other{n}") for n in range(10)]
+    for other in others:
+        await other.join(room_id)
+    await ignore(bob, *others)
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(other, room_id) for other in others for _ in range(2)]
+    await alice.say(room_id)
+    assert section(await client.sync(), room_id) == []
+    seen: list[str] = []
+    for number in range(len(others)):
+        await ignore(bob, *others[number + 1 :])
+        sent += [await stick(other, room_id) for other in others[number + 1 :]]
+        await alice.say(room_id)
+        seen += section(await client.sync(limit=1), room_id)
+    seen += await all_pages(client, room_id)
+    assert sorted(seen) == sorted(sent)
 
 
 async def test_ss_03_what_is_made_up_for_is_not_repeated_either(homeserver: Homeserver) -> None:

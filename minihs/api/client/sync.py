@@ -47,7 +47,7 @@ async def sync(request: Request) -> object:
             full_state=request.query_flag("full_state"),
             state_section=_state_section(request),
             backlogs=backlogs,
-            unignored=None if token is None else token.unignored,
+            unignored=() if token is None else token.unignored,
             to_device=None if token is None else token.to_device,
             timeout_ms=timeout_ms,
         ),

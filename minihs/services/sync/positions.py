@@ -6,8 +6,9 @@ their backlog did not fit into one answer. Further pairs of numbers are spans th
 meanwhile: what those let through need not be repeated; `_f5` says which events that were, if the
 filter was one of events (`EventFilter.selection`). `s123_7-90_100-57` says that users are owed
 whom the client had ignored till after position 100: what they sent up to there that is sticky, of
-which those up to position 57 have been delivered. `s123_d90` says that of the messages to the
-device only those up to position 90 have been delivered.
+which those up to position 57 have been delivered; `s123_7-90_100-57.110-0` the same, and of those
+whom it had ignored till after position 110. `s123_d90` says that of the messages to the device only
+those up to position 90 have been delivered.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import InvalidParam
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CURSORS_CHARS_MAX = 100_000  # Those of /sync are shorter, as they are a part of its URL.
+UNIGNORED_MAX = 8  # In one token.
+_PAIR = "[0-9]{1,18}-[0-9]{1,18}"
 _TOKEN = re.compile(
-    rf"s([0-9]{{1,19}})(?:_([0-9.-]{{0,{CURSORS_CHARS_MAX}}})(?:_([0-9]{{1,18}})-([0-9]{{1,18}}))?)?"
+    rf"s([0-9]{{1,19}})(?:_([0-9.-]{{0,{CURSORS_CHARS_MAX}}})"
+    rf"(?:_({_PAIR}(?:\.{_PAIR}){{0,{UNIGNORED_MAX - 1}}}))?)?"
     r"(?:_f([0-9]{1,10}))?(?:_d([0-9]{1,18}))?",
     re.ASCII,
 )
@@ -49,6 +53,7 @@ class Unignored:
     """Sticky events of users who are ignored no longer, since a position after `since`.
 
     They are owed those that lie up to `since`, of which those up to `upto` have been delivered.
+    Where several follow one another, each is of those who ceased to be ignored before the next.
     """
 
     since: int
@@ -65,14 +70,14 @@ class SyncToken:
 
     position: int
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
-    unignored: Unignored | None = None
+    unignored: tuple[Unignored, ...] = ()
     to_device: int | None = None
     selection: int = 0
 
     @property
     def has_rest(self) -> bool:
         """Whether there is something that earlier answers had no place for."""
-        return bool(self.backlogs) or self.unignored is not None or self.to_device is not None
+        return bool(self.backlogs) or bool(self.unignored) or self.to_device is not None
 
     def backlogs_under(self, selection: int) -> Mapping[int, StickyBacklog]:
         """Return the backlogs for a request whose filter has this selection.
@@ -87,19 +92,20 @@ class SyncToken:
 def format_token(
     position: int,
     backlogs: Mapping[int, StickyBacklog] | None = None,
-    unignored: Unignored | None = None,
+    unignored: Sequence[Unignored] = (),
     to_device: int | None = None,
     selection: int = 0,
 ) -> str:
     """Return the token of a position, and of what is left of backlogs and messages."""
     messages = "" if to_device is None else f"_d{to_device}"
-    if not backlogs and unignored is None:
+    if not backlogs and not unignored:
         return f"s{position}{messages}"
     cursors = (
         "-".join(map(str, (nid, b.upto, *(n for span in b.shown for n in span))))
         for nid, b in sorted((backlogs or {}).items())
     )
-    rest = "" if unignored is None else f"_{unignored.since}-{unignored.upto}"
+    owed = ".".join(f"{of_some.since}-{of_some.upto}" for of_some in unignored)
+    rest = f"_{owed}" if owed else ""
     shown_by = f"_f{selection}" if selection and backlogs else ""
     return f"s{position}_{'.'.join(cursors)}{rest}{shown_by}{messages}"
 
@@ -122,6 +128,7 @@ def parse_token(token: str, head: int) -> SyncToken:
         nid, upto, *spans = map(int, parts)
         shown = tuple(zip(spans[::2], spans[1::2], strict=True))
         backlogs[nid] = StickyBacklog(upto, shown)
-    unignored = Unignored(int(found[3]), int(found[4])) if found[3] else None
-    to_device = int(found[6]) if found[6] else None
-    return SyncToken(position, backlogs, unignored, to_device, int(found[5] or 0))
+    owed = [pair.split("-") for pair in found[3].split(".")] if found[3] else []
+    unignored = tuple(Unignored(int(since), int(upto)) for since, upto in owed)
+    to_device = int(found[5]) if found[5] else None
+    return SyncToken(position, backlogs, unignored, to_device, int(found[4] or 0))

@@ -18,26 +18,22 @@ from typing import TYPE_CHECKING
 from minihs.base.errors import InvalidParam
 from minihs.services.rooms import client_events, visibility
 from minihs.services.sync import assemble
-from minihs.services.sync.positions import StickyBacklog, format_token, parse_token
+from minihs.services.sync.positions import format_token, parse_token
 from minihs.services.sync.sliding_plans import NO_FILTER, timeline_request
 from minihs.services.sync.spans import Span
 from minihs.services.sync.streams import sticky_events as stream
 from minihs.services.sync.streams.sticky_events import Shown
-from minihs.storage import sticky_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from minihs.services.context import Services
     from minihs.services.sync.assemble import Json
-    from minihs.services.sync.positions import SyncToken, Unignored
+    from minihs.services.sync.positions import StickyBacklog, SyncToken, Unignored
     from minihs.services.sync.sliding_lists import Matches, Rooms
     from minihs.services.sync.sliding_request import SlidingRequest
     from minihs.services.sync.sliding_rooms import RoomPart
-    from minihs.services.sync.spans import SyncRequest
     from minihs.storage.event_store import StoredEvent
-
-UNMATCHED_MAX = 200  # Rooms with something sticky that nothing matches, remembered in a token.
 
 
 async def sticky(
@@ -58,7 +54,7 @@ async def sticky(
     asked = replace(
         timeline_request(request, rooms.personal.ignored, 1, since),
         backlogs={} if wanted.token is None else wanted.token.backlogs_under(0),
-        unignored=None if wanted.token is None else wanted.token.unignored,
+        unignored=() if wanted.token is None else wanted.token.unignored,
     )
     spans = [
         _span(room_id, since, rooms.upto, room.joined_at)
@@ -70,7 +66,7 @@ async def sticky(
         services, asked, matched, _shown(parts), limit=min(wanted.limit, stream.EVENTS_MAX)
     )
     others = [span for span in spans if span.room_id not in matches.matched]
-    backlogs = {**await _unmatched(services, asked, others), **section.backlogs}
+    backlogs = {**await stream.left_out(services, asked, others), **section.backlogs}
     next_batch = format_since(request.user_id, rooms.upto, backlogs, section.unignored)
     answer: Json = {"next_batch": next_batch}
     of_rooms = await _written(services, request, rooms, section.events)
@@ -83,7 +79,7 @@ def format_since(
     user_id: str,
     upto: int,
     backlogs: Mapping[int, StickyBacklog] | None = None,
-    unignored: Unignored | None = None,
+    unignored: Sequence[Unignored] = (),
 ) -> str:
     """Return the `since` of a user who has everything up to a position, but for what is named."""
     return f"{format_token(upto, backlogs, unignored)}~{_owner(user_id)}"
@@ -120,35 +116,6 @@ def _shown(parts: Mapping[str, RoomPart]) -> dict[str, Shown]:
         )
         for room_id, part in parts.items()
         if part.events
-    }
-
-
-async def _unmatched(
-    services: Services, asked: SyncRequest, spans: Sequence[Span]
-) -> dict[int, StickyBacklog]:
-    """Return the backlogs of rooms that nothing matches, for when something does."""
-    backlogs = await stream.backlogs_by_room(services, asked)
-    places = {
-        span.room_id: stream.delivered_upto(span, backlogs.get(span.room_id))
-        for span in spans
-        if span.is_new or span.room_id in backlogs or stream.has_news(services, asked, span)
-    }
-    if not places:
-        return {}
-    live = await sticky_events.list_live(
-        services.db,
-        [(room_id, after, after) for room_id, after in places.items()],
-        spans[0].upto,
-        services.clock.now_ms(),
-        ignored=asked.ignored,
-        limit=1,
-    )
-    return {
-        event.room_nid: StickyBacklog(
-            places[event.room_id],
-            backlogs[event.room_id].shown if event.room_id in backlogs else (),
-        )
-        for event in live[-UNMATCHED_MAX:]
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from minihs.protocol.filters import Filter
     from minihs.protocol.identifiers import UserId
@@ -54,7 +54,7 @@ class SyncRequest:
     timeout_ms: int
     ignored: frozenset[str] = frozenset()
     backlogs: Mapping[int, StickyBacklog] = field(default_factory=dict)
-    unignored: Unignored | None = None
+    unignored: Sequence[Unignored] = ()
     to_device: int | None = None
 
     @property

@@ -27,11 +27,11 @@ from minihs.services.sync.streams import (
     device_lists,
     presence,
     state,
+    sticky_events,
     timeline,
     to_device,
 )
 from minihs.services.sync.streams.device_lists import RoomsThen
-from minihs.services.sync.streams.sticky_events import may_owe_unignored
 from minihs.storage import membership, timelines
 from minihs.storage.event_store import StoredEvent
 from minihs.storage.state import EMPTY_STATE_ID
@@ -58,15 +58,17 @@ async def sync(services: Services, request: SyncRequest) -> Json:
         view = await services.views.get(request.user_id)
         upto = services.follower.head
         since = request.since
-        is_rest = bool(request.backlogs) or request.unignored is not None
+        is_rest = bool(request.backlogs) or bool(request.unignored)
         is_rest = is_rest or request.to_device is not None
+        next_batch: object = format_token(upto)
         if since is None or request.full_state or is_rest or view.changed_at > since:
             answer, has_news = await _collect(services, request, view, upto)
             if has_news or since is None or request.full_state:
                 return answer
+            next_batch = answer["next_batch"]  # It may say what the filter leaves out.
         left_ms = deadline_ms - services.clock.monotonic_ms()
         if left_ms <= 0 or services.views.is_closing:
-            return {"next_batch": format_token(upto)}
+            return {"next_batch": next_batch}
         await wait(services, request.requester, upto, left_ms)
 
 
@@ -132,15 +134,21 @@ async def _collect(
             listed = await timelines.list_changed_rooms(services.db, request.user_id, since, upto)
             changed = {r for r, m in rooms.items() if m.position > since} | set(listed)
     left = await _left_in_database(services, request, since, upto) if may_have_left else []
-    joined = [
+    of_room = request.filter.room
+    everywhere = [
         _span(request, room_id, membership, upto)
         for room_id, membership in rooms.items()
-        if membership.membership == "join" and request.filter.room.has_room(room_id)
+        if membership.membership == "join"
     ]
+    joined = [span for span in everywhere if of_room.has_room(span.room_id)]
     new_rooms = [span.room_id for span in joined if span.is_new]
     data = await account_data.read(services, request, upto, new_rooms)
     spans = [span for span in joined if span.room_id in changed or span.room_id in data]
-    if in_window and not request.backlogs and not may_owe_unignored(services, request):
+    if (
+        in_window
+        and not request.backlogs
+        and not sticky_events.may_owe_unignored(services, request)
+    ):
         joined = spans  # Nothing sticky can be owed where nothing happened.
     join, sticky = await joined_rooms(services, request, spans, joined, data.keys() & rooms.keys())
     for room_id, part in join.items():
@@ -151,12 +159,17 @@ async def _collect(
     leave = await _left_rooms(services, request, left)
     forgotten = await _forgotten_rooms(services, request, rooms, upto)
     messages = await to_device.read(services, request.requester, view, _received(request), upto)
+    backlogs = sticky.backlogs
+    if request.backlogs and len(joined) < len(everywhere):
+        begun = await sticky_events.backlogs_by_room(services, request)
+        others = [s for s in everywhere if s.room_id in begun and not of_room.has_room(s.room_id)]
+        backlogs = {**await sticky_events.left_out(services, request, others), **backlogs}
     next_batch = format_token(
         upto,
-        sticky.backlogs,
+        backlogs,
         sticky.unignored,
         messages.left_after,
-        request.filter.room.timeline.selection if sticky.backlogs else 0,
+        of_room.timeline.selection if backlogs else 0,
     )
     answer = assemble.answer_json(next_batch, join, invite, knock, leave, forgotten)
     answer |= assemble.events_json("account_data", data.get("", ()))

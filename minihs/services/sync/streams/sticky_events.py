@@ -6,7 +6,8 @@ of a room that it joined since it has had none. What does not fit into one answe
 as a backlog of the room, and rooms take turns, so that nobody's flood delays another room's call.
 
 Those of ignored users are left out before anything is counted. Whoever is ignored no longer is made
-up for: what the client passed over then, and is still sticky, comes now.
+up for: what the client passed over then, and is still sticky, comes now, and before anything else:
+as long as some of it is left, no backlog moves, and so tells what was passed over.
 
 MSC4354#sync-api-changes
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minihs.services.sync.positions import StickyBacklog, Unignored
+from minihs.services.sync.positions import UNIGNORED_MAX, StickyBacklog, Unignored
 from minihs.services.sync.streams.timeline import passes
 from minihs.storage import sticky_events
 from minihs.storage.stream_rows import StickyEvent, UnignoredUser
@@ -52,6 +53,7 @@ EVENTS_PER_ROOM_MAX = 50  # While other rooms wait.
 # Rooms of which a token of /sync says what is left: it goes into a URL, of which many proxies let
 # 8 KiB through. What is left of more rooms comes at once.
 ROOMS_LEFT_MAX = 64
+LEFT_OUT_MAX = 200  # Rooms with something sticky of which a token says that nobody asked for it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class StickySection:
 
     events: Mapping[str, Sequence[StoredEvent]]
     backlogs: Mapping[int, StickyBacklog]
-    unignored: Unignored | None = None
+    unignored: Sequence[Unignored] = ()
 
 
 NOTHING = StickySection({}, {})
@@ -92,9 +94,11 @@ async def read(
     ]
     by_room, stored = await _lacking(services, request, wanted, shown, limit)
     owed = _owed_of_unignored(services, request)
-    if not by_room and owed is None:
+    if not by_room and not owed:
         return NOTHING
-    chosen = _take_turns(by_room, limit, left_max)
+    found, rest = await _of_unignored(services, request, spans, backlogs, shown, owed, limit)
+    left = 0 if rest else max(limit - sum(map(len, found.values())), 0)
+    chosen = _take_turns(by_room, left, limit, left_max)
     remaining: dict[int, StickyBacklog] = {}
     for span, backlog, _ in wanted:
         events, taken = by_room.get(span.room_id, []), chosen.get(span.room_id, [])
@@ -105,13 +109,8 @@ async def read(
             )
     if sum(len(backlog.shown) for backlog in remaining.values()) > SPANS_OF_ALL_MAX:
         remaining = {n: StickyBacklog(b.upto, b.shown[-1:]) for n, b in remaining.items()}
-    found = {room_id: [stored[e.event_id] for e in events] for room_id, events in chosen.items()}
-    if owed is None:
-        return StickySection(found, remaining)
-    left = limit - sum(map(len, found.values()))
-    more, rest = await _of_unignored(services, request, spans, backlogs, shown, owed, left)
-    for room_id, of_unignored in more.items():
-        found[room_id] = [*of_unignored, *found.get(room_id, ())]
+    for room_id, events in chosen.items():
+        found.setdefault(room_id, []).extend(stored[event.event_id] for event in events)
     return StickySection(found, remaining, rest)
 
 
@@ -172,6 +171,35 @@ async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str
     return {room_id: backlog for room_id, backlog in named if room_id is not None}
 
 
+async def left_out(
+    services: Services, request: SyncRequest, spans: Sequence[Span]
+) -> dict[int, StickyBacklog]:
+    """Return the backlogs of rooms that the request is not about, for when another one is."""
+    backlogs = await backlogs_by_room(services, request)
+    places = {
+        span.room_id: delivered_upto(span, backlogs.get(span.room_id))
+        for span in spans
+        if span.is_new or span.room_id in backlogs or has_news(services, request, span)
+    }
+    if not places:
+        return {}
+    live = await sticky_events.list_live(
+        services.db,
+        [(room_id, after, after) for room_id, after in places.items()],
+        spans[0].upto,
+        services.clock.now_ms(),
+        ignored=request.ignored,
+        limit=1,
+    )
+    return {
+        event.room_nid: StickyBacklog(
+            places[event.room_id],
+            backlogs[event.room_id].shown if event.room_id in backlogs else (),
+        )
+        for event in live[-LEFT_OUT_MAX:]
+    }
+
+
 def delivered_upto(span: Span, backlog: StickyBacklog | None) -> int:
     """Return the position up to which the client has a room's sticky events."""
     if span.is_new:
@@ -193,25 +221,20 @@ def has_news(services: Services, request: SyncRequest, span: Span) -> bool:
 
 def may_owe_unignored(services: Services, request: SyncRequest) -> bool:
     """Return whether the reader may have ceased to ignore somebody since they synced last."""
-    return _owed_of_unignored(services, request) is not None
+    return bool(_owed_of_unignored(services, request))
 
 
-def _owed_of_unignored(services: Services, request: SyncRequest) -> Unignored | None:
-    """Return what unignored users are owed, as far as memory tells; None: nothing for certain."""
-    since = request.since
-    if since is None or request.unignored is not None:
-        return request.unignored
-    if services.follower.floor > since or _unignored_in_window(services, request, since):
-        return Unignored(since)
-    return None
-
-
-def _unignored_in_window(services: Services, request: SyncRequest, since: int) -> set[str]:
-    return {
-        item.sender
+def _owed_of_unignored(services: Services, request: SyncRequest) -> Sequence[Unignored]:
+    """Return what unignored users are owed, as far as memory tells; empty: nothing for certain."""
+    since, owed = request.since, request.unignored
+    if since is None or (owed and owed[-1].since == since):
+        return owed
+    if services.follower.floor > since or any(
+        isinstance(item, UnignoredUser) and item.user_id == request.user_id
         for item in services.follower.items_after(since)
-        if isinstance(item, UnignoredUser) and item.user_id == request.user_id
-    }
+    ):
+        return (*owed, Unignored(since))
+    return owed
 
 
 async def _of_unignored(
@@ -220,52 +243,55 @@ async def _of_unignored(
     spans: Sequence[Span],
     backlogs: Mapping[str, StickyBacklog],
     shown: Mapping[str, Shown],
-    owed: Unignored,
+    owed: Sequence[Unignored],
     limit: int,
-) -> tuple[dict[str, list[StoredEvent]], Unignored | None]:
+) -> tuple[dict[str, list[StoredEvent]], Sequence[Unignored]]:
     """Return what unignored users sent that the client passed over, and what is left of it.
 
     What lies ahead in a room's backlog comes with that, unless a timeline is said to have shown it:
-    it left these users out.
+    it left these users out. What is left of more than a token says comes at once.
     """
-    if services.follower.floor > owed.since:
-        senders = set(
-            await sticky_events.list_unignored(
-                services.db, request.user_id, owed.since, services.follower.head
-            )
-        )
-    else:
-        senders = _unignored_in_window(services, request, owed.since)
-    senders -= request.ignored
-    rooms = [(span.room_id, owed.since) for span in spans if not span.is_new]
-    if not senders or not rooms:
-        return {}, None
-    if limit <= 0:
-        return {}, owed
     found: dict[str, list[StoredEvent]] = {}
-    upto = owed.upto
-    while True:
-        live = await sticky_events.list_live_of_senders(
-            services.db, rooms, upto, services.clock.now_ms(), senders=senders, limit=limit + 1
+    for number, of_some in enumerate(owed):
+        until = owed[number + 1].since if number + 1 < len(owed) else services.follower.head
+        senders = set(
+            await sticky_events.list_unignored(services.db, request.user_id, of_some.since, until)
         )
-        stored = await services.events.get_many([event.event_id for event in live])
-        for event in live[:limit]:
-            known, backlog = stored.get(event.event_id), backlogs.get(event.room_id)
-            if known is None or known.redacted_by is not None:
-                continue
-            if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
-                continue
-            if (
-                backlog is None
-                or event.position <= backlog.upto
-                or backlog.was_shown(event.position)
-            ):
-                found.setdefault(event.room_id, []).append(known)
-        if len(live) <= limit:
-            return found, None
-        upto = live[limit - 1].position
-        if found:
-            return found, Unignored(owed.since, upto)
+        senders -= request.ignored
+        rooms = [  # Of one that the user joined later everything comes anyway.
+            (span.room_id, of_some.since)
+            for span in spans
+            if span.joined_at is not None and span.joined_at <= of_some.since
+        ]
+        if not senders or not rooms:
+            continue
+        upto = of_some.upto
+        while True:
+            page = limit - sum(map(len, found.values()))
+            if len(owed) - number > UNIGNORED_MAX:
+                page = max(page, EVENTS_MAX)
+            if page <= 0:
+                return found, (Unignored(of_some.since, upto), *owed[number + 1 :])
+            live = await sticky_events.list_live_of_senders(
+                services.db, rooms, upto, services.clock.now_ms(), senders=senders, limit=page + 1
+            )
+            stored = await services.events.get_many([event.event_id for event in live])
+            for event in live[:page]:
+                known, backlog = stored.get(event.event_id), backlogs.get(event.room_id)
+                if known is None or known.redacted_by is not None:
+                    continue
+                if event.room_id in shown and event.event_id in shown[event.room_id].event_ids:
+                    continue
+                if (
+                    backlog is None
+                    or event.position <= backlog.upto
+                    or backlog.was_shown(event.position)
+                ):
+                    found.setdefault(event.room_id, []).append(known)
+            if len(live) <= page:
+                break
+            upto = live[page - 1].position
+    return found, ()
 
 
 def _was_shown(
@@ -296,16 +322,17 @@ def _left_over(
 
 def _take_turns(
     by_room: Mapping[str, Sequence[LiveStickyEvent]],
+    left: int,
     limit: int,
     left_max: int | None,
 ) -> dict[str, list[LiveStickyEvent]]:
     """Return what goes into one answer: of each room the oldest, fairly shared.
 
-    If something would be left of more than `left_max` rooms, those that have least come whole.
+    There is room for `left`; of a room that lacks no more than `limit` all is known. If something
+    would be left of more than `left_max` rooms, those that have least come whole.
     """
     room_max = EVENTS_PER_ROOM_MAX if len(by_room) > 1 else limit
     chosen: dict[str, list[LiveStickyEvent]] = {room_id: [] for room_id in by_room}
-    left = limit
     turn = 0
     while left and turn < room_max:
         took = False
