@@ -666,7 +666,7 @@ async def test_a_declined_invite_is_told_once(homeserver: Homeserver) -> None:
 async def test_the_stripped_state_of_an_invite_that_ended_says_so(
     homeserver: Homeserver, how: str
 ) -> None:
-    """Clients take their membership from there; the unstable path has no other place for it."""
+    """It is not what they were shown of themselves at the time."""
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await alice.create_room(preset="private_chat", name="Tea")
     await alice.invite(room_id, bob)
@@ -1130,6 +1130,37 @@ async def test_the_older_shape_is_understood(homeserver: Homeserver) -> None:
     await alice.call("POST", f"/rooms/{quote(room_id)}/receipt/m.read/{quote(last)}", {})
     answer = await older(alice, body, pos=answer["pos"], timeout="0")
     assert answer["rooms"][room_id] == {"notification_count": 0, "highlight_count": 0}
+
+
+@pytest.mark.parametrize("how", ["declined", "kick", "ban", "refused"])
+async def test_what_is_no_invite_any_more_has_no_invite_state_in_the_older_shape(
+    homeserver: Homeserver, how: str
+) -> None:
+    """A client such as matrix-rust-sdk takes whatever has any for an invite, or for a knock."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    room_id = await alice.create_room(preset="private_chat", name="Tea", initial_state=[rules])
+    if how == "refused":
+        await bob.call("POST", f"/knock/{quote(room_id)}", {})
+    else:
+        await alice.invite(room_id, bob)
+    required = [["m.room.name", ""], ["m.room.member", "$ME"]]
+    body = {"lists": {"a": {"ranges": [[0, 9]], "required_state": required, "timeline_limit": 1}}}
+    answer = await older(bob, body)
+    assert "required_state" not in answer["rooms"][room_id]
+    names = [e["content"] for e in answer["rooms"][room_id]["invite_state"] if "name" in e["type"]]
+    assert names == [{"name": "Tea"}]
+    if how == "declined":
+        await bob.leave(room_id)
+    else:
+        verb = "ban" if how == "ban" else "kick"
+        await alice.call("POST", f"/rooms/{quote(room_id)}/{verb}", {"user_id": bob.user_id})
+    room = (await older(bob, body, pos=answer["pos"]))["rooms"][room_id]
+    assert room.keys() == {"initial", "bump_stamp", "required_state"}
+    (own,) = room["required_state"]
+    assert (own["type"], own["state_key"]) == ("m.room.member", bob.user_id)
+    assert own["content"]["membership"] == ("ban" if how == "ban" else "leave")
+    assert own["event_id"].startswith("$")
 
 
 async def test_everything_can_be_required_in_the_older_shape(homeserver: Homeserver) -> None:

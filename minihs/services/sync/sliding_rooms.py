@@ -101,16 +101,16 @@ async def room_parts(
             if event_id is not None and _is_news(plan, read[plan.room_id], key):
                 wanted.add(event_id)
     events = await services.events.get_many(wanted)
+    bumps = await _bumps(services, rooms, inside, read)
+    shown = [s for r in read.values() if r.timeline is not None for s in r.timeline.events]
+    await client_events.prepare(services, [*shown, *events.values(), *left.values()])
     parts = {
         plan.room_id: RoomPart(
-            _outside(request, rooms, plan, left.get(plan.room_id)), (), limited=False
+            _outside(services, request, rooms, plan, left.get(plan.room_id)), (), limited=False
         )
         for plan in plans
         if plan.room.kind == "outside" and (plan.sent is None or plan.room.position > plan.after)
     }
-    bumps = await _bumps(services, rooms, inside, read)
-    shown = [s for r in read.values() if r.timeline is not None for s in r.timeline.events]
-    await client_events.prepare(services, [*shown, *events.values()])
     for plan in inside:
         found = read[plan.room_id]
         states = [
@@ -353,21 +353,31 @@ async def _departures(
 
 
 def _outside(
-    request: SlidingRequest, rooms: Rooms, plan: Plan, departure: StoredEvent | None
+    services: Services,
+    request: SlidingRequest,
+    rooms: Rooms,
+    plan: Plan,
+    departure: StoredEvent | None,
 ) -> Json:
     """Return what a room says to who is invited, knocks, or was never let in.
 
-    Of who is not invited any more, or knocks no more, it says so.
+    Of who is not invited any more, or knocks no more, it says so. Clients of the older shape take
+    any room with `invite_state` for an invite, and look for the rest in `required_state`.
+
+    MSC4186#inviteknockrejections
     """
+    json: Json = {"initial": True, "bump_stamp": plan.room.position}
     stripped = rooms.stripped.get(plan.room_id, [])
-    if departure is not None:
+    if departure is None:
+        json["stripped_state" if request.merged else "invite_state"] = stripped
+    elif request.merged:
         own = stripped_state(client_events.as_shown(departure))
-        stripped = [*(event for event in stripped if not _is_same_state(event, own)), own]
-    return {
-        "initial": True,
-        "bump_stamp": plan.room.position,
-        "stripped_state" if request.merged else "invite_state": stripped,
-    }
+        others = (event for event in stripped if not _is_same_state(event, own))
+        json["stripped_state"] = [*others, own]
+    else:
+        now_ms, reader = services.clock.now_ms(), request.requester
+        json["required_state"] = [assemble.event_json(departure, NO_FILTER, now_ms, reader, None)]
+    return json
 
 
 def _is_same_state(event: object, other: Mapping[str, object]) -> bool:
