@@ -80,6 +80,7 @@ EVENT_CACHE_BYTES = 32 * 1_048_576
 PARSED_FILTERS_MAX = 10_000
 REMOTE_SUMMARIES_MAX = 50_000  # Rooms, and links of spaces.
 SERVER_ACLS_MAX = 1_000
+LAST_ANSWERS_MS = 500  # For connections that are in use; those that are not are just closed.
 SHUTDOWN_S = 4  # For the requests that have begun; aiohttp waits as long for cancelled ones.
 
 
@@ -369,15 +370,10 @@ def _server_tls(config: Config) -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> AsyncIterator[None]:
     """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
-    application = build_application(services)
-
-    async def answer_polls(_application: web.Application) -> None:
-        services.views.close()
-
-    application.on_shutdown.append(answer_polls)  # When nobody can connect any more.
     runner = web.AppRunner(
-        application, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
-    )
+        build_application(services),
+        access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S,
+    )  # fmt: skip
     await runner.setup()
     plain, encrypted = sockets
     try:
@@ -390,4 +386,21 @@ async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> 
             services.tasks.keep("publish metrics", functools.partial(metrics.publish, services))
         yield
     finally:
+        for site in list(runner.sites):
+            await site.stop()
+        services.views.close()  # When nobody can connect any more.
+        await _last_answers(runner, services.clock)
         await runner.cleanup()
+
+
+async def _last_answers(runner: web.AppRunner, clock: Clock) -> None:
+    """Return when nobody is connected, or after a while.
+
+    Whoever asks meanwhile is answered, and told that the connection ends: a request that comes when
+    a connection is just being closed would be lost.
+    """
+    until_ms = clock.monotonic_ms() + LAST_ANSWERS_MS
+    while runner.server is not None and runner.server.connections:
+        if clock.monotonic_ms() >= until_ms:
+            break
+        await clock.sleep_ms(LAST_ANSWERS_MS // 20)

@@ -136,6 +136,8 @@ class _Server:
             logger.exception("the request failed")
             body = {"errcode": "M_UNKNOWN", "error": "Internal server error."}
             response = _respond(Answer(body, 500))
+        if self._services.views.is_closing:  # Nobody is to ask again here.
+            response.force_close()
         seconds = stopwatch() - began
         self._services.metrics.observe(route.method, route.path, response.status, seconds)
         if self._logs_requests:

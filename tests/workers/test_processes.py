@@ -196,6 +196,37 @@ async def test_an_orderly_end_is_in_the_log(database_url: str, tmp_path: Path, w
     assert last.endswith("INFO minihs.processes: hs1 has stopped")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_whoever_is_connected_at_the_end_is_told_that_the_connection_ends(
+    database_url: str, tmp_path: Path, workers: int
+):
+    async with running_server(database_url, tmp_path, workers=workers) as server:
+        request = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: hs1\r\n\r\n"
+        in_use = asyncio.Barrier(9)
+
+        async def ask_until_the_end() -> bytes:
+            """Return what comes after an answer that says that it is the last one."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            asked = 0
+            while True:
+                writer.write(request)
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                (length,) = re.findall(rb"content-length: (\d+)", head)
+                await reader.readexactly(int(length))
+                if b"connection: close" in head:
+                    rest = await reader.read()
+                    writer.close()
+                    return rest
+                asked += 1
+                if asked == 10:
+                    await in_use.wait()
+
+        clients = [asyncio.ensure_future(ask_until_the_end()) for _ in range(in_use.parties - 1)]
+        await in_use.wait()
+        assert await server.stop() == 0
+        assert await asyncio.gather(*clients) == [b""] * len(clients)
+
+
 async def test_a_server_with_users_does_not_ask_for_the_first(database_url: str, tmp_path: Path):
     async with running_server(database_url, tmp_path, log_level="info") as server:
         told = "nobody is registered yet"
