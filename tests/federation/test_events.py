@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from minihs.api.routes import ROUTES
+from minihs.protocol import unstable
 from minihs.protocol.events import Event
 from minihs.protocol.room_versions import ROOM_VERSIONS
 from minihs.protocol.signatures import verify_event_signature
@@ -15,6 +16,7 @@ from tests.federation.test_joins import ALL_VERSIONS, enter, two
 from tests.helpers.mirror import forge, mirror, push
 
 if TYPE_CHECKING:
+    from minihs.base.clock import ManualClock
     from minihs.remote.signed_requests import Answer
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
@@ -435,6 +437,32 @@ async def test_a10_what_nobody_of_a_server_could_see_is_sent_redacted(
     assert single["content"] == {}
     assert ids([single]) == [hidden]
     assert by_time["event_id"] == shown
+
+
+async def test_s_15_what_is_sticky_is_hidden_from_no_server_in_the_room(
+    hs1: Homeserver, alice: User, evil: EvilServer, clock: ManualClock
+):
+    room_id = await alice.create_room()
+    await alice.put_state(room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    path = f"/rooms/{quote(room_id)}/send/m.room.message/s"
+    duration = {unstable.STICKY_DURATION_PARAMETER.unstable: "60000"}
+    sticky = (await alice.call("PUT", path, {"body": "sticky"}, **duration))["event_id"]
+    plain = await alice.say(room_id, "plain")
+    await let_in(evil, room_id)
+    shown = await alice.say(room_id, "after")
+
+    async def bodies() -> dict[str, object]:
+        page = await told(evil, f"/backfill/{quote(room_id)}", ("v", shown), ("limit", "4"))
+        (single,) = (await told(evil, f"/event/{quote(sticky)}"))["pdus"]
+        pdus = [*page["pdus"], single]
+        return {e: p["content"].get("body") for e, p in zip(ids(pdus), pdus, strict=True)}
+
+    found = await bodies()
+    assert (found[sticky], found[plain], found[shown]) == ("sticky", None, "after")
+    between = await missing(evil, room_id, latest_events=[shown], limit=4)
+    assert sticky in between
+    clock.advance_ms(60_000)
+    assert (await bodies())[sticky] is None, "it is an ordinary event now"
 
 
 async def test_redacted_events_stay_redacted(hs1: Homeserver, alice: User, evil: EvilServer):

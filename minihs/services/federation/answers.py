@@ -28,6 +28,7 @@ from minihs.protocol.identifiers import EventId, RoomId, ServerName, server_name
 from minihs.protocol.redaction import redact
 from minihs.protocol.state_keys import HISTORY_VISIBILITY
 from minihs.services.federation.room_servers import joined_among
+from minihs.services.rooms import client_events
 from minihs.storage import auth_chains, state_reads
 from minihs.storage import events as event_reads
 from minihs.storage import membership as memberships
@@ -362,7 +363,11 @@ async def for_server(
 ) -> list[orjson.Fragment]:
     """Return events as a server may have them; what its users could not see is redacted.
 
+    What is sticky is not, for a server that is in the room: redacted copies that it got here would
+    keep it from those that it is pushed.
+
     Spec: client-server-api#room-history-visibility
+    MSC4354#proposal
     """
     hidden = await _hidden_from(services, origin, events)
     return [
@@ -413,6 +418,15 @@ async def _hidden_from(
         may_see = may_server_see(visibility, present) or may_server_see(after, present)
         if not may_see or (is_erased and "join" not in present):
             hidden.add(event.event_id)
+    now_ms = services.clock.now_ms()
+    live: dict[str, set[EventId]] = {}
+    for stored in placed:
+        is_hidden = stored.event_id in hidden and stored.event.sender not in erased
+        if is_hidden and client_events.time_left_ms(stored, now_ms):
+            live.setdefault(stored.event.room_id, set()).add(stored.event_id)
+    for room_id, event_ids in live.items():
+        if await memberships.has_members_of_server(services.db, room_id, origin):
+            hidden -= event_ids
     return hidden
 
 
