@@ -500,11 +500,30 @@ async def test_who_comes_back_by_a_request_that_was_under_way_leaves_again(
     )
     await membership.change_membership(hs1.services, change)
     assert (await member(alice, room_id, bob))["membership"] == "join"
-    await pass_time(hs1, deactivation.SETTLED_MS)
+    await pass_time(hs1, deactivation.LOOK_MIN_MS)
     assert await member(alice, room_id, bob) == GONE
+    await pass_time(hs1, deactivation.SETTLED_MS)
     parting = await accounts.fetch_parting(hs1.services.db, bob.user_id)
     assert parting is not None
     assert parting.due_ms is None
+
+
+async def test_nobody_is_invited_who_could_not_answer(hs1: Homeserver, alice: User, bob: User):
+    """An invite would stay for ever: the deactivation that would reject it is over."""
+    room_id = await alice.create_room()
+    await deactivate(bob)
+    ask = {"user_id": bob.user_id}
+    answers = [
+        await alice.request("POST", f"/rooms/{quote(room_id)}/invite", ask),
+        await alice.request("POST", "/createRoom", {"invite": [bob.user_id]}),
+        await alice.request(
+            "PUT",
+            f"/rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}",
+            {"membership": "invite"},
+        ),
+    ]
+    assert [(a.status, a.json["errcode"]) for a in answers] == [(403, "M_FORBIDDEN")] * 3
+    assert await progress(await admin_of(hs1), bob) == (0, True, False)
 
 
 async def test_who_is_locked_out_cannot_come_back_in_between(

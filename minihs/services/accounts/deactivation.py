@@ -3,8 +3,8 @@
 One transaction locks them out for good, cancels what they had scheduled, and drops what serves
 nobody any more. It also notes when to look after the rest: the leaves, each of which says why
 (MSC3759). That is begun at once, beside the request. If the process dies, or a room cannot be left,
-`resume_deactivations` goes on, in whatever process; and it looks again a while after everything was
-done, as a request may have been under way when its user was locked out.
+`resume_deactivations` goes on, in whatever process; and it looks again, soon and then less and less
+often, as a request may have been under way when its user was locked out.
 
 Spec: client-server-api#account-deactivation
 """
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_MS = 2_000
 CLAIM_MS = 10_000  # Whoever is at it says so more often.
+LOOK_MIN_MS = 2_000
 SETTLED_MS = 60_000  # No request that was under way takes longer.
 RETRY_MIN_MS = 60_000
 RETRY_MAX_MS = 86_400_000
@@ -133,7 +134,7 @@ async def _part(services: Services, parting: Parting) -> None:
         due_ms = services.clock.now_ms() + CLAIM_MS
         await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
 
-    due_ms: int | None = min(parting.deactivated_ms, services.clock.now_ms()) + SETTLED_MS
+    due_ms: int | None = None
     try:
         await membership.leave_for_good(
             services, parting.user_id, erased=parting.erased, go_on=go_on
@@ -141,9 +142,11 @@ async def _part(services: Services, parting: Parting) -> None:
     except Exception as error:  # Whatever it was: the user is locked out, and must leave in time.
         due_ms = _next_try(services, parting, error)
     else:
-        # If it lies ahead, the clock has been put back.
-        if abs(services.clock.now_ms() - parting.deactivated_ms) >= SETTLED_MS:
-            due_ms = None
+        now_ms = services.clock.now_ms()
+        passed_ms = abs(now_ms - parting.deactivated_ms)  # The clock may have been put back.
+        if passed_ms < SETTLED_MS:
+            settled_ms = min(parting.deactivated_ms, now_ms) + SETTLED_MS
+            due_ms = min(now_ms + max(passed_ms, LOOK_MIN_MS), settled_ms)
     await accounts.mark_parting_due(services.db, parting.user_id, due_ms)
 
 

@@ -42,6 +42,7 @@ from minihs.services.rooms.send import send_decided
 from minihs.services.rooms.standing import current_events, load_known_room, text_of
 from minihs.services.rooms.state import load_state_events
 from minihs.services.rooms.templates import RemoteChange
+from minihs.storage import accounts
 from minihs.storage import membership as memberships
 from minihs.storage.account_data import fetch_account_data
 
@@ -385,13 +386,17 @@ async def _check_invitable(services: Services, change: MembershipChange) -> None
 
 
 async def check_invitable(services: Services, user_id: str) -> None:
-    """Refuse to invite somebody who wants no invites; other servers answer for their users.
+    """Refuse to invite somebody who wants no invites, or is gone; other servers answer for theirs.
 
     Raises:
-        Forbidden: `M_INVITE_BLOCKED`. Spec: client-server-api#invite-permission
+        Forbidden: their account has been deactivated; or `M_INVITE_BLOCKED`.
+            Spec: client-server-api#invite-permission
     """
     if not services.is_local(user_id):
         return
+    account = await accounts.fetch_account(services.db, user_id)
+    if account is not None and account.deactivated:
+        raise Forbidden(f"{user_id} has been deactivated.")
     json = await fetch_account_data(services.db, user_id, "", "m.invite_permission_config")
     if json is not None:
         match canonical_json.decode(json):
