@@ -147,7 +147,7 @@ def _with_database(
 
     A database that does not answer is waited for that long; one without tables may be refused.
     """
-    from minihs.app import check_config  # noqa: PLC0415
+    from minihs.checks import check_config  # noqa: PLC0415
     from minihs.storage import migrate  # noqa: PLC0415
 
     check_config(config)
@@ -225,7 +225,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     # collector's default rhythm would cost a tenth of the start, and a fifth of the time of a large
     # page of history.
     gc.set_threshold(*GC_THRESHOLDS)
-    from minihs.app import check_config, check_files  # noqa: PLC0415
+    from minihs.checks import check_config, check_files  # noqa: PLC0415
     from minihs.processes import run_server  # noqa: PLC0415
 
     logs.configure(config.log_level)
@@ -328,8 +328,8 @@ def _registration_token(config: Config, options: argparse.Namespace) -> int:
 
 
 def _check_config(config: Config, _options: argparse.Namespace) -> int:
-    from minihs.app import check_config, check_files  # noqa: PLC0415
     from minihs.base.config import describe_options, unknown_variables  # noqa: PLC0415
+    from minihs.checks import check_config, check_files  # noqa: PLC0415
 
     check_config(config)
     check_files(config)
@@ -346,8 +346,8 @@ def _check_config(config: Config, _options: argparse.Namespace) -> int:
 
 
 def _doctor(config: Config, _options: argparse.Namespace) -> int:
-    from minihs.app import check_config  # noqa: PLC0415
     from minihs.base.clock import SystemClock  # noqa: PLC0415
+    from minihs.checks import check_config  # noqa: PLC0415
     from minihs.services import doctor  # noqa: PLC0415
     from minihs.storage.embedded import has_cluster  # noqa: PLC0415
 

@@ -7,14 +7,9 @@ the former with a clock of their own.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
-import socket
-import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -23,25 +18,16 @@ from minihs.api.server import build_application
 from minihs.base.batching import Batcher
 from minihs.base.caching import BoundedCache
 from minihs.base.clock import Clock, SystemClock
-from minihs.base.config import (
-    ENVIRONMENT_PREFIX,
-    Config,
-    ConfigError,
-    StartError,
-    parse_address,
-    refuse,
-    without_password,
-)
 from minihs.base.leaky_buckets import LeakyBuckets
 from minihs.base.metrics import Metrics
 from minihs.base.randomness import Randomness
 from minihs.base.sharing import SharedWork
 from minihs.base.tasks import TaskOwner
-from minihs.protocol.identifiers import EventId, ServerName, parse_server_name
-from minihs.protocol.room_versions import ROOM_VERSIONS
+from minihs.checks import check_config, check_open_database, server_tls
+from minihs.protocol.identifiers import EventId, ServerName
 from minihs.remote.appservices import AppserviceRemote
 from minihs.remote.client import Remote
-from minihs.remote.http import HttpTransport, trust_own_authorities
+from minihs.remote.http import HttpTransport
 from minihs.remote.signed_requests import SignedRequests
 from minihs.services import own_keys
 from minihs.services.appservices import registry
@@ -58,7 +44,7 @@ from minihs.services.server_keys import KeyRing
 from minihs.services.sync.joined_rooms import SharedParts
 from minihs.services.sync.sliding_memory import SlidingMemory
 from minihs.services.sync.views import Views
-from minihs.storage import account_data, device_lists, facts, inspection, sessions, unread
+from minihs.storage import account_data, device_lists, sessions, unread
 from minihs.storage.database import Database, is_transaction_open
 from minihs.storage.event_store import EventStore
 from minihs.storage.group_commit import GroupCommitter
@@ -68,13 +54,14 @@ from minihs.storage.state import StateStore
 from minihs.storage.streams import StreamFollower
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    import socket
+    from collections.abc import AsyncIterator, Sequence
 
+    from minihs.base.config import Config
     from minihs.remote.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-POSTGRES_SCHEMES = ("postgresql", "postgres")
 KEEPALIVE_S = 75
 EVENT_CACHE_BYTES = 32 * 1_048_576
 PARSED_FILTERS_MAX = 10_000
@@ -82,136 +69,6 @@ REMOTE_SUMMARIES_MAX = 50_000  # Rooms, and links of spaces.
 SERVER_ACLS_MAX = 1_000
 LAST_ANSWERS_MS = 500  # For connections that are in use; those that are not are just closed.
 SHUTDOWN_S = 4  # For the requests that have begun; aiohttp waits as long for cancelled ones.
-
-
-def check_config(config: Config) -> None:
-    """Check what the types of the options cannot say.
-
-    Raises:
-        ConfigError: an option cannot be used.
-    """
-    refuse(_faults(config))
-
-
-def _faults(config: Config) -> Iterator[str]:
-    if parse_server_name(config.server_name) is None:
-        yield f"server_name {config.server_name!r} is not a server name"
-    if config.default_room_version not in ROOM_VERSIONS:
-        yield f"default_room_version {config.default_room_version!r} is not known"
-    for notary in config.notaries:
-        if parse_server_name(notary) is None:
-            yield f"trusted_key_servers: {notary!r} is not a server name"
-    yield from _faults_of_database_url(config.database_url)
-    if config.public_base_url and not _is_base_url(config.public_base_url):
-        yield f"public_base_url {config.public_base_url!r} is not http(s)://…"
-    yield from _faults_of_listeners(config)
-    for option in ("federation_ca_file", "tls_cert", "tls_key"):
-        if path := getattr(config, option):
-            yield from _faults_of_file(option, path)
-    try:
-        load_registrations(config.registration_files, config.server_name)
-    except ConfigError as error:
-        yield str(error)
-
-
-def check_files(config: Config) -> None:
-    """Check what is in the files that a server reads at its start: keys and certificates.
-
-    Raises:
-        ConfigError: one of them cannot be used.
-    """
-    refuse(_faults_in_files(config))
-
-
-def _faults_in_files(config: Config) -> Iterator[str]:
-    trust = functools.partial(trust_own_authorities, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    readers: list[Callable[[Config], object]] = [trust]
-    if config.federation_listen:
-        readers.append(_server_tls)
-    for read in (*readers, own_keys.find_signing_key, own_keys.read_retired_keys):
-        try:
-            read(config)
-        except ConfigError as error:
-            yield str(error)
-
-
-def _faults_of_database_url(database_url: str) -> Iterator[str]:
-    shown = without_password(database_url)  # An error may quote a part of the password.
-    if database_url and database_url.partition("://")[0] not in POSTGRES_SCHEMES:
-        yield f"database_url {shown!r} is not postgresql://…"
-        return
-    try:
-        parts = urlsplit(database_url)
-        if "," not in parts.netloc:  # Else there are several hosts, each with its port.
-            _ = parts.port
-    except ValueError:
-        yield (
-            f"database_url {shown!r} has no such host, or a port that is no number "
-            "(a password has %2F, %3A, %40, %3F and %23 for / : @ ? #)"
-        )
-
-
-def _faults_of_listeners(config: Config) -> Iterator[str]:
-    if config.federation_listen and not (config.tls_cert and config.tls_key):
-        yield "federation_listen needs tls_cert and tls_key"
-    addresses = {"listen": config.listen}
-    if config.federation_listen:
-        addresses["federation_listen"] = config.federation_listen
-    for option, address in addresses.items():
-        try:
-            parse_address(address)
-        except ConfigError as error:
-            yield f"{option}: {error}"
-
-
-def _is_base_url(text: str) -> bool:
-    """Return whether a client can append a path to it."""
-    try:
-        url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and not url.query
-    except ValueError:  # Brackets that do not match.
-        return False
-
-
-def _faults_of_file(option: str, path: str) -> Iterator[str]:
-    try:
-        with Path(path).open("rb"):
-            pass
-    except OSError as error:
-        yield f"{option} {path} cannot be read: {error.strerror}"
-
-
-async def check_database(config: Config, dsn: str) -> bool:
-    """Return whether there are users; warn about a database that may forget.
-
-    Raises:
-        ConfigError: it is not ours, or the configuration cannot be used with it.
-    """
-    db = await Database.connect(dsn, connections=1)
-    try:
-        unsafe = await _check_database(db, config)
-        has_users = await inspection.has_users(db)
-    finally:
-        await db.close()
-    if unsafe:
-        logger.warning(
-            "PostgreSQL runs with %s: A CRASH CAN LOSE WHAT USERS WERE TOLD IS SENT. "
-            "Only for tests; see `minihs doctor`.",
-            ", ".join(unsafe),
-        )
-    return has_users
-
-
-async def _check_database(db: Database, config: Config) -> list[str]:
-    """Refuse a database that is not ours; return settings under which it may forget."""
-    unsafe = await inspection.check_usable(db)
-    await facts.check_server_name(db, config.server_name)
-    if not config.signing_key_file.exists() and await inspection.has_events(db):
-        raise ConfigError(
-            f"the signing key {config.signing_key_file} is missing, but there are events that it "
-            "signed: restore it from a backup. If it is lost for good: minihs new-signing-key"
-        )
-    return unsafe
 
 
 @contextlib.asynccontextmanager
@@ -244,7 +101,7 @@ async def build_services(
     join_marks = JoinMarks(db)
     appservice_remote = AppserviceRemote(clock, is_transaction_open=is_transaction_open)
     try:
-        await _check_database(db, config)
+        await check_open_database(db, config)
         states = StateStore(db, Numbers(db, "state_numbers"))
         rulesets = Rulesets(db)
         signing_key = own_keys.load_signing_key(config, randomness)
@@ -328,45 +185,6 @@ async def build_services(
         await db.close()
 
 
-def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
-    """Return the bound sockets of the plain and the TLS listener, to be shared by all workers.
-
-    Raises:
-        StartError: an address cannot be had.
-    """
-    plain = _bind("listen", config.listen)
-    if not config.federation_listen:
-        return plain, None
-    return plain, _bind("federation_listen", config.federation_listen)
-
-
-def _bind(option: str, address: str) -> socket.socket:
-    host, port = parse_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
-        variable = ENVIRONMENT_PREFIX + option.upper()
-        raise StartError(f"{option} {address} {reason}; set {option} or {variable}") from error
-    listener.setblocking(False)  # noqa: FBT003
-    return listener
-
-
-def _server_tls(config: Config) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except OSError as error:  # An SSLError is one.
-        files = f"tls_cert {config.tls_cert} and tls_key {config.tls_key}"
-        raise ConfigError(f"{files} cannot be used: {error}") from error
-    return context
-
-
 @contextlib.asynccontextmanager
 async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> AsyncIterator[None]:
     """Serve HTTP on the plain socket, and HTTPS on the second one if there is one."""
@@ -378,7 +196,7 @@ async def serve(services: Services, sockets: Sequence[socket.socket | None]) -> 
     plain, encrypted = sockets
     try:
         if encrypted is not None:  # First: whoever probes the plain listener finds both.
-            context = _server_tls(services.config)
+            context = server_tls(services.config)
             await web.SockSite(runner, encrypted, ssl_context=context).start()
         if plain is not None:
             await web.SockSite(runner, plain).start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -17,23 +18,12 @@ import shlex
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
 
-from minihs import app
+from minihs import checks
+from minihs.base.config import ENVIRONMENT_PREFIX, Config, StartError, parse_address
 from minihs.base.metrics import SharedFigures
 from minihs.base.randomness import Randomness
 from minihs.services import own_keys
-from minihs.workers import (
-    appservice_delivery,
-    clock_watch,
-    delayed_events,
-    federation_delivery,
-    housekeeping,
-    runner,
-)
-
-if TYPE_CHECKING:
-    from minihs.base.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +45,10 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     if inherited is None:
         if config.registration == "open":
             logger.warning("registration is open: anybody who reaches this server can register")
-        has_users = await app.check_database(config, dsn)
+        has_users = await checks.check_database(config, dsn)
         # What keeps a worker from starting would do so for ever, so it is found before.
         own_keys.load_signing_key(config, Randomness())
-        sockets = list(app.listen_sockets(config))
+        sockets = list(listen_sockets(config))
         if workers > 1:
             await _supervise(config, dsn, workers, sockets, stop, has_users=has_users)
             logger.info("%s has stopped", config.server_name)
@@ -67,6 +57,33 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
         sockets = [socket.socket(fileno=int(n)) if n else None for n in inherited.split(",")]
         parent = int(os.environ[PARENT])
         loop.add_reader(parent, stop.set)  # Nothing comes from there: readable means closed.
+    await _serve(config, dsn, sockets, parent, stop, has_users=has_users)
+    if inherited is None:
+        logger.info("%s has stopped", config.server_name)
+    return 0
+
+
+async def _serve(
+    config: Config,
+    dsn: str,
+    sockets: list[socket.socket | None],
+    parent: int | None,
+    stop: asyncio.Event,
+    *,
+    has_users: bool,
+) -> None:
+    """Be a server until told to stop, the only one or one of several."""
+    # Here, as a process that only watches over workers needs none of it.
+    from minihs import app  # noqa: PLC0415
+    from minihs.workers import (  # noqa: PLC0415
+        appservice_delivery,
+        clock_watch,
+        delayed_events,
+        federation_delivery,
+        housekeeping,
+        runner,
+    )
+
     gc.freeze()  # What lives after the start lives for ever.
     async with app.build_services(config, dsn) as services:
         if figures := os.environ.get(FIGURES):
@@ -83,9 +100,6 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
                 with contextlib.suppress(BrokenPipeError):  # It is gone, and `stop` is set.
                     os.write(parent, READY)
             await stop.wait()
-    if inherited is None:
-        logger.info("%s has stopped", config.server_name)
-    return 0
 
 
 def _say_where(config: Config, *, has_users: bool) -> None:
@@ -155,6 +169,35 @@ async def _supervise(
         loop.remove_reader(our_end)
         our_end.close()
         children_end.close()
+
+
+def listen_sockets(config: Config) -> tuple[socket.socket, socket.socket | None]:
+    """Return the bound sockets of the plain and the TLS listener, to be shared by all workers.
+
+    Raises:
+        StartError: an address cannot be had.
+    """
+    plain = _bind("listen", config.listen)
+    if not config.federation_listen:
+        return plain, None
+    return plain, _bind("federation_listen", config.federation_listen)
+
+
+def _bind(option: str, address: str) -> socket.socket:
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
+        variable = ENVIRONMENT_PREFIX + option.upper()
+        raise StartError(f"{option} {address} {reason}; set {option} or {variable}") from error
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
 
 
 def _program() -> list[str]:

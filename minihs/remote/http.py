@@ -18,6 +18,7 @@ from yarl import URL
 from minihs.base.clock import time_limit
 from minihs.base.config import ConfigError
 from minihs.remote.addresses import socket_factory
+from minihs.remote.authorities import trust_own_authorities
 from minihs.remote.bodies import read_bounded
 from minihs.remote.discovery import Discovery
 from minihs.remote.dns import SystemDns
@@ -42,21 +43,6 @@ IDLE_S: Final = 60
 
 # The request never left, so another host of the same server may be tried.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-
-def trust_own_authorities(context: ssl.SSLContext, config: Config) -> None:
-    """Let a context trust those of `federation_ca_file`, too.
-
-    Raises:
-        ConfigError: the file cannot be used.
-    """
-    if config.federation_ca_file:
-        try:
-            context.load_verify_locations(config.federation_ca_file)
-        except OSError as error:  # An SSLError is one.
-            raise ConfigError(
-                f"federation_ca_file {config.federation_ca_file} cannot be used: {error}"
-            ) from error
 
 
 def _tls_context(config: Config) -> ssl.SSLContext:

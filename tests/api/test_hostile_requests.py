@@ -19,7 +19,7 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from minihs import app
+from minihs import app, processes
 from minihs.api.routes import ROUTES
 from minihs.base.limits import BODY_BYTES_MAX
 from tests.fuzz.mutations import Mutator
@@ -456,7 +456,7 @@ async def test_F16_headers_that_drip_are_not_waited_for(
 ):
     """Nor is a connection on which nothing comes: both last as long as one may lie idle."""
     monkeypatch.setattr(app, "KEEPALIVE_S", 1)
-    listener = app._bind("listen", "127.0.0.1:0")
+    listener = processes._bind("listen", "127.0.0.1:0")
     port = listener.getsockname()[1]
     async with app.serve(homeserver.services, [listener, None]):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

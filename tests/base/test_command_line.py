@@ -14,9 +14,9 @@ import pytest
 
 from minihs import __version__
 from minihs.__main__ import main
-from minihs.app import listen_sockets
 from minihs.base.config import Config, ConfigError, StartError
 from minihs.base.randomness import Randomness
+from minihs.processes import listen_sockets
 from minihs.protocol.signatures import generate_signing_key, write_signing_key
 from minihs.services.own_keys import load_signing_key
 from minihs.storage.database import connect_when_ready
