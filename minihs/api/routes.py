@@ -200,6 +200,7 @@ ROUTES: list[Route] = [
     Route("GET", V3 + "/rooms/{roomId}/state/{eventType}", history.get_room_state_with_key, "getRoomStateWithKey", "user_or_guest", "read"),
     Route("GET", V3 + "/rooms/{roomId}/state/{eventType}/{stateKey}", history.get_room_state_with_key, "getRoomStateWithKey", "user_or_guest", "read"),
     Route("GET", V3 + "/rooms/{roomId}/initialSync", history.room_initial_sync, "roomInitialSync", "user_or_guest", "costly"),
+    Route("GET", V3 + "/events", sync.get_events, "getEvents", "user_or_guest", "read"),
     Route("GET", V3 + "/rooms/{roomId}/messages", history.get_room_events, "getRoomEvents", "user_or_guest", "read"),
     Route("GET", V3 + "/rooms/{roomId}/context/{eventId}", history.get_event_context, "getEventContext", "user_or_guest", "read"),
     Route("GET", "/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", history.get_event_by_timestamp, "getEventByTimestamp", "user_or_guest", "costly"),

@@ -8,8 +8,9 @@ from minihs.api.client.presence import wished_presence
 from minihs.base.limits import SYNC_TIMEOUT_MAX_MS
 from minihs.protocol import unstable
 from minihs.protocol.filters import Filter
+from minihs.protocol.identifiers import RoomId
 from minihs.services.accounts import filters
-from minihs.services.sync import v3
+from minihs.services.sync import peeking, v3
 from minihs.services.sync.positions import parse_token
 from minihs.services.sync.spans import STATE, SyncRequest
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from minihs.services.sync.positions import StickyBacklog
 
 NO_FILTER = Filter()
+PEEK_TIMEOUT_MS = 30_000
 
 
 async def sync(request: Request) -> object:
@@ -51,6 +53,20 @@ async def sync(request: Request) -> object:
             to_device=None if token is None else token.to_device,
             timeout_ms=timeout_ms,
         ),
+    )
+
+
+async def get_events(request: Request) -> object:
+    """GET /_matrix/client/v3/events, of one room (peekEvents); of all of them /sync tells.
+
+    Spec: client-server-api#peeking_get_matrixclientv3events
+    """
+    return await peeking.follow_room(
+        request.services,
+        request.requester,
+        RoomId(request.required_query("room_id")),
+        request.query("from"),
+        request.query_integer("timeout", PEEK_TIMEOUT_MS, high=SYNC_TIMEOUT_MAX_MS),
     )
 
 

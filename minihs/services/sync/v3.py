@@ -79,14 +79,14 @@ async def wait(services: Services, requester: Requester, seen: int, timeout_ms: 
         UnknownToken: the requester has been logged out meanwhile.
     """
     view = await services.views.get(requester.user_id)
-    if await _was_logged_out_perhaps(services, requester):  # While we looked for what is new.
+    if await was_logged_out_perhaps(services, requester):  # While we looked for what is new.
         view = await services.views.get(requester.user_id)  # It may have been dropped meanwhile.
     if view.changed_at <= seen:
-        await _wait_for_news(services, view, timeout_ms)
-        await _was_logged_out_perhaps(services, requester)
+        await wait_for_news(services, view, timeout_ms)
+        await was_logged_out_perhaps(services, requester)
 
 
-async def _was_logged_out_perhaps(services: Services, requester: Requester) -> bool:
+async def was_logged_out_perhaps(services: Services, requester: Requester) -> bool:
     """Return whether it had to be seen that the requester is still logged in.
 
     Raises:
@@ -101,7 +101,8 @@ async def _was_logged_out_perhaps(services: Services, requester: Requester) -> b
     return True
 
 
-async def _wait_for_news(services: Services, view: UserView, timeout_ms: int) -> None:
+async def wait_for_news(services: Services, view: UserView, timeout_ms: int) -> None:
+    """Return when something happens that concerns a view, or after `timeout_ms`."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake() -> None:

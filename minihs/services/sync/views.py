@@ -11,6 +11,8 @@ it has nothing to do but wait.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from minihs.storage.stream_rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from minihs.services.accounts.authentication import Requester
     from minihs.storage.database import Database
@@ -102,13 +104,34 @@ class Views:
     def close(self) -> None:
         """Let those who wait for news be answered now: the server stops."""
         self.is_closing = True
-        for view in self._views.values():
+        for view in self._all():
             view.wake()
+
+    def _all(self) -> set[UserView]:
+        """Return the views of users and of watchers."""
+        return {*self._views.values(), *itertools.chain(*self._by_room.values())}
+
+    @contextlib.contextmanager
+    def watching(self, room_id: str) -> Iterator[UserView]:
+        """Give a view of one room, for somebody who need not be in it, while it is used."""
+        view = UserView("", {room_id: RoomMembership("leave", 0, "", 0)}, self._follower.head)
+        self._by_room.setdefault(room_id, set()).add(view)
+        try:
+            yield view
+        finally:
+            self._leave(room_id, view)
+
+    def _leave(self, room_id: str, view: UserView) -> None:
+        members = self._by_room.get(room_id)
+        if members is not None:
+            members.discard(view)
+            if not members:
+                del self._by_room[room_id]
 
     @property
     def waiting(self) -> int:
         """How many requests wait for news."""
-        return sum(len(view.waiters) for view in self._views.values())
+        return sum(len(view.waiters) for view in self._all())
 
     async def get(self, user_id: str) -> UserView:
         """Return the view of a user, true as of the follower's head."""
@@ -273,20 +296,17 @@ class Views:
         if view is None:
             return
         self._apply(view, position, change)
-        members = self._by_room.setdefault(change.room_id, set())
         if change.room_id in view.rooms:
-            members.add(view)
+            self._by_room.setdefault(change.room_id, set()).add(view)
         else:
-            members.discard(view)
-            if not members:
-                del self._by_room[change.room_id]
+            self._leave(change.room_id, view)
         self._touch({view}, position, concerned)
 
     def reset(self) -> None:
         """Drop every view: part of the stream was skipped. Those who wait sync anew."""
-        views, self._views = self._views, {}
+        views, self._views = self._all(), {}
         self._by_room.clear()
-        for view in views.values():
+        for view in views:
             view.wake()
 
     def _forget_some(self) -> None:
@@ -297,11 +317,7 @@ class Views:
             if not view.waiters:
                 del self._views[user_id]
                 for room_id in view.rooms:
-                    members = self._by_room.get(room_id)
-                    if members is not None:
-                        members.discard(view)
-                        if not members:
-                            del self._by_room[room_id]
+                    self._leave(room_id, view)
 
 
 def _fill(view: UserView, position: int, news: ToDeviceNews) -> None:
