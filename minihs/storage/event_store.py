@@ -147,6 +147,14 @@ class StoredEvent:
         """When its sender says that it was sent, as near as the database can note it."""
         return max(-INTEGER_MAX, min(self.event.origin_server_ts, INTEGER_MAX))
 
+    def stick_until(self, end_ms: int) -> None:
+        """Let the event be sticky until a moment, or until one that was noted when it came first.
+
+        MSC4354#proposal
+        """
+        noted_ms = self.sticky_until_ms
+        self.sticky_until_ms = end_ms if noted_ms is None else min(noted_ms, end_ms)
+
     def redact_for_good(self, because_id: EventId, replaces: Collection[str] = ()) -> None:
         """Take an event's content away, also from those who look at it otherwise than to show it.
 

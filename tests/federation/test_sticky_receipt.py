@@ -12,6 +12,7 @@ import pytest
 
 from minihs.protocol import unstable
 from minihs.protocol.events import Event
+from minihs.protocol.redaction import redact
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import sticky_events, sticky_limits
 from minihs.storage.appservices import list_late_sticky
@@ -564,6 +565,36 @@ async def test_s_21_out_of_its_place_it_is_checked_against_the_present(
     )])  # fmt: skip
     await sticky_events.recheck_soft_failed(hs1.services)
     assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
+
+
+async def test_s_21_what_was_delivered_out_of_its_place_keeps_its_content_and_end_there(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock
+):
+    """What it follows comes with a copy of it that its server redacted, as we were not there."""
+    talk(room, clock.now_ms())
+    event = stuck(room, clock.now_ms() + HOUR_MS)  # Its clock is ahead.
+    later = talk(room, clock.now_ms())
+    await push(evil, hs1, [event])
+    assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
+
+    clock.advance_ms(2 * MINUTE_MS)
+    whole = room.events[event.event_id]
+    room.events[event.event_id] = Event.from_pdu(
+        redact(event.pdu, room.room_version), room.room_version
+    )
+    serve(evil, room)
+    await push(evil, hs1, later)
+    stored = await hs1.services.events.get(event.event_id)
+    assert stored is not None
+    assert stored.order is not None, "it has its place now"
+    shown = await event_of(alice, room, event)
+    assert shown["content"] == whole.content
+    assert shown["unsigned"][TTL] == 8 * MINUTE_MS
+    bob = await hs1.register("bob")
+    await bob.join(room.room_id)
+    (to_bob,) = section(await bob.sync(), room.room_id)
+    assert to_bob["content"] == whole.content
+    assert to_bob["unsigned"][TTL] == 8 * MINUTE_MS
 
 
 async def test_s_21_what_it_rests_upon_must_be_had_else_its_sender_is_told(

@@ -26,7 +26,7 @@ from minihs.remote.transport import RemoteError
 from minihs.services.rooms import early_redactions, history_commit, missing, missing_state, state
 from minihs.services.rooms.heads import building
 from minihs.services.rooms.missing import Room
-from minihs.services.rooms.verification import verify_pdus
+from minihs.services.rooms.verification import verify_pdus, whole_of
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, StoredEvent
 from minihs.storage.history_writes import HistoryWrite, Refusal
@@ -206,9 +206,10 @@ class Writing:
             if old is not None and old.event.room_id != event.room_id:
                 continue  # In room versions 1 and 2 its server has named it so.
             stored = StoredEvent(
-                event,
+                whole_of(event, old),
                 self.services.event_numbers.take() if old is None else old.event_nid,
                 redacted_by=redacted.get(event.event_id),
+                sticky_until_ms=None if old is None else old.sticky_until_ms,
             )
             await self._add(stored, auth, *before)
             if number % JUDGED_AT_ONCE == 0:

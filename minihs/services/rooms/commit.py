@@ -141,7 +141,7 @@ async def add_event(services: Services, plan: Plan, planned: PlannedEvent) -> St
     _write_origin(plan, write, planned.transaction, now_ms)
     sticky = stickiness(event.pdu, planned.received_ms or now_ms)
     if sticky is not None and stored.redacted_by is None:
-        stored.sticky_until_ms = sticky.end_ms
+        stored.stick_until(sticky.end_ms)
     became_current: list[Event] = []
     lost: list[UserId] = []
     if before is room_before and after is head.state:  # The usual case: one end, one change.

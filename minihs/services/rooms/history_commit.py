@@ -52,7 +52,7 @@ async def store_history(
             write.stored.thread_root = write.stored.event.thread_root
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
-            write.stored.sticky_until_ms = sticky.end_ms
+            write.stored.stick_until(sticky.end_ms)
     if rows:
         await services.committer.commit_rows(rows)
     written = await history_writes.write_history(services.db, room_nid, writes, key_nids, states)

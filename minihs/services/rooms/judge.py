@@ -18,6 +18,7 @@ from minihs.services.rooms import commit, early_redactions, history_commit, miss
 from minihs.services.rooms.commit import Plan, PlannedEvent
 from minihs.services.rooms.heads import RoomHead, is_confirmed
 from minihs.services.rooms.receipt import Receipt, is_followed, is_sticky_message, refusal_of_server
+from minihs.services.rooms.verification import whole_of
 from minihs.storage import missing_events
 from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from minihs.storage.group_commit import Conflict
@@ -112,6 +113,7 @@ class Judge:
             return
         if stored is not None and (stored.state_after is not None or stored.status == REJECTED):
             return  # It has come by another way in the meantime.
+        event = whole_of(event, stored)
         try:
             verdict = await self._judge(event)
         except (MissingEventsError, state.TooManyLoadsError) as error:
@@ -130,6 +132,7 @@ class Judge:
             event,
             self.services.event_numbers.take() if stored is None else stored.event_nid,
             redacted_by=await self._redacted_by(event),
+            sticky_until_ms=None if stored is None else stored.sticky_until_ms,
         )
         if verdict.refusal is None:
             await self._accept(verdict, stored)

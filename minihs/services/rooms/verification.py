@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from minihs.protocol.identifiers import EventId, ServerName
     from minihs.protocol.room_versions import RoomVersion
     from minihs.services.context import Services
+    from minihs.storage.event_store import StoredEvent
 
 logger = logging.getLogger(__name__)
 
@@ -205,3 +206,14 @@ def _with_right_content(event: Event) -> Event:
     if has_right_content_hash(event.pdu, event.room_version):
         return event
     return Event.from_pdu(redact(event.pdu, event.room_version), event.room_version, event.event_id)
+
+
+def whole_of(event: Event, stored: StoredEvent | None) -> Event:
+    """Return an event that came again, with what was hashed of it.
+
+    A server may give a copy that it redacted, as its history visibility asks: that takes nothing
+    away from what is stored.
+    """
+    if stored is None or has_right_content_hash(event.pdu, event.room_version):
+        return event
+    return stored.event
