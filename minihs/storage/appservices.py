@@ -105,6 +105,11 @@ MARK_FAILED = statement(
     """,
 )
 
+REPLACE_BODY = statement(
+    "appservices.replace_body",
+    "UPDATE appservices SET txn_body = $3 WHERE service_id = $1 AND txn_id = $2",
+)
+
 MARK_DUE = statement(
     "appservices.mark_due",
     "UPDATE appservices SET retry_at_ms = 0 WHERE service_id = $1 AND retry_at_ms > 0",
@@ -260,6 +265,11 @@ async def mark_failed(
 ) -> None:
     """Note that a service has not taken a transaction, and until when to leave it alone."""
     await queries.execute(MARK_FAILED, service_id, txn_id, failures, retry_at_ms)
+
+
+async def replace_body(queries: Queries, service_id: str, txn_id: int, body: str) -> None:
+    """Write down that a transaction that was not taken says something else."""
+    await queries.execute(REPLACE_BODY, service_id, txn_id, body)
 
 
 async def mark_due(queries: Queries, service_id: str) -> None:

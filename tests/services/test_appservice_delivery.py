@@ -403,12 +403,58 @@ async def test_a_transaction_that_is_not_taken_is_sent_the_same_again(house: Hou
         await settled(delivery)
         assert len(set(bridge.txn_ids[:5])) == 1
         bodies = [one.body for one in bridge.asked[:5]]
-        assert bodies == [bodies[0]] * 5
-        assert bodies[0]["events"][0]["content"]["body"] == "one", "as it was first sent"
+        assert bodies[0]["events"][0]["content"]["body"] == "one"
+        assert bodies[1:] == [bodies[1]] * 4
+        assert bodies[1]["events"][0]["content"] == {}, "it was redacted since"
         assert [e["content"].get("body") for e in bridge.asked[5].body["events"]] == [None, "two"]
         assert int(bridge.txn_ids[5]) == int(bridge.txn_ids[0]) + 1
         (figures,) = server.services.appservices.families()
         assert figures.samples['{service="bridge",outcome="failed"}'] == 4
+
+
+@pytest.mark.spec("MSC4293#proposal")
+async def test_what_a_ban_redacts_is_told_no_more_when_a_transaction_is_sent_again(
+    house: House, bridge: Bridge
+):
+    """Nor what quotes it; whoever sends it then. It does not stay in the database either."""
+    async with house.running() as server:
+        delivery = await begin(server.services)
+        alice, mallory = await server.register("alice"), await server.register("mallory")
+        ghost = await make_ghost(server, "_bridge_g")
+        room_id = await alice.create_room(
+            power_level_content_override={"state_default": 0, "events": {}}
+        )
+        for user in (ghost, mallory):
+            await user.join(room_id)
+        await settled(delivery)
+        bridge.asked.clear()
+        bridge.answer = lambda _: (500, {})
+        await delivery.give_back()
+        await mallory.put_state(room_id, "m.room.topic", {"topic": "pills"})
+        await alice.put_state(room_id, "m.room.topic", {"topic": "tea"})
+        await alice.invite(room_id, await make_ghost(server, "_bridge_h"))
+        await mallory.say(room_id, "pills")
+        await mallory.put_state(room_id, "m.room.name", {"name": "pills"})
+        await alice.invite(room_id, await make_ghost(server, "_bridge_i"))
+        await settled(await begin(server.services))
+        before = bridge.asked[-1].body["events"]
+        assert str(before).count("pills") == 5
+        ban = {"user_id": mallory.user_id, "org.matrix.msc4293.redact_events": True}
+        await alice.call("POST", f"/rooms/{quote(room_id)}/ban", ban)
+    house.clock.advance_ms(2 * LEASE_MS)
+    async with house.running() as server:
+        delivery = await begin(server.services, "second")
+        await settled(delivery)
+        again = bridge.asked[-1].body["events"]
+        assert len(set(bridge.txn_ids[-2:])) == 1
+        assert [event["event_id"] for event in again] == [event["event_id"] for event in before]
+        assert "pills" not in str(again)
+        assert [
+            event for event in again if event["sender"] == mallory.user_id and not event["content"]
+        ]
+        body = await server.services.db.fetchrow("SELECT txn_body FROM appservices")
+        assert body is not None
+        assert "pills" not in body[0]
 
 
 async def test_a_pause_begins_with_the_failure_however_long_the_database_takes_over_it(

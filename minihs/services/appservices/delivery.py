@@ -2,8 +2,8 @@
 
 The stream is the outbox. A service has a position in it; what follows is read, and what concerns it
 makes a transaction, which is written down before it is sent. A service that does not take it is
-sent the same again, after a pause that doubles, until it does: nothing overtakes it. Then the
-position is moved.
+sent the same again, but for what was redacted since, after a pause that doubles, until it does:
+nothing overtakes it. Then the position is moved.
 
 One process delivers to all services, by a lease; when it dies another goes on with what is written
 down. Without any service nothing here runs.
@@ -22,7 +22,7 @@ from minihs.base.limits import APPSERVICE_TRANSACTION_TIMEOUT_MS
 from minihs.remote.appservices import V1
 from minihs.remote.transport import RemoteError
 from minihs.services.appservices.interest import MEMBER, Found, Interest
-from minihs.services.appservices.transactions import body_of
+from minihs.services.appservices.transactions import body_of, without_redacted
 from minihs.storage import appservices, jobs
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ class AppserviceDelivery:
         now_ms = self._services.clock.now_ms()
         if now_ms >= self._until_ms or now_ms < queue.retry_at_ms:
             return False
-        if queue.pending is None and not await self._prepare(queue):
+        if queue.pending is not None:
+            await self._redact(queue, queue.pending)
+        elif not await self._prepare(queue):
             return False
         path = f"/transactions/{queue.txn_id}"
         answer = await self._services.appservices.remote.request(
@@ -209,6 +211,13 @@ class AppserviceDelivery:
             queue.txn_id, queue.upto, queue.pending = txn_id, found.upto, text
             return True
         return False
+
+    async def _redact(self, queue: _Queue, pending: str) -> None:
+        """Take out of a transaction, also as it is written down, what was redacted since."""
+        text = await without_redacted(self._services, queue.service, pending)
+        if text != pending:
+            queue.pending = text
+            await appservices.replace_body(self._services.db, queue.service.id, queue.txn_id, text)
 
     async def _begin_transaction(self, queue: _Queue, found: Found, text: str) -> int:
         """Write a transaction down, and return its id.

@@ -6,12 +6,12 @@ Spec: application-service-api#pushing-events
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from minihs.base.errors import NotFound
-from minihs.protocol.canonical_json import encode_any
+from minihs.protocol.canonical_json import decode_lenient, encode_any, encode_lenient
 from minihs.protocol.unstable import (
     APPSERVICE_EPHEMERAL,
     APPSERVICE_TO_DEVICE,
@@ -26,7 +26,7 @@ from minihs.storage import appservices
 from minihs.storage.stream_rows import PresenceWrite, ReceiptWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from minihs.services.appservices.interest import Ephemeral, Found, ToDevice
     from minihs.services.appservices.registration import Registration
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MEMBER = "m.room.member"
 OUTSIDE = {"invite": "invite_room_state", "knock": "knock_room_state"}
+QUOTES = ("prev_content", "redacted_because", *OUTSIDE.values())
 
 
 async def body_of(services: Services, service: Registration, found: Found) -> bytes:
@@ -58,6 +59,38 @@ async def body_of(services: Services, service: Registration, found: Found) -> by
         told = orjson.dumps(outcomes)
         parts += [b'"%b":%b' % (n.encode(), told) for n in DELAYED_EVENT_OUTCOMES.written]
     return b"{%b}" % b",".join(parts)
+
+
+async def without_redacted(services: Services, service: Registration, body: str) -> str:
+    """Return the body of a transaction that was not taken, with nothing that was redacted since.
+
+    What is neither redacted nor quotes what is, is sent as it was.
+    Spec: application-service-api#pushing-events; MSC4293#proposal
+    """
+    content = decode_lenient(body)
+    told = content.get("events") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(told, list):
+        return body
+    stored = await services.events.get_many([event["event_id"] for event in told])
+    await prepare(services, list(stored.values()))
+    now_ms, changed = services.clock.now_ms(), False
+    for number, event in enumerate(told):
+        one = stored.get(event["event_id"])
+        if one is None:
+            continue
+        shown = client_event(one, now_ms, with_room_id=True)
+        now = decode_lenient(await _with_stripped_state(services, service, one, shown))
+        if isinstance(now, dict) and _says_less(now, event):
+            told[number], changed = now, True
+    return encode_lenient(content).decode() if changed else body
+
+
+def _says_less(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Return whether an event, or what it quotes, was redacted since it was shown."""
+    quoted, earlier = now["unsigned"], before["unsigned"]
+    return now["content"] != before["content"] or any(
+        name in quoted and quoted[name] != earlier.get(name) for name in QUOTES
+    )
 
 
 async def _outcomes(
