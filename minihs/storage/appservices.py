@@ -107,7 +107,10 @@ MARK_FAILED = statement(
 
 REPLACE_BODY = statement(
     "appservices.replace_body",
-    "UPDATE appservices SET txn_body = $3 WHERE service_id = $1 AND txn_id = $2",
+    """
+    UPDATE appservices SET txn_body = $3
+    WHERE service_id = $1 AND txn_id = $2 AND txn_body IS NOT NULL
+    """,
 )
 
 MARK_DUE = statement(
