@@ -289,6 +289,7 @@ async def test_the_worker_begins_renews_and_gives_back(
             await until(lambda held=services.delivery.outbox.lease_until_ms: renewed(held))
             await alice.say(room_id, str(n))
             await until(lambda count=n: len(evil.bodies) == count + 1)
+        await settled(services)  # And the last answer has been heard.
     async with house.running() as server:
         await begin(server.services, "next")
         assert len(server.services.delivery.outbox.shards) == SHARDS, "given back at the end"

@@ -15,6 +15,8 @@ from minihs.protocol.server_acl import compile_server_acl
 from minihs.remote.transport import RemoteError
 from minihs.services.ephemeral import typing_notifications
 from minihs.services.federation import transactions
+from minihs.storage import auth_chains
+from minihs.storage.event_store import ACCEPTED
 from tests.helpers.homeserver import running_homeserver
 from tests.helpers.mirror import forge, id_of, mirror, push, refresh, send_transaction, serve
 from tests.helpers.network import node_of, raw
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minihs.base.clock import ManualClock
-    from minihs.protocol.identifiers import RoomId, UserId
+    from minihs.protocol.identifiers import EventId, RoomId, UserId
     from minihs.remote.transport import OutgoingRequest, RawAnswer
     from minihs.services.context import Services
+    from minihs.services.rooms.heads import RoomHead
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation
 
@@ -177,6 +180,53 @@ async def test_F02_F03_several_processes_take_the_same_events_at_once(
         current = room.current("m.room.member", MALLORY)
         assert current is not None
         assert await alice.call("GET", path) == current.content
+
+
+@pytest.mark.parametrize("stands", ["beside it", "behind it"])
+async def test_F02_F03_what_rests_upon_what_was_not_committed_after_all_is_judged_again(
+    hs1: Homeserver, evil: EvilServer, room: Room, monkeypatch: pytest.MonkeyPatch, stands: str
+):
+    """Another process is faster than a commit upon which the next event is being built."""
+    services, base = hs1.services, list(room.ends)
+    early, first, second = [
+        room.send(MALLORY, "m.room.member", {"membership": "join", "displayname": name},
+                  state_key=MALLORY, prev=base)
+        for name in ("early", "first", "second")
+    ]  # fmt: skip
+    end = room.send(MALLORY, "m.room.message", {"body": "another end"}, prev=base)
+    if stands == "behind it":
+        await push(evil, hs1, [early, end])
+        second = room.send(MALLORY, "m.room.message", {"body": "behind"}, prev=[first, early])
+    may_fail, commit = asyncio.Event(), services.committer._commit
+    list_auth_chain = auth_chains.list_auth_chain
+
+    def head() -> RoomHead:
+        found = services.heads.slot(room.room_id).head
+        assert found is not None
+        return found
+
+    async def commit_late(units: Any) -> None:
+        await may_fail.wait()
+        await commit(units)
+
+    async def look_late(*asked: Any) -> set[EventId]:
+        built_upon = head()
+        if not may_fail.is_set() and built_upon.cursor.pending is not None:
+            may_fail.set()
+            await until(lambda: built_upon.was_overtaken)
+        return await list_auth_chain(*asked)
+
+    monkeypatch.setattr(services.committer, "_commit", commit_late)
+    monkeypatch.setattr(auth_chains, "list_auth_chain", look_late)
+    pushing = asyncio.ensure_future(push(evil, hs1, [first]))
+    await until(lambda: head().cursor.pending is not None)
+    await services.db.execute("UPDATE rooms SET version = version + 1")
+
+    assert await push(evil, hs1, [second]) == {second.event_id: {}}
+    assert await pushing == {first.event_id: {}}
+    assert may_fail.is_set()
+    stored = await services.events.get_many([first.event_id, second.event_id])
+    assert [one.status for one in stored.values()] == [ACCEPTED] * 2
 
 
 async def test_F03_in_whatever_order_and_however_often_events_come_the_room_is_the_same(

@@ -56,9 +56,14 @@ class RoomHead:
     power: tuple[EventId | None, PowerLevels] | None = None
 
     @property
+    def was_overtaken(self) -> bool:
+        """Whether something built upon this head was not committed: it is not there any more."""
+        return self.cursor.generation != self.generation
+
+    @property
     def is_stale(self) -> bool:
         """Whether something built upon this head was not committed, or was given up."""
-        return self.unsubmitted or self.cursor.generation != self.generation
+        return self.unsubmitted or self.was_overtaken
 
 
 @dataclass(slots=True, eq=False)

@@ -92,9 +92,11 @@ class Judge:
                 if number % JUDGED_AT_ONCE == 0:
                     await give_way()
             return await self._submit()
-        except BaseException:
+        except BaseException as error:
             for write in self.plan.writes:  # They will not be committed.
                 services.events.forget(write.stored.event_id)
+            if isinstance(error, Exception) and self.head.was_overtaken:
+                raise Conflict from error  # It stumbled over what is not there any more.
             raise
 
     async def _load(self, events: Sequence[Event]) -> None:
@@ -119,6 +121,8 @@ class Judge:
         except (MissingEventsError, state.TooManyLoadsError) as error:
             verdict = f"the state before it could not be resolved: {error}"
         if isinstance(verdict, str):  # That is no fault of the event; it may come again.
+            if self.head.was_overtaken:
+                raise Conflict
             if await self._take_out_of_place(event, stored):
                 return
             logger.info("cannot judge %s from %s: %s", event.event_id, origin, verdict)
