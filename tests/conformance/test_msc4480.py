@@ -229,6 +229,22 @@ async def test_ss_07_whoever_joins_gets_all_that_is_live(homeserver: Homeserver)
     assert section(await client.sync(), room_id) == []
 
 
+async def test_ss_07_whoever_returns_gets_what_was_shown_before_they_left(
+    homeserver: Homeserver,
+) -> None:
+    """Also while there is something left of what was live when they left."""
+    alice, bob, room_id = await room_of_two(homeserver)
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(4)]
+    answer = await client.sync(limit=1)
+    assert section(answer, room_id) == sent[:1]
+    assert [e["event_id"] for e in answer["rooms"][room_id]["timeline"]] == sent[3:]
+    await bob.call("POST", f"/rooms/{quote(room_id)}/leave", {})
+    await bob.join(room_id)
+    assert await all_pages(client, room_id) == sent
+
+
 async def test_ss_08_a_room_that_starts_to_match_gives_all_it_has(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     sent = [await stick(alice, room_id, str(n)) for n in range(3)]

@@ -86,7 +86,7 @@ async def read(
 
     MSC4354#sync-api-changes
     """
-    backlogs = await backlogs_by_room(services, request)
+    backlogs = await _backlogs_of(services, request, spans)
     wanted = [
         (span, backlogs.get(span.room_id), delivered_upto(span, backlogs.get(span.room_id)))
         for span in spans
@@ -171,11 +171,20 @@ async def backlogs_by_room(services: Services, request: SyncRequest) -> dict[str
     return {room_id: backlog for room_id, backlog in named if room_id is not None}
 
 
+async def _backlogs_of(
+    services: Services, request: SyncRequest, spans: Sequence[Span]
+) -> dict[str, StickyBacklog]:
+    """Return the backlogs of spans; one of an earlier stay in a room counts for nothing."""
+    backlogs = await backlogs_by_room(services, request)
+    known = [span for span in spans if span.room_id in backlogs and not span.is_new]
+    return {span.room_id: backlogs[span.room_id] for span in known}
+
+
 async def left_out(
     services: Services, request: SyncRequest, spans: Sequence[Span]
 ) -> dict[int, StickyBacklog]:
     """Return the backlogs of rooms that the request is not about, for when another one is."""
-    backlogs = await backlogs_by_room(services, request)
+    backlogs = await _backlogs_of(services, request, spans)
     places = {
         span.room_id: delivered_upto(span, backlogs.get(span.room_id))
         for span in spans
