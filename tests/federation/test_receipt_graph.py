@@ -121,6 +121,33 @@ async def test_what_lies_between_is_asked_for_and_shown_in_order(
     assert not evil.asked("/state")
 
 
+@pytest.mark.spec("server-server-api#post_matrixfederationv1get_missing_eventsroomid")
+async def test_many_gaps_are_filled_by_a_server_that_counts_what_it_is_asked_about(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    """Dendrite counts it, and fails when that is more than the limit."""
+    serve(evil, room, counts_latest=True)
+    before = [room.events[EventId(event_id)] for event_id in await ends(hs1, room)]
+    gaps = [say(room, f"missed {n}", prev=before) for n in range(25)]
+    pushed = [say(room, f"pushed {n}", prev=[event]) for n, event in enumerate(gaps)]
+    assert await push(evil, hs1, pushed) == {event.event_id: {} for event in pushed}
+    assert set(await shown(alice, room)) == {e.event_id for e in (*gaps, *pushed)}
+    asked = [r.content["latest_events"] for r in evil.asked("/get_missing_events/")]
+    assert [len(latest) for latest in asked] == [10, 10, 5]
+    assert not evil.asked("/state")
+
+
+@pytest.mark.spec("server-server-api#post_matrixfederationv1get_missing_eventsroomid")
+async def test_a_gap_is_bridged_with_a_server_that_counts_what_it_is_asked_about(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room
+):
+    serve(evil, room, counts_latest=True)
+    events = [say(room, f"{n}") for n in range(50)]
+    assert await push(evil, hs1, events[-1:]) == {events[-1].event_id: {}}
+    assert await shown(alice, room) == [event.event_id for event in events]
+    assert not evil.asked("/state")
+
+
 async def test_what_stays_missing_drops_an_event_until_it_is_there(
     hs1: Homeserver, alice: User, evil: EvilServer, room: Room
 ):

@@ -153,13 +153,17 @@ def _signed(pdu: Mapping[str, object], room_version: RoomVersion) -> dict[str, o
 class Answers:
     """What a server answers about its copy of a room; `hidden` events it does not give away.
 
-    `between`: how many events it gives for a gap (0: as many as are asked for).
+    `between`: how many events it gives for a gap (0: as many as are asked for). `counts_latest`: in
+    that number it counts those that it is asked about, as Dendrite does.
     """
 
-    def __init__(self, room: Room, hidden: Iterable[str], between: int) -> None:
+    def __init__(
+        self, room: Room, hidden: Iterable[str], between: int, *, counts_latest: bool
+    ) -> None:
         self.room = room
         self.hidden = set(hidden)
         self.between = between
+        self.counts_latest = counts_latest
 
     def get(self, event_id: str) -> Event | None:
         return None if event_id in self.hidden else self.room.events.get(EventId(event_id))
@@ -200,6 +204,8 @@ class Answers:
         latest = [self.room.events[e] for e in asked["latest_events"]]
         prev_ids = [prev_id for event in latest for prev_id in event.prev_event_ids]
         limit = self.between or asked["limit"]
+        if self.counts_latest:
+            limit -= len(latest)
         return {
             "events": self.pdus(self.backwards(prev_ids, limit, asked["earliest_events"])[::-1])
         }
@@ -225,10 +231,15 @@ class Answers:
 
 
 def serve(
-    origin: EvilServer, room: Room, *, hidden: Iterable[str] = (), between: int = 0
+    origin: EvilServer,
+    room: Room,
+    *,
+    hidden: Iterable[str] = (),
+    between: int = 0,
+    counts_latest: bool = False,
 ) -> Answers:
     """Let a server answer what it is asked about its copy of a room."""
-    answers = Answers(room, hidden, between)
+    answers = Answers(room, hidden, between, counts_latest=counts_latest)
     path = "/_matrix/federation/v1"
     origin.on("POST", path + "/get_missing_events/{roomId}", answers.missing_events)
     origin.on("GET", path + "/state_ids/{roomId}", answers.state_ids)

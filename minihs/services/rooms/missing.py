@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 # What we ask for, and take, at most. Ours.
 BETWEEN_EVENTS_MAX = 20  # of one request
 BETWEEN_ROUNDS_MAX = 5
+LATEST_MAX = BETWEEN_EVENTS_MAX // 2  # Dendrite counts them among what it answers.
 EARLIEST_MAX = 20
 AUTH_CHAIN_MAX = 5_000
 AUTH_ROUNDS_MAX = 20
@@ -163,7 +164,9 @@ async def fetch_events_between(
     found: dict[EventId, Event] = {}
     given = {event.event_id: event for event in events}
     latest = list(given)
+    settled: set[EventId] = set()
     for _ in range(BETWEEN_ROUNDS_MAX):
+        latest = latest[:LATEST_MAX]
         answer = await services.remote.get_missing_events(
             origin,
             room.room_id,
@@ -181,13 +184,17 @@ async def fetch_events_between(
         reached = ancestors(given, found | given, _prev_event_ids)
         found = {e: event for e, event in found.items() if e in reached and e not in given}
         # Fewer than asked for: that is all that there is.
-        if not new or len(pdus) < BETWEEN_EVENTS_MAX:
-            break
+        if not new or len(pdus) + len(latest) < BETWEEN_EVENTS_MAX:
+            settled.update(latest, new)
         every = given | found
         prev_ids = {e for event in every.values() for e in event.prev_event_ids} - every.keys()
         unknown = prev_ids - (await list_with_state(services, room.room_id, prev_ids)).keys()
         # Those that were pushed come first: they are what all this is for.
-        latest = [e for e, event in every.items() if not unknown.isdisjoint(event.prev_event_ids)]
+        latest = [
+            event_id
+            for event_id, event in every.items()
+            if event_id not in settled and not unknown.isdisjoint(event.prev_event_ids)
+        ]
         if not latest:
             break
     return list(found.values())
