@@ -158,7 +158,7 @@ class Answers:
     """
 
     def __init__(
-        self, room: Room, hidden: Iterable[str], between: int, *, counts_latest: bool
+        self, room: Room, hidden: Iterable[str], between: int, *, counts_latest: bool = False
     ) -> None:
         self.room = room
         self.hidden = set(hidden)
