@@ -132,8 +132,8 @@ async def test_many_gaps_are_filled_by_a_server_that_counts_what_it_is_asked_abo
     pushed = [say(room, f"pushed {n}", prev=[event]) for n, event in enumerate(gaps)]
     assert await push(evil, hs1, pushed) == {event.event_id: {} for event in pushed}
     assert set(await shown(alice, room)) == {e.event_id for e in (*gaps, *pushed)}
-    asked = [r.content["latest_events"] for r in evil.asked("/get_missing_events/")]
-    assert [len(latest) for latest in asked] == [10, 10, 5]
+    asked = [r.content for r in evil.asked("/get_missing_events/") if isinstance(r.content, dict)]
+    assert [len(content["latest_events"]) for content in asked] == [10, 10, 5]
     assert not evil.asked("/state")
 
 
