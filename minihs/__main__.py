@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import getpass
 import gzip
 import math
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 DAY_MS = 86_400_000
 DATABASE_WAIT_S = 30
 PASSWORD_LENGTH_SAFE = 8
-GC_THRESHOLDS = (50_000, 20, 50)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,10 +219,6 @@ def _with_server(
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
-    # What the start makes is no garbage, and few of a request's objects are in cycles: the
-    # collector's default rhythm would cost a tenth of the start, and a fifth of the time of a large
-    # page of history.
-    gc.set_threshold(*GC_THRESHOLDS)
     from minihs.checks import check_config, check_files  # noqa: PLC0415
     from minihs.processes import run_server  # noqa: PLC0415
 
