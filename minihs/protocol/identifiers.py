@@ -86,6 +86,11 @@ def server_name_of(identifier: str) -> ServerName:
     return ServerName(identifier.partition(":")[2])
 
 
+def localpart_of(user_id: str) -> str:
+    """Return the localpart of a user ID."""
+    return user_id[1:].partition(":")[0]
+
+
 def is_valid_localpart(text: str) -> bool:
     """Return whether a new user may have this localpart. Spec: appendices#user-identifiers."""
     return _LOCALPART.fullmatch(text) is not None

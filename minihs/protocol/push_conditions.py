@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 from minihs.protocol.event_fields import split_path
 from minihs.protocol.globs import Glob, compile_glob, contains_word
-from minihs.protocol.push_occasions import MemberNames, Occasion, Reader, localpart_of
+from minihs.protocol.identifiers import localpart_of
 from minihs.protocol.push_predefined_rules import Placeholder, PredefinedRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from minihs.protocol.push_occasions import MemberNames, Occasion, Reader
 
 
 @dataclass(frozen=True, slots=True)

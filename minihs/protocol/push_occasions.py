@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from minihs.protocol.globs import contains_word
+from minihs.protocol.identifiers import localpart_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,8 +140,3 @@ class _WordIndex:
         for text, user_id in self._wordless:
             if contains_word(body, text):
                 yield user_id
-
-
-def localpart_of(user_id: str) -> str:
-    """Return the localpart of a user ID."""
-    return user_id[1:].partition(":")[0]

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
 from minihs.protocol import unstable
+from minihs.protocol.identifiers import localpart_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,8 +52,7 @@ class PredefinedRule:
 
     def json(self, user_id: str) -> dict[str, object]:
         """Return the rule as the API shows it to this user, unchanged by the user."""
-        localpart = user_id[1:].partition(":")[0]
-        values = {Placeholder.USER_ID: user_id, Placeholder.LOCALPART: localpart}
+        values = {Placeholder.USER_ID: user_id, Placeholder.LOCALPART: localpart_of(user_id)}
 
         def fill(value: object) -> object:
             return values[value] if isinstance(value, Placeholder) else value

@@ -274,6 +274,8 @@ async def test_a_service_makes_users_in_its_namespaces_only(homeserver: Homeserv
     assert made["user_id"] == "@_bridge_a:hs1"
     own = User(homeserver, made["user_id"], made["access_token"])
     assert (await own.call("GET", "/account/whoami"))["device_id"] == made["device_id"]
+    named = await own.call("GET", f"/profile/{own.user_id}/displayname")
+    assert named == {"displayname": "_bridge_a"}, "bridges ask before they name somebody"
     taken = await bot.request("POST", "/register", body)
     assert taken.json["errcode"] == "M_USER_IN_USE"
     outside = await bot.request("POST", "/register", body | {"username": "alice"})

@@ -18,10 +18,12 @@ from minihs.base.errors import (
     UserDeactivated,
     UserInUse,
 )
+from minihs.protocol import canonical_json
+from minihs.protocol.identifiers import localpart_of
 from minihs.services.accounts import credentials, sessions
 from minihs.services.accounts.authentication import Requester
 from minihs.services.accounts.registration import choose_user_id
-from minihs.storage import accounts
+from minihs.storage import accounts, profiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +101,9 @@ async def register(
 ) -> tuple[UserId, Session | None]:
     """Return a user whom a service has just made, and a session of theirs unless `device` is None.
 
+    They are called as their localpart until the service names them: libraries of bridges ask for
+    the name before they change it, and give up on 404.
+
     Raises:
         MissingParam: no name is given.
         Exclusive: the name is not in one of the service's namespaces, or reserved by another.
@@ -116,6 +121,8 @@ async def register(
     async with services.db.transaction() as tx:
         if not await accounts.insert_account(tx, user_id, None, now_ms, appservice_id=service.id):
             raise UserInUse("This user name is taken.")
+        name_json = canonical_json.encode(localpart_of(user_id)).decode()
+        await profiles.upsert_profile_field(tx, user_id, "displayname", name_json)
         session = None
         if device is not None:
             session = await sessions.begin_session(services, tx, user_id, device)
