@@ -11,13 +11,18 @@ from urllib.parse import quote
 import pytest
 
 from minihs.protocol.events import Event
-from minihs.services.rooms import receive
+from minihs.protocol.identifiers import EventId
+from minihs.protocol.state_resolution import MissingEventsError
+from minihs.services.rooms import commit, receive
 from tests.helpers.network import raw
 from tests.helpers.rooms import ALICE, Room
 from tests.helpers.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from minihs.base.clock import ManualClock
+    from minihs.services.context import Services
+    from minihs.services.rooms.commit import Plan, PlannedEvent
+    from minihs.storage.event_store import StoredEvent
     from tests.helpers.homeserver import Homeserver, User
     from tests.helpers.network import EvilServer, Federation, Received
 
@@ -178,6 +183,32 @@ async def test_bob_leaves_and_comes_back_to_what_the_room_has_become(
     assert name == {"name": "Coffee"}
     assert await members(bob, room_id) == {"@alice:hs1": "join", "@bob:hs2": "join"}
     await bob.say(room_id)
+
+
+async def test_who_comes_back_while_another_process_writes_is_in_all_the_same(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+):
+    """What the join is being built upon is not committed after all: another process was faster."""
+    hs1, hs2 = await two(federation)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room()
+    await enter(bob, room_id, "hs1")
+    await bob.leave(room_id)
+    await pass_on(hs2, hs1, bob, room_id)
+    add_event, overtaken = commit.add_event, []
+
+    async def overtaken_once(services: Services, plan: Plan, planned: PlannedEvent) -> StoredEvent:
+        if services is hs2.services and not overtaken:
+            plan.head.cursor.generation += 1
+            overtaken.append(plan)
+            raise MissingEventsError([EventId("$gone")])
+        return await add_event(services, plan, planned)
+
+    monkeypatch.setattr(commit, "add_event", overtaken_once)
+    await enter(bob, room_id, "hs1")
+
+    assert overtaken
+    assert await members(bob, room_id) == {"@alice:hs1": "join", "@bob:hs2": "join"}
 
 
 async def test_a_room_of_an_unknown_version_is_not_joined(federation: Federation):

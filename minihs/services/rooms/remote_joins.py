@@ -180,6 +180,8 @@ async def commit_join(services: Services, given: GivenRoom) -> EventId:
                 await commit.add_event(services, plan, planned)
             except (MissingEventsError, state.TooManyLoadsError) as error:
                 services.events.forget(join.event_id)
+                if head.was_overtaken:
+                    continue  # It stumbled over what is not there any more.
                 raise BadRoomError(f"its state cannot be resolved with ours: {error}") from error
             durable = plan.submit(services)
         try:
