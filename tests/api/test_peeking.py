@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from minihs.services.rooms import history
 from tests.api.test_history import at, set_visibility
 from tests.api.test_typing_notifications import types
 from tests.helpers.waiting import until
@@ -113,3 +114,37 @@ async def test_who_waits_is_answered_when_the_server_stops(homeserver: Homeserve
     for services in homeserver.workers:
         services.views.close()
     assert bodies(await waiting) == []
+
+
+async def test_who_has_left_may_follow_as_far_as_they_may_look(homeserver: Homeserver) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await open_room(alice)
+    await bob.join(room)
+    await bob.leave(room)
+    waiting = await begin_to_wait(homeserver, bob, room, (await poll(bob, room, None))["end"])
+    await alice.say(room, "not for who left")
+    for services in homeserver.workers:
+        services.views.close()
+    assert bodies(await waiting) == []
+
+
+async def test_what_is_not_for_who_follows_is_passed_over_in_many_answers(
+    homeserver: Homeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "SCANNED_EVENTS_MAX", 10)
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    room = await alice.create_room()
+    await set_visibility(alice, room, "joined")
+    begin = (await alice.call("GET", at(room, "messages"), dir="b", limit="1"))["start"]
+    for n in range(250):
+        await alice.say(room, f"hidden {n}")
+    await set_visibility(alice, room, "world_readable")
+    await alice.say(room, "for everybody")
+    first = await poll(bob, room, begin)
+    assert first["chunk"] == []
+    second = await poll(bob, room, first["end"])
+    assert (second["start"], second["chunk"]) == (first["end"], [])
+    third = await poll(bob, room, second["end"])
+    assert third["chunk"][-1]["content"]["body"] == "for everybody"
+    at_once = await poll(bob, room, begin, LONG)
+    assert at_once["chunk"][-1]["event_id"] == third["chunk"][-1]["event_id"]

@@ -22,7 +22,7 @@ MAJOR_MAX = 2**63 - 1
 MINOR_MIN, MINOR_MAX = -(2**31), 2**31 - 1
 
 _PLACE = re.compile(r"t([0-9]{1,19})_(-?[0-9]{1,10})", re.ASCII)
-_SYNC = re.compile(r"s([0-9]{1,19})(?:_[A-Za-z0-9_.-]{0,200})?", re.ASCII)
+_SYNC = re.compile(r"s([0-9]{1,19})(?:_[A-Za-z0-9_.-]*)?", re.ASCII)
 
 
 class Place(NamedTuple):
