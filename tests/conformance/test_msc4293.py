@@ -6,7 +6,7 @@ Mallory is sometimes a user of hs1 and sometimes of `evil`, a server that does a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -14,9 +14,9 @@ import pytest
 from minihs.base.leaky_buckets import Limit
 from minihs.protocol.identifiers import EventId
 from minihs.services.rooms import redact_on_ban, user_redaction
-from minihs.storage import redacted_stays
+from minihs.storage import history_writes, redacted_stays
 from minihs.storage.event_store import REJECTED
-from tests.federation.test_backfill import Past, join, pages
+from tests.federation.test_backfill import Past, join, page, pages
 from tests.helpers.appservices import make_ghost, running_bridge
 from tests.helpers.homeserver import User, running_homeserver
 from tests.helpers.mirror import push, refresh, serve
@@ -1343,6 +1343,29 @@ async def test_r_14_a_ban_from_before_we_were_there_redacts_what_is_fetched_late
         because = events[event.event_id]["unsigned"]["redacted_because"]
         assert because["event_id"] == ban.event_id
         assert "spam" not in await stored_json(hs1, event.event_id)
+
+
+async def test_r_14_an_old_ban_redacts_if_the_time_is_over_just_when_it_is_stored(
+    hs1: Homeserver, alice: User, evil: EvilServer, monkeypatch: pytest.MonkeyPatch
+):
+    """Or when the process dies then: nothing fetches the ban again."""
+    write_history = history_writes.write_history
+
+    async def write_in_the_last_moment(*args: Any) -> NoReturn:
+        await write_history(*args)
+        raise TimeoutError
+
+    past = Past(evil, "12")
+    past.room.join(TROLL)
+    spam = [troll(past, f"spam {n}") for n in range(3)]
+    set_troll(past, "ban", **FLAGGED)
+    set_troll(past, "leave")
+    await join(alice, evil, past)
+    monkeypatch.setattr(history_writes, "write_history", write_in_the_last_moment)
+    await page(alice, past, 50)
+    monkeypatch.undo()
+    events = await whole_past(hs1, alice, past)
+    assert [by_ban(events[event.event_id]) for event in spam] == [True, True, True]
 
 
 @pytest.mark.parametrize("version", ["11", "12"])

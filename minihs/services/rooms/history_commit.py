@@ -12,7 +12,7 @@ from minihs.protocol.redact_on_ban import asks_to_redact
 from minihs.protocol.stickiness import stickiness
 from minihs.services.rooms import forget, redact_on_ban
 from minihs.storage import history_writes, sticky_events
-from minihs.storage.event_store import ACCEPTED, SOFT_FAILED, StoredEvent
+from minihs.storage.event_store import ACCEPTED, REJECTED, SOFT_FAILED, StoredEvent
 from minihs.storage.stream_rows import StickyEvent
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ async def store_history(
         sticky = stickiness(write.stored.event.pdu, now_ms)
         if sticky is not None and write.stored.redacted_by is None:
             write.stored.stick_until(sticky.end_ms)
+    # Also now: whoever dies in between, or is out of time, does not come to it again.
+    rows += await _stays_ended_in_history(services, room_nid, writes)
     if rows:
         await services.committer.commit_rows(rows)
     written = await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
@@ -95,7 +97,10 @@ async def _stays_ended_in_history(
             and await redact_on_ban.has_power(services, stored.event, current)
         )
     ]
-    return await redact_on_ban.find_ended_stays(services, room_id, room_nid, members, current)
+    planned = [write.stored.event for write in writes if write.stored.status != REJECTED]
+    return await redact_on_ban.find_ended_stays(
+        services, room_id, room_nid, members, current, planned
+    )
 
 
 async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:
