@@ -16,6 +16,7 @@ from minihs.protocol.redaction import redact
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import sticky_events, sticky_limits
 from minihs.storage.appservices import list_late_sticky
+from tests.federation.test_events import told
 from tests.helpers.mirror import forge, mirror, push, refresh, send_transaction, serve
 from tests.helpers.rooms import MALLORY, Room
 
@@ -595,6 +596,25 @@ async def test_s_21_what_was_delivered_out_of_its_place_keeps_its_content_and_en
     (to_bob,) = section(await bob.sync(), room.room_id)
     assert to_bob["content"] == whole.content
     assert to_bob["unsigned"][TTL] == 8 * MINUTE_MS
+
+
+@pytest.mark.parametrize("visibility", ["joined", "shared"])
+async def test_s_21_out_of_its_place_it_is_shown_to_servers_as_long_as_it_is_sticky(
+    hs1: Homeserver, alice: User, evil: EvilServer, room: Room, clock: ManualClock, visibility: str
+):
+    """Who was there when it was sent cannot be told: then nobody was, where that counts."""
+    room.send(MALLORY, "m.room.message", {"body": "x"}, origin_server_ts=clock.now_ms())
+    event = stuck(room, clock.now_ms())
+    await alice.put_state(
+        room.room_id, "m.room.history_visibility", {"history_visibility": visibility}
+    )
+    await push(evil, hs1, [event])
+    path = f"/event/{quote(event.event_id)}"
+    (live,) = (await told(evil, path))["pdus"]
+    assert live["content"] == {"body": "sticky"}
+    clock.advance_ms(10 * MINUTE_MS)
+    (expired,) = (await told(evil, path))["pdus"]
+    assert expired["content"] == ({} if visibility == "joined" else {"body": "sticky"})
 
 
 async def test_s_21_what_it_rests_upon_must_be_had_else_its_sender_is_told(

@@ -29,10 +29,11 @@ from minihs.protocol.redaction import redact
 from minihs.protocol.state_keys import HISTORY_VISIBILITY
 from minihs.services.federation.room_servers import joined_among
 from minihs.services.rooms import client_events
-from minihs.storage import auth_chains, state_reads
+from minihs.storage import auth_chains, rooms, state_reads
 from minihs.storage import events as event_reads
 from minihs.storage import membership as memberships
 from minihs.storage.event_store import REJECTED, StoredEvent
+from minihs.storage.state import EMPTY_STATE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -380,10 +381,20 @@ async def _hidden_from(
 ) -> set[EventId]:
     """Return those of the events whose contents nobody on a server could see.
 
-    Outliers are state that the room has been given to us with, and state is not hidden.
+    Outliers are state that the room has been given to us with, and state is not hidden. What else
+    has no state before it was sticky; who was there then is not known, so nobody is taken to have
+    been, and the room's present history visibility counts.
     """
-    placed = [stored for stored in events if stored.state_before is not None]
-    state_ids = {stored.state_before for stored in placed if stored.state_before is not None}
+    placed = [s for s in events if s.state_before is not None or not s.event.is_state]
+    unplaced = {stored.event.room_id for stored in placed if stored.state_before is None}
+    present_ids = await rooms.list_current_states(services.db, list(unplaced)) if unplaced else {}
+    before = {
+        stored.event_id: present_ids.get(stored.event.room_id, EMPTY_STATE_ID)
+        if stored.state_before is None
+        else stored.state_before
+        for stored in placed
+    }
+    state_ids = set(before.values())
     entries = await state_reads.load_entries(
         services.states, services.db, state_ids, [HISTORY_VISIBILITY]
     )
@@ -402,14 +413,14 @@ async def _hidden_from(
     members: dict[int, set[str]] = {}
     hidden: set[EventId] = set()
     for stored in placed:
-        state_id, event = stored.state_before or 0, stored.event
+        state_id, event = before[stored.event_id], stored.event
         visibility = visibilities[state_id]
         is_erased = event.sender in erased
         if not is_erased and may_server_see(visibility, ()):
             continue
-        if state_id not in members:
+        if stored.state_before is not None and state_id not in members:
             members[state_id] = await _memberships(services, origin, state_id)
-        present = set(members[state_id])
+        present = set() if stored.state_before is None else set(members[state_id])
         if event.type == "m.room.member" and server_name_of(event.state_key or "") == origin:
             present.add(str(event.content.get("membership")))
         after = visibility
