@@ -419,6 +419,29 @@ async def test_ss_06_whoever_joined_since_is_made_up_for_nothing(homeserver: Hom
     assert sorted(seen) == sorted([*sent, *here])
 
 
+async def test_ss_06_who_is_ignored_no_longer_is_made_up_for_where_nothing_matches_yet(
+    homeserver: Homeserver,
+) -> None:
+    alice, bob, room_id = await room_of_two(homeserver)
+    here = await alice.create_room()
+    await bob.join(here)
+    await ignore(bob, alice)
+    client = Client(bob)
+    await client.sync()
+    sent = [await stick(alice, room_id, str(n)) for n in range(5)]
+    sent_here = [await stick(alice, here, str(n)) for n in range(5)]
+    for each in (room_id, here):
+        await alice.say(each)
+    assert section(await client.sync(), room_id) == []
+    await ignore(bob)
+    only_here = {here: {"timeline_limit": 1, "required_state": []}}
+    seen: list[str] = []
+    for _ in range(4):
+        seen += section(await client.sync(limit=3, room_subscriptions=only_here), here)
+    assert seen == sent_here
+    assert await all_pages(client, room_id) == sent
+
+
 async def test_ss_06_one_after_another_is_ignored_no_longer(homeserver: Homeserver) -> None:
     alice, bob, room_id = await room_of_two(homeserver)
     others = [await homeserver.register(f"other{n}") for n in range(10)]

@@ -183,13 +183,20 @@ async def _backlogs_of(
 async def left_out(
     services: Services, request: SyncRequest, spans: Sequence[Span]
 ) -> dict[int, StickyBacklog]:
-    """Return the backlogs of rooms that the request is not about, for when another one is."""
+    """Return the backlogs of rooms that the request is not about, for when another one is.
+
+    Where unignored users are owed something, that is where it begins, and what others sent after it
+    comes twice.
+    """
     backlogs = await _backlogs_of(services, request, spans)
     places = {
         span.room_id: delivered_upto(span, backlogs.get(span.room_id))
         for span in spans
         if span.is_new or span.room_id in backlogs or has_news(services, request, span)
     }
+    begins = await _begins_of_unignored(services, request, spans)
+    for room_id, place in begins.items():
+        places[room_id] = min(place, places.get(room_id, place))
     if not places:
         return {}
     live = await sticky_events.list_live(
@@ -203,7 +210,9 @@ async def left_out(
     return {
         event.room_nid: StickyBacklog(
             places[event.room_id],
-            backlogs[event.room_id].shown if event.room_id in backlogs else (),
+            ()
+            if event.room_id in begins or event.room_id not in backlogs
+            else backlogs[event.room_id].shown,
         )
         for event in live[-LEFT_OUT_MAX:]
     }
@@ -246,6 +255,52 @@ def _owed_of_unignored(services: Services, request: SyncRequest) -> Sequence[Uni
     return owed
 
 
+async def _owed_to(
+    services: Services,
+    request: SyncRequest,
+    spans: Sequence[Span],
+    owed: Sequence[Unignored],
+    number: int,
+) -> tuple[set[str], list[tuple[str, int]]]:
+    """Return whom one of those that are `owed` is about; of each room, up to where it is owed."""
+    since = owed[number].since
+    until = owed[number + 1].since if number + 1 < len(owed) else services.follower.head
+    senders = set(await sticky_events.list_unignored(services.db, request.user_id, since, until))
+    rooms = [  # Of one that the user joined later everything comes anyway.
+        (span.room_id, since)
+        for span in spans
+        if span.joined_at is not None and span.joined_at <= since
+    ]
+    return senders - request.ignored, rooms
+
+
+async def _begins_of_unignored(
+    services: Services, request: SyncRequest, spans: Sequence[Span]
+) -> dict[str, int]:
+    """Return the places in rooms before the first event that unignored users are owed there."""
+    begins: dict[str, int] = {}
+    owed = _owed_of_unignored(services, request)
+    for number, of_some in enumerate(owed):
+        senders, rooms = await _owed_to(services, request, spans, owed, number)
+        while senders and rooms:
+            live = await sticky_events.list_live_of_senders(
+                services.db,
+                rooms,
+                of_some.upto,
+                services.clock.now_ms(),
+                senders=senders,
+                limit=EVENTS_MAX,
+            )
+            for event in live:
+                place = event.position - 1
+                begins[event.room_id] = min(place, begins.get(event.room_id, place))
+            if len(live) < EVENTS_MAX:
+                break
+            found = {event.room_id for event in live}
+            rooms = [room for room in rooms if room[0] not in found]
+    return begins
+
+
 async def _of_unignored(
     services: Services,
     request: SyncRequest,
@@ -262,16 +317,7 @@ async def _of_unignored(
     """
     found: dict[str, list[StoredEvent]] = {}
     for number, of_some in enumerate(owed):
-        until = owed[number + 1].since if number + 1 < len(owed) else services.follower.head
-        senders = set(
-            await sticky_events.list_unignored(services.db, request.user_id, of_some.since, until)
-        )
-        senders -= request.ignored
-        rooms = [  # Of one that the user joined later everything comes anyway.
-            (span.room_id, of_some.since)
-            for span in spans
-            if span.joined_at is not None and span.joined_at <= of_some.since
-        ]
+        senders, rooms = await _owed_to(services, request, spans, owed, number)
         if not senders or not rooms:
             continue
         upto = of_some.upto
