@@ -77,8 +77,8 @@ curl -X POST -H "Authorization: Bearer $TOKEN" -d '{}' \
 
 `$ADMIN_TOKEN` is Ada's, who made `$ROOM` and may do everything in it, and on the server; `$TOKEN`
 is Bob's. Some guides end with Bob outside the room, or without an account: then do this again with
-another `NAME` (that Ada's name is taken does no harm). On a server of another name, write that for
-`localhost`.
+another `NAME` (that Ada's name is taken does no harm). Where the server listens elsewhere, write
+that for `127.0.0.1:8008`; where it has another name, that for `localhost`.
 """.strip()
 
 
@@ -241,7 +241,8 @@ def _counts(ledger: Ledger) -> str:
     for requirement in ledger.requirements:
         counts[requirement.status] += 1
     parts = [f"{count} {STATUSES[status]}" for status, count in counts.items() if count]
-    return f"Of {len(ledger.requirements)} requirements: {', '.join(parts)}."
+    count = len(ledger.requirements)
+    return f"Of {count} requirement{'s' if count > 1 else ''}: {', '.join(parts)}."
 
 
 def _words(heading: str) -> str:
