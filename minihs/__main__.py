@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import getpass
 import gzip
+import json
 import math
 import os
 import sys
@@ -332,7 +333,8 @@ def _check_config(config: Config, _options: argparse.Namespace) -> int:
         shown = "(secret)" if "secret" in name and value else value
         if name == "database_url":
             shown = without_password(config.database_url)
-        _print(f"{name} = {shown!r}" + ("" if value != default else "  # default"))
+        shown = json.dumps(shown, ensure_ascii=False)  # As TOML writes it, too.
+        _print(f"{name} = {shown}" + ("" if value != default else "  # default"))
     unknown = unknown_variables(os.environ)
     for variable in unknown:
         print(f"minihs: {variable} is no option of minihs", file=sys.stderr)  # noqa: T201

@@ -226,9 +226,11 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
     if path is not None:
         try:
             values |= tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:  # No TOML, or no UTF-8.
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # No TOML, or no UTF-8.
             raise ConfigError(f"{path}: {error}") from error
-    kinds = get_type_hints(Config)
+    kinds = get_type_hints(Config, include_extras=True)
     faults = [
         f"{path}: {fault}"
         for name, value in values.items()
@@ -261,14 +263,27 @@ def refuse(faults: Iterable[str]) -> None:
 
 def _fault_of(name: str, kind: object, value: object) -> str | None:
     """Return what is wrong with an option; None if nothing is."""
-    choices = get_args(kind)
-    if get_origin(kind) is Literal and value not in choices:
-        return f"{name} must be {' or '.join(choices)}, not {value!r}"
+    if kind is None:
+        return f"{name} is no option of minihs"
     try:
-        msgspec.convert({name: value}, Config)
-    except msgspec.ValidationError as error:
-        return str(error)
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        if get_args(kind)[0] is str:  # Not shown: it may be a secret.
+            return f"{name} must be a text in quotes"
+        return f"{name} must be {_describe(kind).replace('`', '')}, not {value!r}"
     return None
+
+
+def _describe(kind: object) -> str:
+    """Return which values an option can have, those that are written so in backquotes."""
+    inner, meta = get_args(kind)
+    choices = get_args(inner) if get_origin(inner) is Literal else ()
+    if inner is bool:
+        choices = ("true", "false")
+    label = " or ".join(f"`{c}`" for c in choices) if choices else str(inner.__name__)
+    if meta.ge is not None:
+        label += f" from {meta.ge} " + ("on" if meta.le is None else f"to {meta.le}")
+    return label
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -280,8 +295,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _from_text(name: str, kind: object, text: str) -> object:
     """Return the value that an environment variable's text stands for."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
+    kind = get_args(kind)[0]
     variable = ENVIRONMENT_PREFIX + name.upper()
     if kind is bool:
         if text.lower() not in ("true", "false"):
@@ -300,14 +314,8 @@ def describe_options() -> list[tuple[str, str, object, str]]:
     rows: list[tuple[str, str, object, str]] = []
     defaults = Config()
     for name, kind in get_type_hints(Config, include_extras=True).items():
-        inner, meta = get_args(kind)[0], get_args(kind)[1]
-        choices = get_args(inner) if get_origin(inner) is Literal else ()
-        if inner is bool:
-            choices = ("true", "false")
-        label = " or ".join(f"`{c}`" for c in choices) if choices else inner.__name__
-        if meta.ge is not None:
-            label += f" from {meta.ge} " + ("on" if meta.le is None else f"to {meta.le}")
-        rows.append((name, label, getattr(defaults, name), meta.description or ""))
+        description = get_args(kind)[1].description or ""
+        rows.append((name, _describe(kind), getattr(defaults, name), description))
     return rows
 
 

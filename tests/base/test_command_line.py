@@ -7,9 +7,11 @@ import io
 import os
 import socket
 import sys
+import tomllib
 from typing import TYPE_CHECKING
 
 import asyncpg
+import msgspec
 import pytest
 
 from minihs import __version__
@@ -149,7 +151,7 @@ def test_all_that_cannot_be_used_is_named_at_once(
     monkeypatch.setenv("MINIHS_PASSWORD_HASH_ITERATIONS", "0")
     assert main(["check-config"]) == 2
     said = capsys.readouterr().err.splitlines()
-    options = ("$.listen", "$.inspector", "listen_on", "iterations", "CONNECTIONS")
+    options = ("listen", "inspector", "listen_on", "iterations", "CONNECTIONS")
     assert len(said) == len(options)
     assert all(option in line for option, line in zip(options, said, strict=True))
     file.unlink()
@@ -160,6 +162,11 @@ def test_all_that_cannot_be_used_is_named_at_once(
     (tmp_path / "data" / "signing.key.retired").write_text("junk")
     assert main(["check-config"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_what_is_printed_can_be_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config"]) == 0
+    assert msgspec.convert(tomllib.loads(capsys.readouterr().out), Config) == Config()
 
 
 async def test_who_reads_no_further_ends_a_command_quietly() -> None:

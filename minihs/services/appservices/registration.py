@@ -146,7 +146,10 @@ def _load(path: Path, server_name: str) -> Registration:
     try:
         file = msgspec.yaml.decode(path.read_bytes(), type=_File)
         return _registration(file, server_name)
-    except (OSError, msgspec.DecodeError, ConfigError) as error:
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+        raise ConfigError(f"application service {path} {reason}") from error
+    except (msgspec.DecodeError, ConfigError) as error:
         raise ConfigError(f"application service {path}: {error}") from error
 
 
