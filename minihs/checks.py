@@ -126,8 +126,8 @@ def _faults_of_file(option: str, path: str) -> Iterator[str]:
         yield f"{option} {path} cannot be read: {error.strerror}"
 
 
-async def check_database(config: Config, dsn: str) -> bool:
-    """Return whether there are users; warn about a database that may forget.
+async def check_database(config: Config, dsn: str, processes: int) -> bool:
+    """Return whether there are users; warn about a database that may forget, or is too small.
 
     Raises:
         ConfigError: it is not ours, or the configuration cannot be used with it.
@@ -136,6 +136,7 @@ async def check_database(config: Config, dsn: str) -> bool:
     try:
         unsafe = await check_open_database(db, config)
         has_users = await inspection.has_users(db)
+        connections_max = await inspection.count_connections(db)
     finally:
         await db.close()
     if unsafe:
@@ -144,6 +145,13 @@ async def check_database(config: Config, dsn: str) -> bool:
             "Only for tests; see `minihs doctor`.",
             ", ".join(unsafe),
         )
+    needed = processes * (config.database_connections + inspection.SPARE_CONNECTIONS)
+    if needed > connections_max:
+        logger.warning(
+            "%d processes use up to %d connections, and PostgreSQL takes %d: raise its "
+            "max_connections, or lower database_connections or --workers",
+            processes, needed, connections_max,
+        )  # fmt: skip
     return has_users
 
 

@@ -46,7 +46,7 @@ async def run_server(config: Config, dsn: str, workers: int) -> int:
     if inherited is None:
         if config.registration == "open":
             logger.warning("registration is open: anybody who reaches this server can register")
-        has_users = await checks.check_database(config, dsn)
+        has_users = await checks.check_database(config, dsn, workers)
         # What keeps a worker from starting would do so for ever, so it is found before.
         own_keys.load_signing_key(config, Randomness())
         sockets = list(listen_sockets(config))

@@ -32,7 +32,6 @@ EARLIEST_MS = 1_735_689_600_000  # 2025: no clock that is right shows less.
 DISK_BYTES_LOW, DISK_BYTES_MIN = 2 * 1024**3, 200 * 1024**2
 CERTIFICATE_LEFT_MS_LOW = 14 * 86_400_000
 X509_V_FLAG_NO_CHECK_TIME = 0x200000  # OpenSSL's; the module ssl has no name for it.
-SPARE_CONNECTIONS = 3  # The listener and the committer of each process, and one to look around.
 
 Level = Literal["ok", "warning", "error"]
 
@@ -260,7 +259,7 @@ def check_database(config: Config, facts: DatabaseFacts) -> list[Finding]:
         message = f"the collation is {facts.collation}: indexes depend on the C library's version"
         fix = "better made with LOCALE 'C'; else REINDEX whenever the C library is upgraded"
         findings.append(Finding("warning", "database", message, fix))
-    needed = config.database_connections + SPARE_CONNECTIONS
+    needed = config.database_connections + inspection.SPARE_CONNECTIONS
     if int(facts.settings["max_connections"]) < needed:
         message = f"max_connections is {facts.settings['max_connections']}; a process uses {needed}"
         fix = "raise max_connections, or lower database_connections"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minihs.storage.database import Queries
 
 POSTGRES_MIN, POSTGRES_TESTED_MAX = 15, 18
+SPARE_CONNECTIONS = 3  # The listener and the committer of each process, and one to look around.
 
 FETCH_SETTINGS = statement(
     "inspection.fetch_settings",
@@ -112,6 +113,11 @@ async def check_usable(queries: Queries) -> list[str]:
             "ENCODING 'UTF8'"
         )
     return DatabaseFacts(settings, "", 0, None, None, has_events=False).unsafe_settings
+
+
+async def count_connections(queries: Queries) -> int:
+    """Return how many connections PostgreSQL takes."""
+    return int(dict(await queries.fetch(FETCH_SETTINGS))["max_connections"])
 
 
 async def has_users(queries: Queries) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from minihs import checks
 from minihs.base.config import Config
 from minihs.protocol.signatures import generate_signing_key, write_signing_key
 from minihs.services import doctor
@@ -216,3 +217,12 @@ async def test_the_database_is_read_as_it_is(config: Config, database_url: str):
     ]  # fmt: skip
     findings = await doctor.examine(config, database_url, facts.now_ms)
     assert ("error", "durability") in levels(findings)
+
+
+async def test_more_processes_than_the_database_takes_are_warned_about(
+    config: Config, database_url: str, caplog: pytest.LogCaptureFixture
+):
+    await checks.check_database(config, database_url, 1)
+    assert "connections" not in caplog.text
+    await checks.check_database(config, database_url, 1000)
+    assert "1000 processes use up to 15000 connections, and PostgreSQL takes " in caplog.text
