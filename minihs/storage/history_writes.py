@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from minihs.base.errors import DatabaseBusy
-from minihs.storage import missing_events
+from minihs.storage import missing_events, sticky_events
 from minihs.storage.sql import BatchStatement, array_literal, statement
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Refusal:
 class HistoryWrite:
     """An event without a position; its `order` is None for outliers and refused events.
 
-    `is_gap`: what it follows has no place in the room yet.
+    `is_gap`: what it follows has no place in the room yet. `is_held_back`: it is sticky, and tried
+    again when the room's state has changed.
     """
 
     stored: StoredEvent
@@ -46,6 +47,7 @@ class HistoryWrite:
     states: Sequence[StateRow] = ()
     refusal: Refusal | None = None
     is_gap: bool = False
+    is_held_back: bool = False
 
 
 ATTEMPTS = 20
@@ -170,7 +172,7 @@ async def write_history(
     key_nids: Mapping[StateKey, int],
     more_states: Sequence[StateRow] = (),
 ) -> set[EventId]:
-    """Write events, and the states, refusals and gaps that come with them, in one transaction.
+    """Write events, and what comes with them (states, refusals …), in one transaction.
 
     `more_states` are written, too. Returned are the events that were written; the others are
     stored already, and not as they were given. Whatever another process has stored meanwhile has
@@ -229,7 +231,14 @@ async def _write_once(
             await tx.execute(WRITE_REFUSALS.text, *WRITE_REFUSALS.arguments({"new": refused}))
         if gaps := [w.stored.event_nid for w in writes if w.is_gap]:
             await missing_events.insert_gaps(tx, room_nid, gaps)
-    return {row[0] for row in rows}
+        written = {row[0] for row in rows}
+        for s in (w.stored for w in writes if w.is_held_back):
+            if s.event_id in written and s.sticky_until_ms is not None:
+                # Against which state it was tried is noted by the first second try.
+                await sticky_events.insert_held(
+                    tx, s.event_id, room_nid, s.event.sender, s.sticky_until_ms, -1
+                )
+    return written
 
 
 def _event_row(

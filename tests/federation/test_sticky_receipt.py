@@ -5,7 +5,7 @@ MSC4354#proposal, MSC4354#rate-limits, MSC4354#federation-behaviour
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -15,6 +15,7 @@ from minihs.protocol.events import Event
 from minihs.protocol.redaction import redact
 from minihs.remote.transport import RemoteError
 from minihs.services.rooms import sticky_events, sticky_limits
+from minihs.storage import history_writes
 from minihs.storage.appservices import list_late_sticky
 from tests.federation.test_events import told
 from tests.helpers.mirror import forge, mirror, push, refresh, send_transaction, serve
@@ -230,6 +231,33 @@ async def test_s_16_it_is_tried_again_when_its_sender_may_speak_again(
     unread = await bob.sync(full_state="true")
     counts = unread["rooms"]["join"][room.room_id]["unread_notifications"]
     assert counts["notification_count"] == 0, "late bells are wrong"
+
+
+async def test_s_16_it_is_tried_again_though_the_process_died_when_it_was_stored(
+    hs1: Homeserver,
+    alice: User,
+    evil: EvilServer,
+    room: Room,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    write_history = history_writes.write_history
+
+    async def write_and_die(*args: Any) -> NoReturn:
+        await write_history(*args)
+        raise RuntimeError("killed")
+
+    before = await banned(hs1, alice, room)
+    event = stuck(room, clock.now_ms(), prev=before)
+    monkeypatch.setattr(history_writes, "write_history", write_and_die)
+    assert "error" in (await push(evil, hs1, [event]))[event.event_id]
+    monkeypatch.undo()
+    assert await push(evil, hs1, [event]) == {event.event_id: {}}
+    await alice.call("POST", f"/rooms/{quote(room.room_id)}/unban", {"user_id": MALLORY})
+    await refresh(room, hs1)
+    await push(evil, hs1, [room.join(MALLORY)])
+    await sticky_events.recheck_soft_failed(hs1.services)
+    assert ids(section(await alice.sync(), room.room_id)) == [event.event_id]
 
 
 async def test_s_16_a_first_sync_has_it_in_the_section(

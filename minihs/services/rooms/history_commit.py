@@ -6,6 +6,7 @@ delivered later, or out of its place.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minihs.protocol.redact_on_ban import asks_to_redact
@@ -57,14 +58,15 @@ async def store_history(
     rows += await _stays_ended_in_history(services, room_nid, writes)
     if rows:
         await services.committer.commit_rows(rows)
-    written = await history_writes.write_history(services.db, room_nid, writes, key_nids, states)
+    written = await history_writes.write_history(
+        services.db, room_nid, [_held_back(write, now_ms) for write in writes], key_nids, states
+    )
     for write in writes:
         if write.stored.event_id not in written:  # Another process was faster, and knows better.
             services.events.forget(write.stored.event_id)
             continue
         services.events.remember(write.stored)
         services.events.redact_by_stays(write.stored)
-        await _hold_back(services, room_nid, write.stored, now_ms)
     ended = await _stays_ended_in_history(services, room_nid, writes)
     if ended:
         await services.committer.commit_rows(ended)
@@ -103,14 +105,12 @@ async def _stays_ended_in_history(
     )
 
 
-async def _hold_back(services: Services, room_nid: int, stored: StoredEvent, now_ms: int) -> None:
+def _held_back(write: HistoryWrite, now_ms: int) -> HistoryWrite:
     """Keep a soft-failed sticky event for another try. MSC4354#federation-behaviour."""
-    until_ms = stored.sticky_until_ms
-    if stored.status == SOFT_FAILED and until_ms is not None and until_ms > now_ms:
-        # Against which state it was tried is noted by the first second try.
-        await sticky_events.insert_held(
-            services.db, stored.event_id, room_nid, stored.event.sender, until_ms, -1
-        )
+    until_ms = write.stored.sticky_until_ms
+    if write.stored.status != SOFT_FAILED or until_ms is None or until_ms <= now_ms:
+        return write
+    return replace(write, is_held_back=True)
 
 
 async def deliver_out_of_place(services: Services, room_nid: int, stored: StoredEvent) -> None:
