@@ -31,9 +31,10 @@ NOWHERE = "postgresql://u:pw@127.0.0.1:1/none"
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty directory, with a password to read."""
+    """Run in an empty directory, without a variable of ours, and with a password to read."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MINIHS_CONFIG", raising=False)
+    for name in filter(lambda name: name.startswith("MINIHS_"), list(os.environ)):
+        monkeypatch.delenv(name)
     monkeypatch.setattr("sys.stdin", io.StringIO("correct horse"))
 
 
@@ -174,7 +175,6 @@ async def test_who_reads_no_further_ends_a_command_quietly() -> None:
     os.close(reader)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "minihs", "check-config",
-        env={name: value for name, value in os.environ.items() if not name.startswith("MINIHS_")},
         stdout=writer, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     os.close(writer)
@@ -260,8 +260,6 @@ def test_a_signing_key_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path)
 def test_a_variable_that_is_no_option_is_a_fault_of_the_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in filter(lambda name: name.startswith("MINIHS_"), list(os.environ)):
-        monkeypatch.delenv(name)
     assert main(["check-config"]) == 0
     monkeypatch.setenv("MINIHS_SERVERNAME", "example.org")
     capsys.readouterr()
