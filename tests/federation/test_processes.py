@@ -49,6 +49,17 @@ async def known_numbers(server: Homeserver, event_ids: list[str]) -> list[dict[s
     ]
 
 
+async def joined_late(federation: Federation) -> tuple[Homeserver, User, str, list[str]]:
+    """Let bob join through two processes; return them, him, the room, and what was said before."""
+    hs1 = await federation.start("hs1")
+    hs2 = await federation.start("hs2", workers=2)
+    alice, bob = await hs1.register("alice"), await hs2.register("bob")
+    room_id = await alice.create_room()
+    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
+    await enter(bob, room_id, "hs1")
+    return hs2, bob, room_id, said
+
+
 async def state_ids(user: User, room_id: str) -> list[str]:
     events = await user.call("GET", f"/rooms/{quote(room_id)}/state")
     return [event["event_id"] for event in events]  # type: ignore[index]  # a list
@@ -171,12 +182,7 @@ async def fill_gaps(services: Services, room_id: str) -> None:
 async def test_history_that_another_process_fetches_between_two_looks_is_not_passed_over(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, look: int
 ):
-    hs1 = await federation.start("hs1")
-    hs2 = await federation.start("hs2", workers=2)
-    alice, bob = await hs1.register("alice"), await hs2.register("bob")
-    room_id = await alice.create_room()
-    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
-    await enter(bob, room_id, "hs1")
+    hs2, bob, room_id, said = await joined_late(federation)
     looks, list_range = itertools.count(1), events.list_range
 
     async def look_away(queries: Queries, *where: Any, **options: Any) -> list[StoredEvent]:
@@ -193,12 +199,7 @@ async def test_history_that_another_process_fetches_between_two_looks_is_not_pas
 async def test_what_lies_behind_fetched_history_is_not_forgotten_if_its_reader_goes(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ):
-    hs1 = await federation.start("hs1")
-    hs2 = await federation.start("hs2", workers=2)
-    alice, bob = await hs1.register("alice"), await hs2.register("bob")
-    room_id = await alice.create_room()
-    said = [await alice.say(room_id, f"number {number}") for number in range(150)]
-    await enter(bob, room_id, "hs1")
+    hs2, bob, room_id, said = await joined_late(federation)
     reader, other = hs2.workers
 
     async def write_and_go(

@@ -106,7 +106,10 @@ async def _stays_ended_in_history(
 
 
 def _held_back(write: HistoryWrite, now_ms: int) -> HistoryWrite:
-    """Keep a soft-failed sticky event for another try. MSC4354#federation-behaviour."""
+    """Return a write; of a soft-failed sticky event, one that keeps it for another try.
+
+    MSC4354#federation-behaviour
+    """
     until_ms = write.stored.sticky_until_ms
     if write.stored.status != SOFT_FAILED or until_ms is None or until_ms <= now_ms:
         return write
